@@ -1,0 +1,91 @@
+//! Identifiers and small enumerations that every floor speaks. Floor 0: imports nothing.
+
+use std::fmt;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+/// MQTT packet identifier. Zero cannot be expressed: the wire forbids it [MQTT-2.2.1-3].
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PacketId(NonZeroU16);
+
+impl PacketId {
+    /// The first identifier that a session uses.
+    pub const FIRST: Self = Self(NonZeroU16::MIN);
+
+    /// Parses the wire value; `None` for zero.
+    pub fn new(raw: u16) -> Option<Self> {
+        NonZeroU16::new(raw).map(Self)
+    }
+
+    /// The value as it goes on the wire.
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+
+    /// The identifier after this one; 65,535 is followed by 1.
+    pub fn next(self) -> Self {
+        Self(self.0.checked_add(1).unwrap_or(NonZeroU16::MIN))
+    }
+}
+
+/// Quality of service: how often a message may arrive [MQTT-4.3].
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(u8)]
+pub enum Qos {
+    /// QoS 0.
+    AtMostOnce = 0,
+    /// QoS 1.
+    AtLeastOnce = 1,
+    /// QoS 2.
+    ExactlyOnce = 2,
+}
+
+impl Qos {
+    /// Parses the two wire bits; `None` for 3, which the standard forbids [MQTT-3.3.1-4].
+    pub fn new(raw: u8) -> Option<Self> {
+        match raw {
+            0 => Some(Self::AtMostOnce),
+            1 => Some(Self::AtLeastOnce),
+            2 => Some(Self::ExactlyOnce),
+            _ => None,
+        }
+    }
+}
+
+/// Which encoding a connection speaks. Only `codec` and reason codes look at it.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum ProtocolVersion {
+    /// MQTT 3.1, `MQIsdp` level 3: read like 3.1.1.
+    V31,
+    /// MQTT 3.1.1, level 4.
+    V311,
+    /// MQTT 5.0, level 5.
+    V5,
+}
+
+/// Names a session for its whole life. Cheap to clone.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ClientId(Arc<str>);
+
+impl ClientId {
+    /// Any UTF-8 string that the codec let through is a client identifier.
+    pub fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The identifier as the client sent it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Identifiers come from outside: `escape_debug` keeps control characters out of logs.
+        write!(f, "{}", self.0.escape_debug())
+    }
+}
+
+/// Names one session object inside one broker run; never used twice.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SessionId(pub u64);

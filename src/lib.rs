@@ -1,0 +1,3 @@
+//! The mailboxqtt broker as a library: everything that the binary wires together.
+pub mod codec;
+pub mod ids;
