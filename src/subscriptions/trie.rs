@@ -119,7 +119,9 @@ impl<S: Clone> Trie<S> {
     /// Walks all paths of `topic` with a stack of its own, as deep as the deepest filter.
     fn matches(&self, topic: &str) -> Vec<(SessionId, S)> {
         let mut found = Vec::new();
-        let mut pending = vec![Step { edge: Edge::ROOT, rest: Some(topic) }];
+        // More pending paths are rare, and growing from one would cost two more allocations.
+        let mut pending = Vec::with_capacity(8);
+        pending.push(Step { edge: Edge::ROOT, rest: Some(topic) });
         while let Some(Step { edge, rest }) = pending.pop() {
             let Some(node) = self.nodes.get(edge.as_key()) else { continue };
             // A wildcard in first place does not match `$SYS` and its like [MQTT-4.7.2-1].
