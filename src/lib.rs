@@ -1,4 +1,5 @@
 //! The mailboxqtt broker as a library: everything that the binary wires together.
 pub mod codec;
 pub mod ids;
+pub mod subscriptions;
 pub mod topic;

@@ -1,39 +1,416 @@
-//! Topic names. Called by `codec`; no state. Floor 0: imports nothing of ours.
+//! Topic names and topic filters: what is valid, and which filter matches which topic. Floor 0:
+//! imports nothing. `codec` checks names with it, `subscriptions` and `retained` match with it.
+//!
+//! Invariant: a [`TopicFilter`] holds a filter that the standard allows and that the trie can
+//! afford, so nobody behind the edge checks it a second time. A filter is always taken as it is
+//! written, including the `$share/{name}/` of a shared subscription.
 
-/// Why a text is not a topic name.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum InvalidTopic {
-    /// Zero length [MQTT-4.7.3-1].
-    #[error("topic name is empty")]
-    Empty,
-    /// `+` or `#` [MQTT-4.7.0-1].
-    #[error("topic name contains a wildcard")]
-    Wildcard,
-    /// U+0000 [MQTT-4.7.3-2].
-    #[error("topic name contains U+0000")]
-    Nul,
-    /// More than 65,535 bytes [MQTT-4.7.3-3].
-    #[error("topic name of {bytes} bytes is over the limit of 65535")]
-    TooLong {
-        /// Length of the text.
-        bytes: usize,
-    },
-}
+use std::fmt;
+use std::sync::Arc;
 
-/// Checks the rules of [MQTT-4.7.0-1] and [MQTT-4.7.3-1] to [MQTT-4.7.3-3].
+/// A wildcard or shared filter with more levels is refused: each of its levels may cost a node in
+/// the subscription trie, so one 64 KiB SUBSCRIBE could otherwise buy 32,000 nodes.
+pub const FILTER_LEVELS_MAX: usize = 200;
+
+/// The length of a topic is a two byte integer on the wire [MQTT-4.7.3-3].
+const TOPIC_BYTES_MAX: usize = u16::MAX as usize;
+
+const SHARE_PREFIX: &str = "$share/";
+
+/// Whether `text` may be the topic of a message: not empty [MQTT-4.7.3-1], no wildcard
+/// [MQTT-3.3.2-2], no U+0000 [MQTT-4.7.3-2], at most 65,535 bytes.
 pub fn check_topic_name(text: &str) -> Result<(), InvalidTopic> {
     if text.is_empty() {
         return Err(InvalidTopic::Empty);
     }
-    if text.len() > usize::from(u16::MAX) {
-        return Err(InvalidTopic::TooLong { bytes: text.len() });
+    if text.len() > TOPIC_BYTES_MAX {
+        return Err(InvalidTopic::TooLong { bytes: text.len(), bytes_max: TOPIC_BYTES_MAX });
     }
-    for byte in text.bytes() {
-        match byte {
-            b'+' | b'#' => return Err(InvalidTopic::Wildcard),
-            0 => return Err(InvalidTopic::Nul),
-            _ => (),
+    match text.bytes().position(|byte| matches!(byte, b'+' | b'#' | 0)) {
+        None => Ok(()),
+        Some(at) if text.as_bytes().get(at) == Some(&0) => Err(InvalidTopic::Nul { at }),
+        Some(at) => Err(InvalidTopic::Wildcard { at }),
+    }
+}
+
+/// Whether the filter matches the topic [MQTT-4.7.1]. `filter` is valid; an invalid one gets some
+/// answer, never a panic. `a/#` matches `a`, levels may be empty, and a wildcard in first place
+/// does not match a topic that begins with `$` [MQTT-4.7.2-1].
+pub fn matches(filter: &str, topic: &str) -> bool {
+    let (filter, mut topic) = (filter.as_bytes(), topic.as_bytes());
+    if topic.first() == Some(&b'$') && matches!(filter.first(), Some(b'+' | b'#')) {
+        return false;
+    }
+    for (at, &expected) in filter.iter().enumerate() {
+        match expected {
+            b'#' => return true,
+            b'+' => {
+                let level_len = topic.iter().position(|&byte| byte == b'/');
+                topic = topic.split_at(level_len.unwrap_or(topic.len())).1;
+            }
+            _ => match topic.split_first() {
+                Some((&byte, rest)) if byte == expected => topic = rest,
+                Some(_) => return false,
+                // The topic ends before the filter: `#` stands for the parent level too.
+                None => return filter.get(at..) == Some(b"/#"),
+            },
         }
     }
+    topic.is_empty()
+}
+
+/// A valid topic filter. Cheap to clone.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TopicFilter(Arc<str>);
+
+impl TopicFilter {
+    /// Checks the rules of the standard [MQTT-4.7.1, MQTT-4.7.3, MQTT-4.8.2] and
+    /// [`FILTER_LEVELS_MAX`].
+    pub fn parse(text: &str) -> Result<Self, InvalidFilter> {
+        if text.is_empty() {
+            return Err(InvalidFilter::Empty);
+        }
+        if text.len() > TOPIC_BYTES_MAX {
+            return Err(InvalidFilter::TooLong { bytes: text.len(), bytes_max: TOPIC_BYTES_MAX });
+        }
+        if let Some(at) = text.bytes().position(|byte| byte == 0) {
+            return Err(InvalidFilter::Nul { at });
+        }
+        check_wildcards(text)?;
+        if let Some(shared) = text.strip_prefix(SHARE_PREFIX) {
+            check_share(shared)?;
+        }
+        let filter = Self(text.into());
+        let levels = filter.level_count();
+        if levels > FILTER_LEVELS_MAX && (filter.has_wildcards() || filter.is_shared()) {
+            return Err(InvalidFilter::TooManyLevels { levels, levels_max: FILTER_LEVELS_MAX });
+        }
+        Ok(filter)
+    }
+
+    /// The filter as the client wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether a `+` or `#` is in it. Without one the filter matches exactly the topic of its name.
+    pub fn has_wildcards(&self) -> bool {
+        self.0.bytes().any(is_wildcard)
+    }
+
+    /// The longest prefix of whole levels without a wildcard, with the `/` behind it; the whole
+    /// text when there is no wildcard. Every matching topic begins with it, but for one: `a/#`
+    /// matches `a`, which lacks the `/`.
+    pub fn literal_prefix(&self) -> &str {
+        // A wildcard fills its level, so what stands before it is whole levels.
+        self.0.split(['+', '#']).next().unwrap_or_default()
+    }
+
+    /// The levels in order; at least one, and each may be empty.
+    pub fn levels(&self) -> impl Iterator<Item = &str> + Clone {
+        self.0.split('/')
+    }
+
+    /// How many levels [`Self::levels`] yields.
+    pub fn level_count(&self) -> usize {
+        self.0.bytes().filter(|&byte| byte == b'/').count() + 1
+    }
+
+    /// Whether this is a shared subscription, `$share/{name}/{filter}` [MQTT-4.8.2].
+    pub fn is_shared(&self) -> bool {
+        self.0.starts_with(SHARE_PREFIX)
+    }
+
+    /// Whether a message with this topic belongs to this filter: see [`matches()`].
+    pub fn matches(&self, topic: &str) -> bool {
+        matches(&self.0, topic)
+    }
+}
+
+impl fmt::Display for TopicFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Filters come from outside: `escape_debug` keeps control characters out of logs.
+        write!(f, "{}", self.0.escape_debug())
+    }
+}
+
+/// Why a text is no topic name. Positions are in bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum InvalidTopic {
+    /// [MQTT-4.7.3-1]
+    #[error("a topic name has at least one character")]
+    Empty,
+    /// [MQTT-4.7.3-3]
+    #[error("a topic name has at most {bytes_max} bytes, not {bytes}")]
+    TooLong {
+        /// What came.
+        bytes: usize,
+        /// What is allowed.
+        bytes_max: usize,
+    },
+    /// [MQTT-3.3.2-2]
+    #[error("a topic name has no wildcard, but one is at byte {at}")]
+    Wildcard {
+        /// Where the first one is.
+        at: usize,
+    },
+    /// [MQTT-4.7.3-2]
+    #[error("a topic name has no U+0000, but one is at byte {at}")]
+    Nul {
+        /// Where the first one is.
+        at: usize,
+    },
+}
+
+/// Why a text is no topic filter. Positions are in bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum InvalidFilter {
+    /// [MQTT-4.7.3-1]
+    #[error("a topic filter has at least one character")]
+    Empty,
+    /// [MQTT-4.7.3-3]
+    #[error("a topic filter has at most {bytes_max} bytes, not {bytes}")]
+    TooLong {
+        /// What came.
+        bytes: usize,
+        /// What is allowed.
+        bytes_max: usize,
+    },
+    /// [MQTT-4.7.3-2]
+    #[error("a topic filter has no U+0000, but one is at byte {at}")]
+    Nul {
+        /// Where the first one is.
+        at: usize,
+    },
+    /// [MQTT-4.7.1-2], [MQTT-4.7.1-3]
+    #[error("a wildcard fills its whole level, but the one at byte {at} does not")]
+    WildcardInsideLevel {
+        /// Where the wildcard is.
+        at: usize,
+    },
+    /// [MQTT-4.7.1-2]
+    #[error("`#` is the last level of a topic filter, but one is at byte {at}")]
+    HashNotLast {
+        /// Where the `#` is.
+        at: usize,
+    },
+    /// [MQTT-4.8.2-1], [MQTT-4.8.2-2]
+    #[error("a shared subscription is `$share/`, a name without wildcards, `/`, a topic filter")]
+    Share,
+    /// Our own limit.
+    #[error("a wildcard or shared filter has at most {levels_max} levels, not {levels}")]
+    TooManyLevels {
+        /// What came.
+        levels: usize,
+        /// [`FILTER_LEVELS_MAX`]
+        levels_max: usize,
+    },
+}
+
+fn is_wildcard(byte: u8) -> bool {
+    matches!(byte, b'+' | b'#')
+}
+
+/// Each wildcard is alone in its level, and `#` is last.
+fn check_wildcards(text: &str) -> Result<(), InvalidFilter> {
+    let mut before = b'/';
+    let mut bytes = text.bytes().enumerate().peekable();
+    while let Some((at, byte)) = bytes.next() {
+        let after = bytes.peek().map(|&(_, after)| after);
+        if is_wildcard(byte) {
+            if before != b'/' || after.is_some_and(|after| after != b'/') {
+                return Err(InvalidFilter::WildcardInsideLevel { at });
+            }
+            if byte == b'#' && after.is_some() {
+                return Err(InvalidFilter::HashNotLast { at });
+            }
+        }
+        before = byte;
+    }
     Ok(())
+}
+
+/// `shared` is what follows `$share/`: a name, `/`, and a filter that is not empty.
+fn check_share(shared: &str) -> Result<(), InvalidFilter> {
+    match shared.split_once('/') {
+        Some((name, filter))
+            if !name.is_empty() && !name.bytes().any(is_wildcard) && !filter.is_empty() =>
+        {
+            Ok(())
+        }
+        _ => Err(InvalidFilter::Share),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_examples_of_the_standard_match_as_it_says() {
+        for (filter, topic, expected) in [
+            ("sport/tennis/player1/#", "sport/tennis/player1", true),
+            ("sport/tennis/player1/#", "sport/tennis/player1/ranking", true),
+            ("sport/tennis/player1/#", "sport/tennis/player1/score/wimbledon", true),
+            ("sport/#", "sport", true),
+            ("sport/tennis/+", "sport/tennis/player1", true),
+            ("sport/tennis/+", "sport/tennis/player1/ranking", false),
+            ("sport/+", "sport", false),
+            ("sport/+", "sport/", true),
+            ("+/+", "/finance", true),
+            ("/+", "/finance", true),
+            ("+", "/finance", false),
+            ("#", "$SYS/broker", false),
+            ("+/monitor/Clients", "$SYS/monitor/Clients", false),
+            ("$SYS/#", "$SYS/broker", true),
+            ("$SYS/#", "$SYS", true),
+            ("$SYS/monitor/+", "$SYS/monitor/Clients", true),
+            ("+/tennis/#", "sport/tennis", true),
+            ("a/$b/+", "a/$b/$c", true),
+            ("ACCOUNTS", "Accounts", false),
+            ("/finance", "finance", false),
+            ("a/b", "a", false),
+            ("a", "a/b", false),
+            ("a/b", "a/bc", false),
+            ("a/#", "ab", false),
+            ("/#", "/", true),
+            ("//#", "/", true),
+            ("+/#", "a", true),
+            ("a//b", "a/+/b", false),
+        ] {
+            assert_eq!(matches(filter, topic), expected, "{filter} on {topic}");
+        }
+    }
+
+    #[test]
+    fn a_topic_name_is_refused_with_its_reason() {
+        let long = "a".repeat(TOPIC_BYTES_MAX + 1);
+        for (text, expected) in [
+            ("", InvalidTopic::Empty),
+            ("a/+", InvalidTopic::Wildcard { at: 2 }),
+            ("a#", InvalidTopic::Wildcard { at: 1 }),
+            ("\0", InvalidTopic::Nul { at: 0 }),
+            (&long, InvalidTopic::TooLong { bytes: 65_536, bytes_max: 65_535 }),
+        ] {
+            assert_eq!(check_topic_name(text), Err(expected));
+        }
+        for text in ["/", " ", "$SYS/x", "\u{feff}", &long[1..]] {
+            assert_eq!(check_topic_name(text), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_filter_is_refused_with_its_reason() {
+        let long = "a".repeat(TOPIC_BYTES_MAX + 1);
+        for (text, expected) in [
+            ("", InvalidFilter::Empty),
+            ("a\0b", InvalidFilter::Nul { at: 1 }),
+            ("sport/tennis#", InvalidFilter::WildcardInsideLevel { at: 12 }),
+            ("sport+", InvalidFilter::WildcardInsideLevel { at: 5 }),
+            ("+sport", InvalidFilter::WildcardInsideLevel { at: 0 }),
+            ("##", InvalidFilter::WildcardInsideLevel { at: 0 }),
+            ("sport/#/ranking", InvalidFilter::HashNotLast { at: 6 }),
+            ("#/", InvalidFilter::HashNotLast { at: 0 }),
+            ("$share/", InvalidFilter::Share),
+            ("$share/group", InvalidFilter::Share),
+            ("$share/group/", InvalidFilter::Share),
+            ("$share//a", InvalidFilter::Share),
+            ("$share/+/a", InvalidFilter::Share),
+            (&long, InvalidFilter::TooLong { bytes: 65_536, bytes_max: 65_535 }),
+        ] {
+            assert_eq!(TopicFilter::parse(text), Err(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_filters_that_cost_nodes_are_limited_in_levels() {
+        let deep = "/".repeat(FILTER_LEVELS_MAX);
+        let levels = FILTER_LEVELS_MAX + 1;
+        let error = InvalidFilter::TooManyLevels { levels, levels_max: FILTER_LEVELS_MAX };
+        assert_eq!(filter(&deep).level_count(), levels);
+        assert_eq!(TopicFilter::parse(&format!("{deep}+")), Err(error));
+        // `$share/g` and 199 more slashes are 201 levels.
+        assert_eq!(TopicFilter::parse(&format!("$share/g{}", &deep[1..])), Err(error));
+        assert_eq!(filter(&format!("{}#", &deep[1..])).level_count(), FILTER_LEVELS_MAX);
+    }
+
+    #[test]
+    fn the_literal_prefix_ends_before_the_level_of_the_first_wildcard() {
+        for (text, expected) in
+            [("a/b/#", "a/b/"), ("a/+/c/#", "a/"), ("+/a", ""), ("#", ""), ("a/b", "a/b")]
+        {
+            assert_eq!(filter(text).literal_prefix(), expected);
+        }
+    }
+
+    #[test]
+    fn levels_may_be_empty_and_are_all_counted() {
+        assert_eq!(filter("/a//+").levels().collect::<Vec<_>>(), ["", "a", "", "+"]);
+        assert_eq!(filter("/a//+").level_count(), 4);
+    }
+
+    #[test]
+    fn a_shared_filter_is_known_by_its_first_level() {
+        assert!(filter("$share/group/a/+").is_shared());
+        assert!(!filter("$shared/group/a").is_shared());
+        assert!(!filter("a/$share/b").is_shared());
+    }
+
+    #[test]
+    fn a_filter_in_a_log_line_has_no_control_characters() {
+        assert_eq!(filter("a\n/#").to_string(), "a\\n/#");
+    }
+
+    #[test]
+    fn a_topic_of_many_levels_is_matched_without_recursion() {
+        let topic = "a/".repeat(30_000);
+        assert!(filter("+/#").matches(&topic));
+        assert!(!filter("+/+").matches(&topic));
+    }
+
+    proptest! {
+        #[test]
+        fn matching_agrees_with_the_definition_level_by_level(
+            filter in "(\\$?[ab+]?/){0,4}(#|[ab+]|)", topic in "\\$?[ab]?(/\\$?[ab]?){0,4}",
+        ) {
+            if let (Ok(filter), Ok(())) = (TopicFilter::parse(&filter), check_topic_name(&topic)) {
+                let levels: Vec<_> = topic.split('/').collect();
+                let dollar = topic.starts_with('$') && filter.literal_prefix().is_empty()
+                    && filter.has_wildcards();
+                let defined = !dollar && defined_match(&filter.levels().collect::<Vec<_>>(), &levels);
+                prop_assert_eq!(filter.matches(&topic), defined, "{} on {}", filter, topic);
+            }
+        }
+
+        #[test]
+        fn arbitrary_text_never_panics(filter in any::<String>(), topic in any::<String>()) {
+            let _ = (check_topic_name(&topic), TopicFilter::parse(&filter));
+            matches(&filter, &topic);
+        }
+
+        #[test]
+        fn every_valid_topic_name_is_a_filter_that_matches_itself(topic in "[a-z/$é]{1,40}") {
+            prop_assume!(!topic.starts_with(SHARE_PREFIX));
+            prop_assert_eq!(check_topic_name(&topic), Ok(()));
+            prop_assert!(filter(&topic).matches(&topic));
+            prop_assert!(!filter(&topic).has_wildcards());
+        }
+    }
+
+    /// The standard's words as a recursion over levels.
+    fn defined_match(filter: &[&str], topic: &[&str]) -> bool {
+        match (filter, topic) {
+            (["#"], _) | ([], []) => true,
+            ([f, filter @ ..], [t, topic @ ..]) => {
+                (f == t || *f == "+") && defined_match(filter, topic)
+            }
+            _ => false,
+        }
+    }
+
+    fn filter(text: &str) -> TopicFilter {
+        TopicFilter::parse(text).unwrap()
+    }
 }
