@@ -1,2 +1,77 @@
-//! Placeholder binary.
-fn main() {}
+//! The `mailboxqtt` command: settings, runtime, signals, exit code. Floor 6.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use mailboxqtt::broker::Broker;
+use mailboxqtt::config::Arguments;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::warn;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mailboxqtt: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let settings = arguments.settings()?;
+    if arguments.print_config {
+        return print(&toml::to_string(&settings)?);
+    }
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    let config = settings.check(raise_open_file_limit())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the worker threads")?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+        let broker = Broker::bind(config)?;
+        print(&format!(
+            "mailboxqtt {} listening on {} with {} router shards\n",
+            env!("CARGO_PKG_VERSION"),
+            broker.local_addr(),
+            broker.shards()
+        ))?;
+        let shutdown = async {
+            tokio::select! {
+                _ = interrupt.recv() => (),
+                _ = terminate.recv() => (),
+            }
+        };
+        broker.run(shutdown).await;
+        Ok(())
+    })
+}
+
+/// Each connection is an open file. Returns how many there may be.
+fn raise_open_file_limit() -> usize {
+    match rlimit::increase_nofile_limit(rlimit::INFINITY) {
+        Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+        Err(error) => {
+            warn!(%error, "cannot raise the open-file limit");
+            rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(1024, |(soft, _)| soft as usize)
+        }
+    }
+}
+
+/// Writes to standard output; whoever reads it may have gone away, which is not our trouble.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

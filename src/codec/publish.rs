@@ -135,14 +135,7 @@ impl<'a> Publish<'a> {
 
     /// Writes the whole packet.
     pub fn encode(&self, version: ProtocolVersion, out: &mut impl BufMut) {
-        let mut first_byte =
-            (PacketType::Publish as u8) << 4 | (self.delivery.qos() as u8) << QOS_SHIFT;
-        if self.delivery.dup() {
-            first_byte |= DUP;
-        }
-        if self.retain {
-            first_byte |= RETAIN;
-        }
+        let first_byte = first_byte(self.delivery, self.retain);
         put_first_byte(first_byte, self.body_len(version), out);
         put_string(self.topic, out);
         if let Some(id) = self.delivery.id() {
@@ -209,6 +202,42 @@ impl<'a> PublishView<'a> {
             frame_len,
         })
     }
+
+    /// Writes the message again, for another version, QoS or RETAIN flag. Properties are left out
+    /// before MQTT 5.
+    pub fn encode(
+        &self,
+        version: ProtocolVersion,
+        delivery: Delivery,
+        retain: bool,
+        out: &mut impl BufMut,
+    ) {
+        let properties = match version {
+            ProtocolVersion::V5 => Properties::from_validated(self.properties),
+            ProtocolVersion::V31 | ProtocolVersion::V311 => Properties::EMPTY,
+        };
+        let body_len = 2
+            + self.topic.len()
+            + if delivery == Delivery::AtMostOnce { 0 } else { 2 }
+            + properties.encoded_len(version)
+            + self.payload.len();
+        put_first_byte(first_byte(delivery, retain), body_len, out);
+        out.put_u16(self.topic.len() as u16);
+        out.put_slice(self.topic);
+        if let Some(id) = delivery.id() {
+            out.put_u16(id.get());
+        }
+        properties.encode(version, out);
+        out.put_slice(self.payload);
+    }
+}
+
+/// Packet type, DUP, QoS and RETAIN of a PUBLISH.
+fn first_byte(delivery: Delivery, retain: bool) -> u8 {
+    (PacketType::Publish as u8) << 4
+        | u8::from(delivery.dup()) << 3
+        | (delivery.qos() as u8) << QOS_SHIFT
+        | u8::from(retain)
 }
 
 /// Length of the PUBLISH frame at the start of `bytes`, one of our own buffers; `None` when there

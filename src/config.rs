@@ -1,0 +1,282 @@
+//! Settings: defaults, then the file, then the environment, then the arguments. Floor 6.
+//!
+//! [`Arguments`] is the command line, [`File`] the configuration file field for field, [`Config`] the checked
+//! result, split by owner.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+use std::time::Duration;
+use std::{fs, io};
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+use crate::router::mailbox::QueueLimits;
+use crate::router::shard::RetainedLimits;
+use crate::session;
+use crate::{net, router};
+
+/// An MQTT broker for 3.1.1 and 5.0 that uses all cores.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Where to accept MQTT over TCP [default: 127.0.0.1:1883]
+    #[arg(long, env = "SOCKET_ADDR", value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+
+    /// Router shards that topics are hashed onto [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub shards: Option<u16>,
+
+    /// Settings file in TOML; `--print-config` shows every key with its value
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Accept clients from other machines although nobody is asked for a password
+    #[arg(long)]
+    pub allow_anonymous: bool,
+
+    /// Print the settings that are in force as a settings file, and stop
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  mailboxqtt                                  serve on 127.0.0.1:1883
+  mailboxqtt --listen 127.0.0.1:0             serve on a free port and print it
+  mailboxqtt --listen 0.0.0.0:1883 --allow-anonymous
+  SOCKET_ADDR=127.0.0.1:1884 RUST_LOG=debug mailboxqtt
+  mailboxqtt --print-config > mailboxqtt.toml; mailboxqtt --config mailboxqtt.toml
+
+Environment:
+  SOCKET_ADDR   like --listen
+  RUST_LOG      what is logged to standard error: error, warn, info (default), debug, or
+                per module, as in mailboxqtt::net=debug
+
+Try it:
+  mosquitto_sub -t 'home/#' -v &
+  mosquitto_pub -t home/kitchen -m hello";
+
+/// The settings file. Unknown keys are errors: a misspelt limit must not be a silent default.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct File {
+    /// Where to accept MQTT over TCP.
+    pub listen: SocketAddr,
+    /// Router shards; 0 is one per core.
+    pub shards: u16,
+    /// Accept clients from other machines although nobody is asked for a password.
+    pub allow_anonymous: bool,
+    /// Connections at the same time; 0 is as many as the open-file limit allows.
+    pub connections_max: usize,
+    /// Seconds that a new connection may take to send its CONNECT.
+    pub handshake_s_max: u16,
+    /// Largest packet that is read, in bytes.
+    pub packet_bytes_max: u32,
+    /// Unacknowledged QoS 1 and 2 messages towards one client.
+    pub inflight_max: u16,
+    /// Unacknowledged QoS 1 and 2 messages from one MQTT 5 client: the Receive Maximum it is told.
+    pub receive_max: u16,
+    /// Topic filters that one session may be subscribed to.
+    pub subscriptions_max: usize,
+    /// Longest keep-alive of an MQTT 5 client in seconds; 0 leaves it to the client.
+    pub keep_alive_s_max: u16,
+    /// Messages that wait for one session, its client connected or away.
+    pub queue_messages_max: u64,
+    /// Bytes held by the messages that wait for one session or are not acknowledged by it.
+    pub queue_bytes_max: usize,
+    /// Retained messages.
+    pub retained_messages_max: u64,
+    /// Bytes of retained messages and their topics.
+    pub retained_bytes_max: u64,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 1883).into(),
+            shards: 0,
+            allow_anonymous: false,
+            connections_max: 0,
+            handshake_s_max: 10,
+            packet_bytes_max: 16 * 1024 * 1024,
+            inflight_max: 1_000,
+            receive_max: 1_000,
+            subscriptions_max: 100_000,
+            keep_alive_s_max: 0,
+            queue_messages_max: 100_000,
+            queue_bytes_max: 64 * 1024 * 1024,
+            retained_messages_max: 1_000_000,
+            retained_bytes_max: 1024 * 1024 * 1024,
+        }
+    }
+}
+
+/// Checked settings, split by owner. No part of the broker sees another part's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// For `broker`.
+    pub listen: SocketAddr,
+    /// For `broker`, at least one.
+    pub shards: usize,
+    /// For `net`.
+    pub net: net::Limits,
+    /// For `router`.
+    pub router: router::Limits,
+}
+
+/// Why there are no settings. Names the key and the rule, so that the operator need not read code.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidConfig {
+    /// The file cannot be read.
+    #[error("cannot read the settings file {}: {error}", path.display())]
+    Unreadable {
+        /// As given.
+        path: PathBuf,
+        /// From the system.
+        error: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("settings file {}: {error}", path.display())]
+    Syntax {
+        /// As given.
+        path: PathBuf,
+        /// Names line and key.
+        error: Box<toml::de::Error>,
+    },
+    /// A value that cannot be.
+    #[error("setting `{key}` {rule}")]
+    Value {
+        /// As in the file.
+        key: &'static str,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// Everybody could connect.
+    #[error(
+        "listening on {0} would let anybody on the network in without a password; listen on a loopback \
+         address, or say --allow-anonymous (in the settings file: allow_anonymous = true)"
+    )]
+    OpenToTheWorld(SocketAddr),
+}
+
+impl Arguments {
+    /// Reads the file that the arguments name, if any, and puts environment and arguments over it.
+    pub fn settings(&self) -> Result<File, InvalidConfig> {
+        let mut file = match &self.config {
+            Some(path) => read(path)?,
+            None => File::default(),
+        };
+        file.listen = self.listen.unwrap_or(file.listen);
+        file.shards = self.shards.unwrap_or(file.shards);
+        file.allow_anonymous |= self.allow_anonymous;
+        Ok(file)
+    }
+}
+
+fn read(path: &std::path::Path) -> Result<File, InvalidConfig> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| InvalidConfig::Unreadable { path: path.into(), error })?;
+    toml::from_str(&text)
+        .map_err(|error| InvalidConfig::Syntax { path: path.into(), error: Box::new(error) })
+}
+
+impl File {
+    /// Checks the values. `files_max` is how many files the process may open.
+    pub fn check(self, files_max: usize) -> Result<Config, InvalidConfig> {
+        let not_zero = |key, value: u64| match value {
+            0 => Err(InvalidConfig::Value { key, rule: "must be at least 1" }),
+            _ => Ok(()),
+        };
+        not_zero("handshake_s_max", self.handshake_s_max.into())?;
+        not_zero("inflight_max", self.inflight_max.into())?;
+        not_zero("receive_max", self.receive_max.into())?;
+        not_zero("queue_messages_max", self.queue_messages_max)?;
+        not_zero("queue_bytes_max", self.queue_bytes_max as u64)?;
+        if !(64..=268_435_460).contains(&self.packet_bytes_max) {
+            let rule = "must be from 64 to 268435460, the largest packet of the standard";
+            return Err(InvalidConfig::Value { key: "packet_bytes_max", rule });
+        }
+        if !self.listen.ip().is_loopback() && !self.allow_anonymous {
+            return Err(InvalidConfig::OpenToTheWorld(self.listen));
+        }
+        // Files that are not connections: standard streams, listener, epoll, a margin.
+        let connections_possible = files_max.saturating_sub(32).max(1);
+        Ok(Config {
+            listen: self.listen,
+            shards: match self.shards {
+                0 => available_parallelism().map_or(1, usize::from),
+                shards => shards.into(),
+            },
+            net: net::Limits {
+                connections_max: match self.connections_max {
+                    0 => connections_possible,
+                    max => max.min(connections_possible),
+                },
+                handshake_max: Duration::from_secs(self.handshake_s_max.into()),
+                session: session::Limits {
+                    inflight_max: self.inflight_max,
+                    receive_max: self.receive_max,
+                    packet_bytes_max: self.packet_bytes_max,
+                    subscriptions_max: self.subscriptions_max,
+                    keep_alive_s_max: (self.keep_alive_s_max > 0).then_some(self.keep_alive_s_max),
+                },
+            },
+            router: router::Limits {
+                queue: QueueLimits {
+                    messages_max: self.queue_messages_max,
+                    bytes_max: self.queue_bytes_max,
+                },
+                retained: RetainedLimits {
+                    messages_max: self.retained_messages_max,
+                    bytes_max: self.retained_bytes_max,
+                },
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn printed_settings_can_be_read_back() {
+        let printed = toml::to_string(&File::default()).unwrap();
+        let read: File = toml::from_str(&printed).unwrap();
+        assert_eq!(toml::to_string(&read).unwrap(), printed);
+    }
+
+    #[test]
+    fn misspelt_key_is_refused_by_name() {
+        let error = toml::from_str::<File>("inflight_maximum = 3").unwrap_err();
+        assert!(error.to_string().contains("inflight_maximum"), "{error}");
+    }
+
+    #[test]
+    fn zero_is_refused_by_key() {
+        let file = File { inflight_max: 0, ..File::default() };
+        let error = file.check(1024).unwrap_err();
+        assert_eq!(error.to_string(), "setting `inflight_max` must be at least 1");
+    }
+
+    #[test]
+    fn listening_beyond_loopback_needs_a_word_of_consent() {
+        let open = File { listen: ([0, 0, 0, 0], 1883).into(), ..File::default() };
+        let error = open.clone().check(1024).unwrap_err();
+        assert!(error.to_string().contains("--allow-anonymous"), "{error}");
+        assert!(File { allow_anonymous: true, ..open }.check(1024).is_ok());
+    }
+
+    #[test]
+    fn arguments_win_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mailboxqtt.toml");
+        fs::write(&path, "shards = 3\ninflight_max = 7").unwrap();
+        let arguments = Arguments { shards: Some(5), config: Some(path), ..Arguments::default() };
+        let file = arguments.settings().unwrap();
+        assert_eq!((file.shards, file.inflight_max), (5, 7));
+    }
+}

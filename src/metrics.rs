@@ -1,0 +1,144 @@
+//! Counters of the whole broker. Floor 0: plain atomics, read by `sys`.
+//!
+//! Every message that is not delivered is counted here under its reason. Counters are added to once
+//! per batch, not once per message.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`; adding zero costs no shared write.
+    pub fn add(&self, n: u64) {
+        if n != 0 {
+            self.0.fetch_add(n, Relaxed);
+        }
+    }
+
+    /// The value now.
+    pub fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that rises and falls.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    /// Adds `n`, which may be negative; returns the value after it.
+    pub fn add(&self, n: i64) -> i64 {
+        self.0.fetch_add(n, Relaxed) + n
+    }
+
+    /// The value now; a moment's negative value, seen between two updates, reads as zero.
+    pub fn value(&self) -> u64 {
+        self.0.load(Relaxed).max(0) as u64
+    }
+}
+
+/// Why a message was not delivered or not stored.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(usize)]
+pub enum DropReason {
+    /// The session's queue is at its limit of messages or bytes.
+    QueueFull,
+    /// QoS 0 for a session whose client is away.
+    Offline,
+    /// Larger than the subscriber's Maximum Packet Size [MQTT-3.1.2-24].
+    PacketTooLarge,
+    /// A retained message over the limit of messages or bytes: delivered, not stored.
+    RetainedFull,
+    /// The publisher may not publish to this topic.
+    NotAuthorized,
+    /// The session ended while the message was on its way to it.
+    SessionEnded,
+}
+
+impl DropReason {
+    /// All reasons, in the order of their counters.
+    pub const ALL: [Self; 6] = [
+        Self::QueueFull,
+        Self::Offline,
+        Self::PacketTooLarge,
+        Self::RetainedFull,
+        Self::NotAuthorized,
+        Self::SessionEnded,
+    ];
+
+    /// The name in `$SYS` and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::Offline => "offline",
+            Self::PacketTooLarge => "packet_too_large",
+            Self::RetainedFull => "retained_full",
+            Self::NotAuthorized => "not_authorized",
+            Self::SessionEnded => "session_ended",
+        }
+    }
+}
+
+/// All counters. One per broker.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Bytes read from clients.
+    pub bytes_received: Counter,
+    /// Bytes written to clients.
+    pub bytes_sent: Counter,
+    /// Packets of any type read from clients.
+    pub packets_received: Counter,
+    /// Packets of any type written to clients.
+    pub packets_sent: Counter,
+    /// PUBLISH packets read from clients.
+    pub publishes_received: Counter,
+    /// PUBLISH packets written to clients.
+    pub publishes_sent: Counter,
+    /// Bytes of PUBLISH packets read from clients.
+    pub publish_bytes_received: Counter,
+    /// Bytes of PUBLISH packets written to clients.
+    pub publish_bytes_sent: Counter,
+    /// Connections that were accepted, whether they sent a CONNECT or not.
+    pub sockets_opened: Counter,
+    /// Connections that sent something the standard forbids.
+    pub protocol_errors: Counter,
+    /// Clients that are connected.
+    pub clients_connected: Gauge,
+    /// Sessions, with and without a client.
+    pub sessions: Gauge,
+    /// Sessions whose expiry came while the client was away.
+    pub sessions_expired: Counter,
+    /// Subscriptions of all sessions.
+    pub subscriptions: Gauge,
+    /// Retained messages.
+    pub retained_messages: Gauge,
+    /// Bytes of retained messages, topics included.
+    pub retained_bytes: Gauge,
+    /// Messages in all mailboxes and behind full windows.
+    pub queued_messages: Gauge,
+    /// Bytes held by those.
+    pub queued_bytes: Gauge,
+    dropped: [Counter; DropReason::ALL.len()],
+}
+
+impl Metrics {
+    /// Counts `messages` that were dropped because of `reason`.
+    pub fn dropped(&self, reason: DropReason, messages: u64) {
+        if let Some(counter) = self.dropped.get(reason as usize) {
+            counter.add(messages);
+        }
+    }
+
+    /// How many were dropped because of `reason` since start-up.
+    pub fn dropped_for(&self, reason: DropReason) -> u64 {
+        self.dropped.get(reason as usize).map_or(0, Counter::value)
+    }
+
+    /// How many were dropped for any reason since start-up.
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().map(Counter::value).sum()
+    }
+}

@@ -1,0 +1,24 @@
+//! Sockets: where bytes, clock, session and router meet. Floor 5.
+//!
+//! [`listener`] accepts, `handshake` reads the CONNECT, `connection` serves the session until it
+//! ends. One driver serves every transport.
+
+mod connection;
+mod handshake;
+pub mod listener;
+mod scratch;
+
+use std::time::Duration;
+
+use crate::session;
+
+/// Bounds of the network edge.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at the same time; one more is closed as soon as it is accepted.
+    pub connections_max: usize,
+    /// How long a new connection may take to send its CONNECT.
+    pub handshake_max: Duration,
+    /// Of each session.
+    pub session: session::Limits,
+}

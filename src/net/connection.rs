@@ -1,0 +1,385 @@
+//! One connection from CONNACK to its end: the only loop in which bytes, clock, session and router
+//! meet. Floor 5, called by `net::listener`.
+//!
+//! # One turn
+//!
+//! Take the mail; read what the socket has and hand every packet to the session; send one batch per
+//! touched shard; let the session fill the output; write it. A poll makes at most [`TURNS_MAX`] turns, so
+//! that one flooding client does not keep the worker from the others.
+//!
+//! # Invariants
+//!
+//! - Nothing is read while a shard's channel is full or the client does not take its answers: TCP
+//!   pushes back. Mail is always taken, so a takeover or shutdown is seen by a stuck client too.
+//! - An idle connection owns no buffer: both belong to the worker thread.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Sleep;
+use tokio_util::io::poll_read_buf;
+
+use crate::codec::{Publish, decode, frame_len};
+use crate::metrics::DropReason;
+use crate::net::scratch::{READ_BYTES_MAX, Scratch, with_scratch};
+use crate::router::Router;
+use crate::router::links::Links;
+use crate::router::mailbox::{Inbox, Mail};
+use crate::router::shard::{Command, Publication};
+use crate::session::{CloseReason, Output, Place, Session};
+
+/// Turns of one poll. More let a flooding client delay the others, fewer cost speed.
+const TURNS_MAX: usize = 4;
+/// Nothing is read from a client that leaves this much of our output unread.
+const UNSENT_BYTES_MAX: usize = 1024 * 1024;
+/// Mails taken in one turn.
+const MAILS_MAX: usize = 1024;
+
+/// See the module comment.
+pub(super) struct Connection<S> {
+    /// Both ways to the client.
+    pub(super) stream: S,
+    /// The protocol.
+    pub(super) session: Box<Session>,
+    /// From the shards.
+    pub(super) inbox: Inbox,
+    /// To the shards.
+    pub(super) links: Links,
+    router: Router,
+    packet_bytes_max: u32,
+    /// The start of a packet whose end has not arrived.
+    tail: Vec<u8>,
+    /// Output that the socket did not take, from `unsent_from` on.
+    unsent: Vec<u8>,
+    unsent_from: usize,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Whether a step got anything done.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Step {
+    Progress,
+    Nothing,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// A connection whose CONNECT was accepted. `unsent` starts with the CONNACK, `tail` is what came
+    /// behind the CONNECT.
+    pub(super) fn new(
+        stream: S,
+        session: Box<Session>,
+        inbox: Inbox,
+        router: Router,
+        packet_bytes_max: u32,
+        tail: Vec<u8>,
+        unsent: Vec<u8>,
+    ) -> Self {
+        let links = router.links();
+        Self {
+            stream,
+            session,
+            inbox,
+            links,
+            router,
+            packet_bytes_max,
+            tail,
+            unsent,
+            unsent_from: 0,
+            timer: None,
+        }
+    }
+
+    /// Serves the client until one side has enough.
+    pub(super) async fn run(&mut self) -> CloseReason {
+        if !self.tail.is_empty() {
+            let read = std::mem::take(&mut self.tail);
+            let router = self.router.clone();
+            let close = with_scratch(&router, |scratch| {
+                self.take_packets(&read, &mut scratch.out);
+                self.settle(&mut scratch.out);
+                self.unsent.append(&mut scratch.out.bytes);
+                scratch.out.close.take()
+            });
+            if let Some(reason) = close {
+                return reason;
+            }
+        }
+        std::future::poll_fn(|cx| {
+            let router = self.router.clone();
+            with_scratch(&router, |scratch| self.poll(cx, scratch))
+        })
+        .await
+    }
+
+    /// What is left to be written, and the DISCONNECT that `reason` calls for.
+    pub(super) fn last_words(&mut self, reason: &CloseReason) -> Vec<u8> {
+        let router = self.router.clone();
+        let mut bytes = self.unsent.split_off(self.unsent_from.min(self.unsent.len()));
+        self.unsent = Vec::new();
+        self.unsent_from = 0;
+        with_scratch(&router, |scratch| {
+            self.session.say_goodbye(reason, &mut scratch.out);
+            self.settle(&mut scratch.out);
+            bytes.append(&mut scratch.out.bytes);
+        });
+        bytes
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<CloseReason> {
+        for _ in 0..TURNS_MAX {
+            let mail = self.take_mail(&mut scratch.out);
+            let read = self.poll_read(cx, scratch);
+            let out = &mut scratch.out;
+            let was_blocked = !self.has_sent_all();
+            let more = !was_blocked && out.close.is_none() && self.session.fill(out);
+            self.settle(out);
+            if let Err(error) = self.poll_write(cx, &mut out.bytes) {
+                out.close.get_or_insert(CloseReason::Lost(error.to_string()));
+            }
+            if let Some(reason) = out.close.take() {
+                return Poll::Ready(reason);
+            }
+            let can_go_on = (more || was_blocked) && self.has_sent_all();
+            if can_go_on || mail == Step::Progress || read == Step::Progress {
+                continue;
+            }
+            if self.poll_timer(cx, out) == Step::Nothing && self.inbox.poll_ready(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if let Some(reason) = out.close.take() {
+                return Poll::Ready(reason);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn take_mail(&mut self, out: &mut Output) -> Step {
+        for taken in 0..MAILS_MAX {
+            let Some(mail) = self.inbox.try_next() else {
+                return if taken == 0 { Step::Nothing } else { Step::Progress };
+            };
+            match mail {
+                Mail::Delivery(delivery) => self.session.handle_delivery(delivery),
+                Mail::Accepted { turn } => self.session.handle_accepted(turn, out),
+                Mail::PartDone { token, parts_due, replay } => {
+                    self.session.handle_part_done(token, parts_due, replay, out);
+                }
+                Mail::Chunk { deliveries, rest } => {
+                    for delivery in deliveries {
+                        self.session.handle_delivery(delivery);
+                    }
+                    self.session.handle_chunk(rest);
+                }
+                Mail::TakenOver => drop(out.close.get_or_insert(CloseReason::TakenOver)),
+                Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
+            }
+        }
+        Step::Progress
+    }
+
+    /// One read, if there may be one, and everything that it brought.
+    fn poll_read(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Step {
+        let Scratch { read, out, .. } = scratch;
+        if out.close.is_some() || self.is_held_back(cx) {
+            return Step::Nothing;
+        }
+        let is_large = self.tail.len() > READ_BYTES_MAX / 2;
+        let stream = Pin::new(&mut self.stream);
+        let result = if is_large {
+            // Grows as the bytes arrive: what a packet announces is not allocated for in advance.
+            self.tail.reserve(READ_BYTES_MAX.max(self.tail.len()));
+            poll_read_buf(stream, cx, &mut self.tail)
+        } else {
+            read.clear();
+            read.extend_from_slice(&self.tail);
+            poll_read_buf(stream, cx, read)
+        };
+        let count = match result {
+            Poll::Pending => return Step::Nothing,
+            Poll::Ready(Ok(0)) => return lost("closed by the client without DISCONNECT", out),
+            Poll::Ready(Ok(count)) => count,
+            Poll::Ready(Err(error)) => return lost(&error.to_string(), out),
+        };
+        self.router.metrics().bytes_received.add(count as u64);
+        self.session.handle_read(Instant::now());
+        if is_large {
+            let mut packets = std::mem::take(&mut self.tail);
+            let taken = self.take_packets(&packets, out);
+            packets.drain(..taken);
+            self.tail = packets;
+        } else {
+            let taken = self.take_packets(read, out);
+            self.tail.clear();
+            self.tail.extend_from_slice(read.get(taken..).unwrap_or_default());
+        }
+        if self.tail.is_empty() {
+            self.tail = Vec::new();
+        }
+        Step::Progress
+    }
+
+    fn is_held_back(&mut self, cx: &mut Context<'_>) -> bool {
+        self.links.poll_flush(cx).is_pending()
+            || self.unsent.len() - self.unsent_from > UNSENT_BYTES_MAX
+    }
+
+    /// Hands all whole packets of `read` to the session; returns how many bytes they were.
+    fn take_packets(&mut self, read: &[u8], out: &mut Output) -> usize {
+        let version = self.session.link().version;
+        out.routes.begin(self.session.link().wire_version());
+        let mut taken = 0;
+        let mut topic = None;
+        while out.close.is_none() {
+            let rest = read.get(taken..).unwrap_or_default();
+            let frame = match frame_len(rest, self.packet_bytes_max) {
+                Ok(Some(len)) => rest.get(..len),
+                Ok(None) => None,
+                Err(error) => {
+                    out.close.get_or_insert(error.into());
+                    None
+                }
+            };
+            let Some(frame) = frame else { break };
+            if frame.first().is_some_and(|byte| byte >> 4 == 3) {
+                match Publish::decode_after(frame, version, topic) {
+                    Ok(publish) => {
+                        topic = Some(publish.topic);
+                        let place = Place {
+                            frame: taken..taken + frame.len(),
+                            topic_at: taken + header_len(frame) + 2,
+                        };
+                        self.session.handle_publish(&publish, place, out);
+                    }
+                    Err(error) => drop(out.close.get_or_insert(error.into())),
+                }
+            } else {
+                match decode(frame, version) {
+                    Ok(packet) => self.session.handle_packet(&packet, out),
+                    Err(error) => drop(out.close.get_or_insert(error.into())),
+                }
+                if !out.requests.is_empty() {
+                    // What was published before a SUBSCRIBE reaches the shards before it.
+                    self.route(read, out);
+                    self.settle(out);
+                }
+            }
+            taken += frame.len();
+        }
+        self.route(read, out);
+        taken
+    }
+
+    /// Ends the session's turn: one batch for each shard that it touched.
+    fn route(&mut self, read: &[u8], out: &mut Output) {
+        let turn = self.session.end_turn(out.routes.touched(), out);
+        let (links, mailbox) = (&mut self.links, self.inbox.mailbox());
+        out.routes.flush(read, |shard, batch| {
+            let mailbox = mailbox.clone();
+            links.send(shard, Command::Publish(Publication { batch, mailbox, turn }));
+        });
+    }
+
+    /// Passes requests to the router and sums to the counters.
+    fn settle(&mut self, out: &mut Output) {
+        while let Some(request) = out.requests.pop_front() {
+            self.router.request(request, self.inbox.mailbox(), &mut self.links);
+        }
+        let tally = std::mem::take(&mut out.tally);
+        self.inbox.mailbox().release(tally.released_messages, tally.released_bytes);
+        let metrics = self.router.metrics();
+        metrics.packets_received.add(tally.packets_received);
+        metrics.packets_sent.add(tally.packets_sent);
+        metrics.publishes_received.add(tally.publishes_received);
+        metrics.publish_bytes_received.add(tally.publish_bytes_received);
+        metrics.publishes_sent.add(tally.publishes_sent);
+        metrics.publish_bytes_sent.add(tally.publish_bytes_sent);
+        metrics.dropped(DropReason::PacketTooLarge, tally.too_large);
+        metrics.dropped(DropReason::NotAuthorized, tally.not_authorized);
+        if tally.subscriptions != 0 {
+            metrics.subscriptions.add(tally.subscriptions);
+        }
+    }
+
+    fn has_sent_all(&self) -> bool {
+        self.unsent.len() == self.unsent_from
+    }
+
+    /// Writes what was left and then `bytes`; keeps what the socket does not take.
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
+        if !self.has_sent_all() {
+            self.unsent.append(bytes);
+            let unsent = self.unsent.get(self.unsent_from..).unwrap_or_default();
+            self.unsent_from += write_some(&mut self.stream, cx, unsent, &self.router)?;
+            if self.has_sent_all() {
+                self.unsent = Vec::new();
+                self.unsent_from = 0;
+            } else if self.unsent_from > self.unsent.len() / 2 {
+                self.unsent.drain(..self.unsent_from);
+                self.unsent_from = 0;
+            }
+        } else if !bytes.is_empty() {
+            let written = write_some(&mut self.stream, cx, bytes, &self.router)?;
+            self.unsent.extend_from_slice(bytes.get(written..).unwrap_or_default());
+            bytes.clear();
+        }
+        Ok(())
+    }
+
+    /// The timer runs to the deadline that was right when it was set. Only when it fires is it set
+    /// to the present one: a busy client costs no timer operations.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, out: &mut Output) -> Step {
+        loop {
+            let Some(deadline) = self.session.poll_timeout() else { return Step::Nothing };
+            let timer = self
+                .timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
+            if timer.as_mut().poll(cx).is_pending() {
+                return Step::Nothing;
+            }
+            if self.unsent.len() - self.unsent_from > UNSENT_BYTES_MAX {
+                // We do not listen, so silence proves nothing.
+                self.session.handle_read(Instant::now());
+            }
+            self.session.handle_timeout(Instant::now(), out);
+            if out.close.is_some() {
+                return Step::Progress;
+            }
+            self.timer = None;
+        }
+    }
+}
+
+fn lost(why: &str, out: &mut Output) -> Step {
+    out.close.get_or_insert(CloseReason::Lost(why.to_owned()));
+    Step::Progress
+}
+
+/// Writes until everything is written or the socket takes no more; returns how much it took.
+fn write_some<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+    router: &Router,
+) -> io::Result<usize> {
+    let mut written = 0;
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        match Pin::new(&mut *stream).poll_write(cx, rest) {
+            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(count)) => written += count,
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => break,
+        }
+    }
+    router.metrics().bytes_sent.add(written as u64);
+    Ok(written)
+}
+
+/// Bytes of the first byte and the remaining length.
+fn header_len(frame: &[u8]) -> usize {
+    2 + frame.iter().skip(1).take_while(|byte| **byte & 0x80 != 0).count()
+}

@@ -1,0 +1,272 @@
+//! The retained messages of one shard. Floor 2: pure state, owned and called by `router::shard`.
+//!
+//! # Invariants
+//!
+//! - One message per topic, the newest [MQTT-3.3.1-5]; an empty payload removes it [MQTT-3.3.1-6].
+//! - `stored_at` grows with every change, so "everything that was here when the subscription came
+//!   into force" is a number, and a replay in many chunks neither misses nor doubles a message.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use bytes::Bytes;
+
+use crate::ids::{ProtocolVersion, Qos};
+use crate::message::{Delivery, Grant, Kind, Piece, Replay};
+use crate::topic::TopicFilter;
+
+/// Most messages in one chunk of a replay.
+const CHUNK_MESSAGES: usize = 256;
+/// A chunk ends with the message that takes it over this.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Topics that one chunk looks at, so that a filter that matches few of many does not stall a shard.
+const CHUNK_VISITS: usize = 4096;
+
+/// One stored PUBLISH frame.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The whole frame, in memory of its own.
+    pub frame: Bytes,
+    /// How it is encoded.
+    pub version: ProtocolVersion,
+    /// As published.
+    pub qos: Qos,
+    stored_at: u64,
+}
+
+/// What a change did to the sums of the store.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Change {
+    /// Messages more or fewer.
+    pub messages: i64,
+    /// Bytes of frames and topics more or fewer.
+    pub bytes: i64,
+}
+
+/// See the module comment.
+#[derive(Debug, Default)]
+pub struct Store {
+    by_topic: BTreeMap<Box<str>, Stored>,
+    last_change: u64,
+}
+
+impl Store {
+    /// Keeps `frame` as the message of `topic`.
+    pub fn set(&mut self, topic: &str, frame: &[u8], version: ProtocolVersion, qos: Qos) -> Change {
+        self.last_change += 1;
+        let frame = Bytes::copy_from_slice(frame);
+        let stored = Stored { frame, version, qos, stored_at: self.last_change };
+        let added = stored.frame.len() as i64;
+        if let Some(earlier) = self.by_topic.get_mut(topic) {
+            let removed = std::mem::replace(earlier, stored).frame.len() as i64;
+            return Change { messages: 0, bytes: added - removed };
+        }
+        self.by_topic.insert(topic.into(), stored);
+        Change { messages: 1, bytes: added + topic.len() as i64 }
+    }
+
+    /// Forgets the message of `topic`.
+    pub fn remove(&mut self, topic: &str) -> Change {
+        match self.by_topic.remove(topic) {
+            Some(earlier) => {
+                let bytes = (earlier.frame.len() + topic.len()) as i64;
+                Change { messages: -1, bytes: -bytes }
+            }
+            None => Change::default(),
+        }
+    }
+
+    /// Whether `topic` has a message.
+    pub fn contains(&self, topic: &str) -> bool {
+        self.by_topic.contains_key(topic)
+    }
+
+    /// A number that everything stored so far is not above.
+    pub fn last_change(&self) -> u64 {
+        self.last_change
+    }
+
+    /// Whether a replay of `filter` could find anything.
+    pub fn may_match(&self, filter: &TopicFilter) -> bool {
+        if filter.has_wildcards() {
+            !self.by_topic.is_empty()
+        } else {
+            self.by_topic.contains_key(filter.as_str())
+        }
+    }
+
+    /// The next chunk of `replay` as deliveries of at most one of each kind, and what is left of it.
+    pub fn replay(&self, mut replay: Replay) -> (Vec<Delivery>, Option<Replay>) {
+        let mut chunk = Chunk::default();
+        let mut visits = 0;
+        while let Some((filter, grant)) = replay.filters.get(replay.filter).cloned() {
+            let start = replay.after.take();
+            let mut last = None;
+            for (topic, stored) in self.from(&filter, start.as_deref()) {
+                visits += 1;
+                if stored.stored_at <= replay.stored_until && filter.matches(topic) {
+                    chunk.add(stored, grant);
+                }
+                if chunk.is_full() || visits >= CHUNK_VISITS {
+                    last = Some(topic.clone());
+                    break;
+                }
+            }
+            if last.is_some() {
+                replay.after = last;
+                return (chunk.deliveries(), Some(replay));
+            }
+            replay.filter += 1;
+            if visits >= CHUNK_VISITS {
+                break;
+            }
+            visits += 1;
+        }
+        let more = replay.filter < replay.filters.len();
+        (chunk.deliveries(), more.then_some(replay))
+    }
+
+    /// The topics that `filter` may match, in order, behind `after`.
+    fn from<'s>(
+        &'s self,
+        filter: &'s TopicFilter,
+        after: Option<&str>,
+    ) -> impl Iterator<Item = (&'s Box<str>, &'s Stored)> {
+        let prefix = filter.literal_prefix();
+        // `a/#` matches `a` too, so the search starts at the prefix without its last `/`.
+        let parent = prefix.strip_suffix('/').filter(|_| filter.has_wildcards());
+        let stem = parent.unwrap_or(prefix);
+        let start = match after {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Included(stem),
+        };
+        let end = if filter.has_wildcards() { Bound::Unbounded } else { Bound::Included(stem) };
+        self.by_topic
+            .range::<str, _>((start, end))
+            .take_while(move |(topic, _)| topic.starts_with(stem))
+    }
+}
+
+/// Messages of one chunk while it grows.
+#[derive(Default)]
+struct Chunk {
+    unacknowledged: (Vec<Bytes>, Vec<Piece>),
+    acknowledged: (Vec<Bytes>, Vec<Piece>),
+    bytes: usize,
+}
+
+impl Chunk {
+    fn add(&mut self, stored: &Stored, grant: Grant) {
+        let qos = stored.qos.min(grant.qos);
+        let (buffers, pieces) = match qos {
+            Qos::AtMostOnce => &mut self.unacknowledged,
+            Qos::AtLeastOnce | Qos::ExactlyOnce => &mut self.acknowledged,
+        };
+        pieces.push(Piece {
+            buffer: buffers.len() as u32,
+            offset: 0,
+            len: stored.frame.len() as u32,
+            count: 1,
+            version: stored.version,
+            frame_qos: stored.qos,
+            frame_retain: true,
+            qos,
+            retain: true,
+        });
+        buffers.push(stored.frame.clone());
+        self.bytes += stored.frame.len();
+    }
+
+    fn is_full(&self) -> bool {
+        let messages = self.unacknowledged.1.len() + self.acknowledged.1.len();
+        messages >= CHUNK_MESSAGES || self.bytes >= CHUNK_BYTES
+    }
+
+    fn deliveries(self) -> Vec<Delivery> {
+        let parts =
+            [(Kind::Unacknowledged, self.unacknowledged), (Kind::Acknowledged, self.acknowledged)];
+        let used = parts.into_iter().filter(|(_, (_, pieces))| !pieces.is_empty());
+        used.map(|(kind, (buffers, pieces))| Delivery::new(kind, buffers, pieces)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newest_message_of_a_topic_replaces_the_earlier_one_and_sums_follow() {
+        let mut store = Store::default();
+        assert_eq!(set(&mut store, "a", "12345"), Change { messages: 1, bytes: 6 });
+        assert_eq!(set(&mut store, "a", "12"), Change { messages: 0, bytes: -3 });
+        assert_eq!(store.remove("a"), Change { messages: -1, bytes: -3 });
+        assert_eq!(store.remove("a"), Change::default());
+    }
+
+    #[test]
+    fn replay_of_many_messages_is_complete_and_in_chunks() {
+        let mut store = Store::default();
+        for i in 0..10_000 {
+            set(&mut store, &format!("site/{i}/value"), "x");
+        }
+        set(&mut store, "other", "x");
+
+        let (mut messages, mut chunks) = (0, 0);
+        let mut next = Some(replay(&store, &["site/+/value"]));
+        while let Some(replay) = next {
+            let (deliveries, rest) = store.replay(replay);
+            let chunk: u32 = deliveries.iter().map(|delivery| delivery.messages).sum();
+            assert!(chunk <= CHUNK_MESSAGES as u32);
+            messages += chunk;
+            chunks += 1;
+            next = rest;
+        }
+        assert_eq!(messages, 10_000);
+        assert!(chunks >= 10_000 / CHUNK_MESSAGES);
+    }
+
+    #[test]
+    fn message_stored_after_the_subscription_is_left_to_the_live_path() {
+        let mut store = Store::default();
+        set(&mut store, "a", "old");
+        set(&mut store, "b", "old");
+        let pending = replay(&store, &["#"]);
+        set(&mut store, "b", "new");
+
+        let (deliveries, rest) = store.replay(pending);
+        assert!(rest.is_none());
+        assert_eq!(deliveries.iter().map(|delivery| delivery.messages).sum::<u32>(), 1);
+    }
+
+    #[test]
+    fn parent_level_and_prefix_siblings_are_told_apart() {
+        let mut store = Store::default();
+        for topic in ["a", "a/b", "a/b/c", "ab", "a!", "b"] {
+            set(&mut store, topic, "x");
+        }
+        let found = |filter| {
+            let (deliveries, _) = store.replay(replay(&store, &[filter]));
+            deliveries.iter().map(|delivery| delivery.messages).sum::<u32>()
+        };
+        assert_eq!(found("a/#"), 3);
+        assert_eq!(found("a/+"), 1);
+        assert_eq!(found("+"), 4);
+        assert_eq!(found("a"), 1);
+    }
+
+    fn set(store: &mut Store, topic: &str, frame: &str) -> Change {
+        store.set(topic, frame.as_bytes(), ProtocolVersion::V311, Qos::AtMostOnce)
+    }
+
+    fn replay(store: &Store, filters: &[&str]) -> Replay {
+        let grant = Grant { qos: Qos::ExactlyOnce, no_local: false, retain_as_published: false };
+        let filters = filters.iter().map(|text| (TopicFilter::parse(text).unwrap(), grant));
+        Replay {
+            shard: 0,
+            filters: filters.collect(),
+            filter: 0,
+            after: None,
+            stored_until: store.last_change(),
+        }
+    }
+}

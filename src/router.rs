@@ -1,0 +1,287 @@
+//! Moves messages between sessions: N shards, one trie, one registry. Floor 4.
+//!
+//! `net` holds a clone of [`Router`] per connection; `sys` publishes through it. See the modules for who
+//! owns what: [`shard`] topics, [`mailbox`] the way to one session, [`registry`] which session is
+//! where, `route` who gets a topic.
+
+use std::sync::Arc;
+
+use crate::codec::Delivery as Flow;
+use crate::codec::{Packet, Properties, Publish};
+use crate::ids::{ProtocolVersion, Qos, SessionId};
+use crate::message::{Collector, Incoming, TopicHasher, shard_of};
+use crate::metrics::Metrics;
+use crate::router::links::Links;
+use crate::router::mailbox::{Inbox, Mailbox, QueueLimits, mailbox};
+use crate::router::registry::{Parked, Registry};
+use crate::router::route::{Routes, Subscriber};
+use crate::router::shard::{Command, Publication, RetainedLimits, ShardHandle};
+use crate::session::{Request, Retained, Session, Will};
+use crate::subscriptions::Trie;
+use crate::topic::TopicFilter;
+
+pub mod links;
+pub mod mailbox;
+pub mod registry;
+mod route;
+pub mod shard;
+
+/// Bounds of the router.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of each session's mailbox.
+    pub queue: QueueLimits,
+    /// Of all shards together.
+    pub retained: RetainedLimits,
+}
+
+/// The handle to everything that moves messages. Cheap to clone; the shards end with the last clone.
+#[derive(Clone)]
+pub struct Router {
+    shards: Arc<[ShardHandle]>,
+    trie: Arc<Trie<Subscriber>>,
+    registry: Arc<Registry>,
+    hasher: TopicHasher,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    run_id: u64,
+}
+
+impl Router {
+    /// Spawns `shards` shards (at least one) on the present runtime.
+    pub fn spawn(
+        shards: usize,
+        limits: Limits,
+        hasher: TopicHasher,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let trie = Arc::new(Trie::new());
+        let handles = (0..shards.max(1)).map(|index| {
+            let routes = Routes::new(trie.clone(), hasher.clone());
+            let (shard, handle) = shard::shard(index, routes, limits.retained, metrics.clone());
+            tokio::spawn(shard.run());
+            handle
+        });
+        let shards = handles.collect();
+        let run_id = hasher.hash(b"");
+        Self { shards, trie, registry: Arc::default(), hasher, limits, metrics, run_id }
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Which client id is where.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// A number that differs from one run of the broker to the next.
+    pub fn run_id(&self) -> u64 {
+        self.run_id
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// A mailbox for a new session.
+    pub fn open_mailbox(&self) -> Inbox {
+        let session = self.registry.fresh_session_id();
+        mailbox(session, self.limits.queue, self.metrics.clone())
+    }
+
+    /// Channels to all shards, for one connection.
+    pub fn links(&self) -> Links {
+        Links::new(self.shards.clone())
+    }
+
+    /// A collector whose batches fit this router.
+    pub fn collector(&self) -> Collector {
+        Collector::new(self.hasher.clone(), self.shards.len())
+    }
+
+    /// Passes on what a session asked for.
+    pub fn request(&self, request: Request, mailbox: &Arc<Mailbox>, links: &mut Links) {
+        match request {
+            Request::Subscribe { token, filters } => {
+                self.subscribe(token, filters, mailbox, links);
+            }
+            Request::Unsubscribe { token, filters } => {
+                let (exact, has_wildcards) = self.remove_wildcards(mailbox.session(), filters);
+                let parts_due = parts(&exact, has_wildcards);
+                for (shard, exact) in exact.into_iter().enumerate() {
+                    if has_wildcards || !exact.is_empty() {
+                        let mailbox = mailbox.clone();
+                        let command = Command::Unsubscribe { mailbox, exact, token, parts_due };
+                        links.send(shard, command);
+                    }
+                }
+            }
+            Request::Replay(replay) => {
+                links.send(replay.shard, Command::Replay { mailbox: mailbox.clone(), replay });
+            }
+        }
+    }
+
+    /// Ends a session: its subscriptions, its outboxes, its mailbox.
+    pub async fn end_session(&self, session: &Session, inbox: Inbox) {
+        let id = inbox.mailbox().session();
+        self.metrics.sessions.add(-1);
+        self.metrics.subscriptions.add(-(session.subscriptions() as i64));
+        if session.subscriptions() == 0 {
+            return;
+        }
+        let (exact, _) = self.remove_wildcards(id, session.filters().cloned().collect());
+        for (shard, exact) in self.shards.iter().zip(exact) {
+            shard.send(Command::End { session: id, exact }).await;
+        }
+    }
+
+    /// Ends the sessions whose time has come.
+    pub async fn end_expired(&self, now: std::time::Instant) {
+        for Parked { session, inbox, .. } in self.registry.take_expired(now) {
+            self.metrics.sessions_expired.add(1);
+            self.end_session(&session, inbox).await;
+        }
+    }
+
+    /// Publishes what a client left behind, in the name of its session.
+    pub async fn publish_will(&self, will: Will, mailbox: &Arc<Mailbox>) {
+        let mut collector = self.collector();
+        collector.begin(will.version);
+        collector.add(Incoming {
+            topic: &will.topic,
+            qos: will.qos,
+            retain: will.retain,
+            frame: 0..will.frame.len(),
+            topic_at: topic_at(&will.frame),
+        });
+        self.flush(&mut collector, &will.frame, mailbox).await;
+    }
+
+    /// Publishes retained messages of the broker itself, at QoS 0.
+    pub async fn publish_own(&self, messages: &[(String, String)], mailbox: &Arc<Mailbox>) {
+        let mut collector = self.collector();
+        let mut frames = Vec::new();
+        let mut places = Vec::new();
+        for (topic, payload) in messages {
+            let start = frames.len();
+            let publish = Publish {
+                topic,
+                payload: payload.as_bytes(),
+                properties: Properties::EMPTY,
+                delivery: Flow::AtMostOnce,
+                retain: true,
+            };
+            Packet::Publish(publish).encode(ProtocolVersion::V311, &mut frames);
+            places.push(start..frames.len());
+        }
+        for ((topic, _), frame) in messages.iter().zip(places) {
+            let at = frames.get(frame.clone()).map_or(0, topic_at);
+            let topic_at = frame.start + at;
+            let qos = Qos::AtMostOnce;
+            collector.add(Incoming { topic, qos, retain: true, frame, topic_at });
+        }
+        self.flush(&mut collector, &frames, mailbox).await;
+    }
+
+    /// Returns when the shards have done everything that was sent to them before.
+    pub async fn settle(&self) {
+        let (done, all_done) = flume::bounded(self.shards.len());
+        for shard in self.shards.iter() {
+            shard.send(Command::Barrier(done.clone())).await;
+        }
+        drop(done);
+        while all_done.recv_async().await.is_ok() {}
+    }
+
+    async fn flush(&self, collector: &mut Collector, frames: &[u8], mailbox: &Arc<Mailbox>) {
+        let mut batches = Vec::new();
+        collector.flush(frames, |shard, batch| batches.push((shard, batch)));
+        for (shard, batch) in batches {
+            if let Some(handle) = self.shards.get(shard) {
+                let mailbox = mailbox.clone();
+                let publication = Publication { batch, mailbox, turn: None };
+                handle.send(Command::Publish(publication)).await;
+            }
+        }
+    }
+
+    fn subscribe(
+        &self,
+        token: u64,
+        filters: Vec<(TopicFilter, crate::message::Grant, Retained)>,
+        mailbox: &Arc<Mailbox>,
+        links: &mut Links,
+    ) {
+        let mut exact = vec![Vec::new(); self.shards.len()];
+        let mut replay = vec![Vec::new(); self.shards.len()];
+        let mut has_wildcards = false;
+        for (filter, grant, retained) in filters {
+            let wants_replay = retained == Retained::Replay;
+            if filter.has_wildcards() {
+                has_wildcards = true;
+                let subscriber = Subscriber { mailbox: mailbox.clone(), grant };
+                self.trie.insert(&filter, mailbox.session(), subscriber);
+                if wants_replay {
+                    replay.iter_mut().for_each(|list| list.push((filter.clone(), grant)));
+                }
+                continue;
+            }
+            let shard = self.shard_of(&filter);
+            if wants_replay && let Some(list) = replay.get_mut(shard) {
+                list.push((filter.clone(), grant));
+            }
+            if let Some(list) = exact.get_mut(shard) {
+                list.push((filter, grant));
+            }
+        }
+        let parts_due = parts(&exact, has_wildcards);
+        for (shard, (exact, replay)) in exact.into_iter().zip(replay).enumerate() {
+            if has_wildcards || !exact.is_empty() {
+                let mailbox = mailbox.clone();
+                links.send(shard, Command::Subscribe { mailbox, exact, replay, token, parts_due });
+            }
+        }
+    }
+
+    /// Takes wildcard filters out of the trie; returns the exact ones per shard.
+    fn remove_wildcards(
+        &self,
+        session: SessionId,
+        filters: Vec<TopicFilter>,
+    ) -> (Vec<Vec<TopicFilter>>, bool) {
+        let mut exact = vec![Vec::new(); self.shards.len()];
+        let mut has_wildcards = false;
+        for filter in filters {
+            if filter.has_wildcards() {
+                has_wildcards = true;
+                self.trie.remove(&filter, session);
+            } else if let Some(list) = exact.get_mut(self.shard_of(&filter)) {
+                list.push(filter);
+            }
+        }
+        (exact, has_wildcards)
+    }
+
+    fn shard_of(&self, filter: &TopicFilter) -> usize {
+        shard_of(self.hasher.hash(filter.as_str().as_bytes()), self.shards.len())
+    }
+}
+
+/// How many shards have a part of a request: all, where a wildcard filter is among its filters.
+fn parts<T>(exact: &[Vec<T>], has_wildcards: bool) -> usize {
+    match has_wildcards {
+        true => exact.len(),
+        false => exact.iter().filter(|list| !list.is_empty()).count(),
+    }
+}
+
+/// Where the topic of a PUBLISH frame starts.
+fn topic_at(frame: &[u8]) -> usize {
+    let length_bytes = frame.iter().skip(1).take_while(|byte| **byte & 0x80 != 0).count() + 1;
+    1 + length_bytes + 2
+}

@@ -1,0 +1,199 @@
+//! Compiled routes: topic to list of subscribers, per shard. Floor 4, owned by `router::shard`.
+//!
+//! The trie is touched only to compile a route. A route is valid while neither the trie's generation nor
+//! the shard's own moved; exact subscriptions touch only the route of their own topic.
+//!
+//! # Limits
+//!
+//! At most [`ROUTES_MAX`] routes; at the limit those that were not used since the last time are
+//! forgotten, or all of them if all were used.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+
+use crate::ids::SessionId;
+use crate::message::{Grant, TopicHasher};
+use crate::router::mailbox::Mailbox;
+use crate::router::shard::Outbox;
+use crate::subscriptions::Trie;
+
+/// Routes that one shard keeps.
+const ROUTES_MAX: usize = 65_536;
+
+/// Who gets a message, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Subscriber {
+    /// Where to.
+    pub mailbox: Arc<Mailbox>,
+    /// How.
+    pub grant: Grant,
+}
+
+/// A subscriber within one shard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// Index of the outbox.
+    pub(super) outbox: u32,
+    /// Of all its subscriptions that match together.
+    pub(super) grant: Grant,
+}
+
+/// See the module comment.
+pub(super) struct Routes {
+    trie: Arc<Trie<Subscriber>>,
+    hasher: TopicHasher,
+    table: HashTable<Route>,
+    /// Moves when an outbox goes to another session.
+    generation: u64,
+    outbox_of: HashMap<SessionId, u32>,
+    free_outboxes: Vec<u32>,
+}
+
+struct Route {
+    hash: u64,
+    topic: Box<[u8]>,
+    generation: u64,
+    is_used: bool,
+    targets: Vec<Target>,
+}
+
+impl Routes {
+    /// No routes yet.
+    pub(super) fn new(trie: Arc<Trie<Subscriber>>, hasher: TopicHasher) -> Self {
+        Self {
+            trie,
+            hasher,
+            table: HashTable::new(),
+            generation: 0,
+            outbox_of: HashMap::new(),
+            free_outboxes: Vec::new(),
+        }
+    }
+
+    /// The subscribers of `topic`, whose hash is `hash`.
+    pub(super) fn find(
+        &mut self,
+        hash: u64,
+        topic: &[u8],
+        exact: &HashMap<Box<str>, Vec<Subscriber>>,
+        outboxes: &mut Vec<Outbox>,
+    ) -> &[Target] {
+        // Both parts only grow, so their sum changes whenever one of them does.
+        let generation = self.trie.generation().wrapping_add(self.generation);
+        let is_current = |route: &Route| route.generation == generation;
+        let found = self.table.find(hash, |route| *route.topic == *topic);
+        if !found.is_some_and(is_current) {
+            self.compile(hash, topic, generation, exact, outboxes);
+        }
+        match self.table.find_mut(hash, |route| *route.topic == *topic) {
+            Some(route) => {
+                route.is_used = true;
+                &route.targets
+            }
+            None => &[],
+        }
+    }
+
+    /// The exact subscriptions of `topic` have changed.
+    pub(super) fn invalidate(&mut self, topic: &str) {
+        let hash = self.hasher.hash(topic.as_bytes());
+        if let Ok(route) = self.table.find_entry(hash, |route| *route.topic == *topic.as_bytes()) {
+            route.remove();
+        }
+    }
+
+    /// `session` has ended: its outbox may go to another one.
+    pub(super) fn forget(&mut self, session: SessionId, outboxes: &mut [Outbox]) {
+        if let Some(index) = self.outbox_of.remove(&session) {
+            self.generation += 1;
+            self.free_outboxes.push(index);
+            if let Some(outbox) = outboxes.get_mut(index as usize) {
+                *outbox = Outbox::default();
+            }
+        }
+    }
+
+    fn compile(
+        &mut self,
+        hash: u64,
+        topic: &[u8],
+        generation: u64,
+        exact: &HashMap<Box<str>, Vec<Subscriber>>,
+        outboxes: &mut Vec<Outbox>,
+    ) {
+        let Ok(text) = std::str::from_utf8(topic) else { return };
+        let mut found: HashMap<SessionId, Subscriber> = HashMap::new();
+        let mut order = Vec::new();
+        let mut add = |session, subscriber: &Subscriber| match found.get_mut(&session) {
+            Some(earlier) => earlier.grant = union(earlier.grant, subscriber.grant),
+            None => {
+                order.push(session);
+                found.insert(session, subscriber.clone());
+            }
+        };
+        for subscriber in exact.get(text).into_iter().flatten() {
+            add(subscriber.mailbox.session(), subscriber);
+        }
+        self.trie.for_each_match(text, |session, subscriber| add(session, subscriber));
+
+        let subscribers = order.iter().filter_map(|session| found.get(session));
+        let targets = subscribers
+            .map(|subscriber| Target {
+                outbox: self.outbox(&subscriber.mailbox, outboxes),
+                grant: subscriber.grant,
+            })
+            .collect();
+        self.make_room();
+        let route = Route { hash, topic: topic.into(), generation, is_used: true, targets };
+        match self.table.find_mut(hash, |route| *route.topic == *topic) {
+            Some(earlier) => *earlier = route,
+            None => {
+                self.table.insert_unique(hash, route, |route| route.hash);
+            }
+        }
+    }
+
+    fn outbox(&mut self, mailbox: &Arc<Mailbox>, outboxes: &mut Vec<Outbox>) -> u32 {
+        let session = mailbox.session();
+        if let Some(index) = self.outbox_of.get(&session) {
+            return *index;
+        }
+        let outbox = Outbox::new(mailbox.clone());
+        let index = match self.free_outboxes.pop() {
+            Some(index) => {
+                if let Some(free) = outboxes.get_mut(index as usize) {
+                    *free = outbox;
+                }
+                index
+            }
+            None => {
+                outboxes.push(outbox);
+                (outboxes.len() - 1) as u32
+            }
+        };
+        self.outbox_of.insert(session, index);
+        index
+    }
+
+    fn make_room(&mut self) {
+        if self.table.len() < ROUTES_MAX {
+            return;
+        }
+        self.table.retain(|route| std::mem::take(&mut route.is_used));
+        if self.table.len() >= ROUTES_MAX {
+            self.table.clear();
+        }
+    }
+}
+
+/// What overlapping subscriptions of one session give together: one copy, at the highest
+/// QoS [MQTT-3.3.4-2].
+fn union(a: Grant, b: Grant) -> Grant {
+    Grant {
+        qos: a.qos.max(b.qos),
+        no_local: a.no_local && b.no_local,
+        retain_as_published: a.retain_as_published || b.retain_as_published,
+    }
+}

@@ -1,0 +1,444 @@
+//! One router shard: all topics whose hash leads here. Floor 4, one task each.
+//!
+//! A shard owns the exact subscriptions and the retained messages of its topics. Connections reach it
+//! through its bounded command channel; it reaches sessions through their mailboxes and never waits for
+//! anyone, so it cannot be part of a deadlock.
+//!
+//! # A turn
+//!
+//! Take everything that waits; append each run to the outbox of every subscriber of its topic; at the
+//! end send one delivery per touched outbox and kind, and then one receipt per batch. A command that is
+//! not a batch first ends the turn so far, so that whatever it sends comes behind.
+//!
+//! # Invariants
+//!
+//! - A subscription is in force for every batch that is taken after its part was done.
+//! - A receipt leaves when the messages of its batch are in the mailboxes of all subscribers.
+//! - A compiled route is used only while neither the trie nor this shard's own subscriptions changed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::AcqRel;
+
+use atomic_waker::AtomicWaker;
+use bytes::Bytes;
+
+use crate::codec::PublishView;
+use crate::ids::{ProtocolVersion, Qos, SessionId};
+use crate::message::{Batch, Delivery, Grant, Kind, Piece, Replay, Run};
+use crate::metrics::{DropReason, Metrics};
+use crate::retained;
+use crate::router::mailbox::{Mail, Mailbox};
+use crate::router::route::{Routes, Subscriber};
+use crate::topic::TopicFilter;
+
+/// Commands that wait for one shard at most. A batch holds at most one read of one connection, so a
+/// shard's queue is at most this many times the read size.
+pub const COMMANDS_MAX: usize = 1024;
+/// Commands that one turn takes at most, so that the first of them is not kept waiting.
+const TURN_COMMANDS_MAX: usize = 1024;
+
+/// What a shard is asked to do.
+pub enum Command {
+    /// Route messages.
+    Publish(Publication),
+    /// Bring exact subscriptions into force, and say from where to replay.
+    Subscribe {
+        /// Who subscribes.
+        mailbox: Arc<Mailbox>,
+        /// Exact filters of this shard; wildcard filters are in the trie already.
+        exact: Vec<(TopicFilter, Grant)>,
+        /// All filters whose retained messages of this shard are wanted.
+        replay: Vec<(TopicFilter, Grant)>,
+        /// Comes back with the answer.
+        token: u64,
+        /// Comes back with the answer.
+        parts_due: usize,
+    },
+    /// End exact subscriptions.
+    Unsubscribe {
+        /// Who unsubscribes.
+        mailbox: Arc<Mailbox>,
+        /// Exact filters of this shard.
+        exact: Vec<TopicFilter>,
+        /// Comes back with the answer.
+        token: u64,
+        /// Comes back with the answer.
+        parts_due: usize,
+    },
+    /// The session has ended.
+    End {
+        /// Which one.
+        session: SessionId,
+        /// Its exact filters of this shard.
+        exact: Vec<TopicFilter>,
+    },
+    /// Send the next chunk of retained messages.
+    Replay {
+        /// To whom.
+        mailbox: Arc<Mailbox>,
+        /// What.
+        replay: Replay,
+    },
+    /// Answer when everything before this has been done.
+    Barrier(flume::Sender<()>),
+}
+
+/// A batch and who has to be told that it is owned.
+pub struct Publication {
+    /// The messages.
+    pub batch: Batch,
+    /// The publisher.
+    pub mailbox: Arc<Mailbox>,
+    /// The turn of the publisher's session, where an acknowledgement depends on it.
+    pub turn: Option<u64>,
+}
+
+/// Bounds of the retained messages of one shard.
+#[derive(Clone, Copy, Debug)]
+pub struct RetainedLimits {
+    /// Messages of all shards together.
+    pub messages_max: u64,
+    /// Bytes of all shards together, topics included.
+    pub bytes_max: u64,
+}
+
+/// The sending half of a shard's channel. Cheap to clone.
+#[derive(Clone)]
+pub struct ShardHandle {
+    sender: flume::Sender<Command>,
+    bell: Arc<Bell>,
+}
+
+/// Wakes the shard's task; see the mailbox for how it works.
+#[derive(Default)]
+struct Bell {
+    armed: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl ShardHandle {
+    /// Sends if there is room, else gives the command back. A shard that has stopped takes
+    /// everything and does nothing: the broker is going down.
+    pub(super) fn try_send(&self, command: Command) -> Result<(), Command> {
+        match self.sender.try_send(command) {
+            Ok(()) => {
+                self.ring();
+                Ok(())
+            }
+            Err(flume::TrySendError::Full(command)) => Err(command),
+            Err(flume::TrySendError::Disconnected(_)) => Ok(()),
+        }
+    }
+
+    /// Waits until there is room.
+    pub(super) async fn send(&self, command: Command) {
+        if self.sender.send_async(command).await.is_ok() {
+            self.ring();
+        }
+    }
+
+    fn ring(&self) {
+        if self.bell.armed.swap(false, AcqRel) {
+            self.bell.waker.wake();
+        }
+    }
+}
+
+/// See the module comment.
+pub(super) struct Shard {
+    index: usize,
+    receiver: flume::Receiver<Command>,
+    bell: Arc<Bell>,
+    exact: HashMap<Box<str>, Vec<Subscriber>>,
+    retained: retained::Store,
+    retained_limits: RetainedLimits,
+    routes: Routes,
+    outboxes: Vec<Outbox>,
+    /// Outboxes that this turn has put something into.
+    touched: Vec<u32>,
+    /// Frames of the batches of this turn.
+    buffers: Vec<Bytes>,
+    /// Publishers to be told at the end of this turn.
+    receipts: Vec<(Arc<Mailbox>, u64)>,
+    metrics: Arc<Metrics>,
+}
+
+/// What this turn has for one session.
+#[derive(Default)]
+pub(super) struct Outbox {
+    mailbox: Option<Arc<Mailbox>>,
+    unacknowledged: Pile,
+    acknowledged: Pile,
+}
+
+#[derive(Default)]
+struct Pile {
+    buffers: Vec<Bytes>,
+    /// Which of the turn's buffers is the last of `buffers`.
+    newest: usize,
+    pieces: Vec<Piece>,
+}
+
+/// A shard and the handle to it; spawn [`Shard::run`].
+pub(super) fn shard(
+    index: usize,
+    routes: Routes,
+    retained_limits: RetainedLimits,
+    metrics: Arc<Metrics>,
+) -> (Shard, ShardHandle) {
+    let (sender, receiver) = flume::bounded(COMMANDS_MAX);
+    let bell = Arc::new(Bell::default());
+    let handle = ShardHandle { sender, bell: bell.clone() };
+    let shard = Shard {
+        index,
+        receiver,
+        bell,
+        exact: HashMap::new(),
+        retained: retained::Store::default(),
+        retained_limits,
+        routes,
+        outboxes: Vec::new(),
+        touched: Vec::new(),
+        buffers: Vec::new(),
+        receipts: Vec::new(),
+        metrics,
+    };
+    (shard, handle)
+}
+
+impl Shard {
+    /// Works until the last handle is dropped.
+    pub(super) async fn run(mut self) {
+        loop {
+            let mut taken = 0;
+            while taken < TURN_COMMANDS_MAX
+                && let Ok(command) = self.receiver.try_recv()
+            {
+                self.handle(command);
+                taken += 1;
+            }
+            self.end_turn();
+            if taken == TURN_COMMANDS_MAX {
+                tokio::task::yield_now().await;
+            } else if !self.next_command().await {
+                return;
+            }
+        }
+    }
+
+    /// Waits until a command waits; false when none can come any more.
+    async fn next_command(&self) -> bool {
+        std::future::poll_fn(|cx| {
+            self.bell.waker.register(cx.waker());
+            self.bell.armed.swap(true, AcqRel);
+            let is_over = self.receiver.is_disconnected();
+            if !self.receiver.is_empty() || is_over {
+                return std::task::Poll::Ready(!is_over || !self.receiver.is_empty());
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+
+    fn handle(&mut self, command: Command) {
+        if let Command::Publish(publication) = command {
+            return self.publish(publication);
+        }
+        self.end_turn();
+        match command {
+            Command::Publish(_) => (),
+            Command::Subscribe { mailbox, exact, replay, token, parts_due } => {
+                for (filter, grant) in exact {
+                    self.subscribe(&mailbox, &filter, grant);
+                }
+                let replay = self.plan_replay(replay);
+                mailbox.send(Mail::PartDone { token, parts_due, replay });
+            }
+            Command::Unsubscribe { mailbox, exact, token, parts_due } => {
+                self.unsubscribe(mailbox.session(), &exact);
+                mailbox.send(Mail::PartDone { token, parts_due, replay: None });
+            }
+            Command::End { session, exact } => {
+                self.unsubscribe(session, &exact);
+                self.routes.forget(session, &mut self.outboxes);
+            }
+            Command::Replay { mailbox, replay } => {
+                let (deliveries, rest) = self.retained.replay(replay);
+                mailbox.send(Mail::Chunk { deliveries, rest });
+            }
+            // Whoever asked may have given up waiting.
+            Command::Barrier(done) => drop(done.send(())),
+        }
+    }
+
+    fn publish(&mut self, publication: Publication) {
+        let Publication { batch, mailbox, turn } = publication;
+        let number = self.buffers.len();
+        for run in &batch.runs {
+            if run.retain {
+                self.retain(&batch, run);
+            }
+            let route =
+                self.routes.find(run.hash, batch.topic(run), &self.exact, &mut self.outboxes);
+            for target in route {
+                let Some(outbox) = self.outboxes.get_mut(target.outbox as usize) else { continue };
+                if target.grant.no_local && outbox.is_for(mailbox.session()) {
+                    continue;
+                }
+                if outbox.is_empty() {
+                    self.touched.push(target.outbox);
+                }
+                outbox.add(run, batch.version, target.grant, number, &batch.frames);
+            }
+        }
+        self.buffers.push(batch.frames);
+        if let Some(turn) = turn {
+            self.receipts.push((mailbox, turn));
+        }
+    }
+
+    /// Sends what the turn has gathered.
+    fn end_turn(&mut self) {
+        for index in self.touched.drain(..) {
+            if let Some(outbox) = self.outboxes.get_mut(index as usize) {
+                outbox.flush();
+            }
+        }
+        for (mailbox, turn) in self.receipts.drain(..) {
+            mailbox.send(Mail::Accepted { turn });
+        }
+        self.buffers.clear();
+    }
+
+    fn subscribe(&mut self, mailbox: &Arc<Mailbox>, filter: &TopicFilter, grant: Grant) {
+        let subscriber = Subscriber { mailbox: mailbox.clone(), grant };
+        let subscribers = self.exact.entry(filter.as_str().into()).or_default();
+        match subscribers.iter_mut().find(|other| other.mailbox.session() == mailbox.session()) {
+            Some(earlier) => *earlier = subscriber,
+            None => subscribers.push(subscriber),
+        }
+        self.routes.invalidate(filter.as_str());
+    }
+
+    fn unsubscribe(&mut self, session: SessionId, filters: &[TopicFilter]) {
+        for filter in filters {
+            if let Some(subscribers) = self.exact.get_mut(filter.as_str()) {
+                subscribers.retain(|subscriber| subscriber.mailbox.session() != session);
+                if subscribers.is_empty() {
+                    self.exact.remove(filter.as_str());
+                }
+            }
+            self.routes.invalidate(filter.as_str());
+        }
+    }
+
+    fn plan_replay(&self, filters: Vec<(TopicFilter, Grant)>) -> Option<Replay> {
+        let mut filters = filters;
+        filters.retain(|(filter, _)| self.retained.may_match(filter));
+        if filters.is_empty() {
+            return None;
+        }
+        Some(Replay {
+            shard: self.index,
+            filters: filters.into(),
+            filter: 0,
+            after: None,
+            stored_until: self.retained.last_change(),
+        })
+    }
+
+    /// Keeps the last message of `run` [MQTT-3.3.1-5], or removes the topic's one if it is
+    /// empty [MQTT-3.3.1-6] [MQTT-3.3.1-7].
+    fn retain(&mut self, batch: &Batch, run: &Run) {
+        let Some((topic, frame, is_empty)) = newest_of(batch, run) else { return };
+        let change = if is_empty {
+            self.retained.remove(topic)
+        } else if self.retained.contains(topic) || self.has_room_to_retain(frame.len()) {
+            self.retained.set(topic, frame, batch.version, run.qos)
+        } else {
+            return self.metrics.dropped(DropReason::RetainedFull, 1);
+        };
+        self.metrics.retained_messages.add(change.messages);
+        self.metrics.retained_bytes.add(change.bytes);
+    }
+
+    fn has_room_to_retain(&self, bytes: usize) -> bool {
+        self.metrics.retained_messages.value() < self.retained_limits.messages_max
+            && self.metrics.retained_bytes.value() + bytes as u64 <= self.retained_limits.bytes_max
+    }
+}
+
+/// Topic and frame of the last message of `run`, and whether its payload is empty.
+fn newest_of<'b>(batch: &'b Batch, run: &Run) -> Option<(&'b str, &'b [u8], bool)> {
+    let start = run.offset as usize;
+    let mut frames = batch.frames.get(start..start + run.len as usize)?;
+    let mut newest = None;
+    while let Some(view) = PublishView::parse(frames, batch.version) {
+        let (frame, rest) = frames.split_at_checked(view.frame_len)?;
+        newest = Some((frame, view.payload.is_empty()));
+        frames = rest;
+    }
+    let (frame, is_empty) = newest?;
+    Some((std::str::from_utf8(batch.topic(run)).ok()?, frame, is_empty))
+}
+
+impl Outbox {
+    /// An outbox for whoever reads `mailbox`.
+    pub(super) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox: Some(mailbox), ..Self::default() }
+    }
+
+    fn is_for(&self, session: SessionId) -> bool {
+        self.mailbox.as_ref().is_some_and(|mailbox| mailbox.session() == session)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.unacknowledged.pieces.is_empty() && self.acknowledged.pieces.is_empty()
+    }
+
+    fn add(
+        &mut self,
+        run: &Run,
+        version: ProtocolVersion,
+        grant: Grant,
+        number: usize,
+        frames: &Bytes,
+    ) {
+        let qos = run.qos.min(grant.qos);
+        let pile = match qos {
+            Qos::AtMostOnce => &mut self.unacknowledged,
+            Qos::AtLeastOnce | Qos::ExactlyOnce => &mut self.acknowledged,
+        };
+        if pile.buffers.is_empty() || pile.newest != number {
+            pile.buffers.push(frames.clone());
+            pile.newest = number;
+        }
+        pile.pieces.push(Piece {
+            buffer: (pile.buffers.len() - 1) as u32,
+            offset: run.offset,
+            len: run.len,
+            count: run.count,
+            version,
+            frame_qos: run.qos,
+            frame_retain: run.retain,
+            qos,
+            retain: run.retain && grant.retain_as_published,
+        });
+    }
+
+    fn flush(&mut self) {
+        let Some(mailbox) = &self.mailbox else { return };
+        let piles = [
+            (Kind::Unacknowledged, &mut self.unacknowledged),
+            (Kind::Acknowledged, &mut self.acknowledged),
+        ];
+        for (kind, pile) in piles {
+            if !pile.pieces.is_empty() {
+                let Pile { buffers, pieces, .. } = std::mem::take(pile);
+                mailbox.deliver(Delivery::new(kind, buffers, pieces));
+            }
+        }
+    }
+}

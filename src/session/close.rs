@@ -1,0 +1,70 @@
+//! Why a connection ends, and what the client is told. Floor 2.
+
+use crate::codec::{DecodeError, ReasonCode};
+
+/// Why a session lets go of its connection. The text is what the log says.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum CloseReason {
+    /// DISCONNECT with reason 0: the will is discarded [MQTT-3.1.2-10].
+    #[error("client disconnected")]
+    Disconnected,
+    /// DISCONNECT that asks for the will (0x04) or reports the client's own trouble.
+    #[error("client disconnected with reason 0x{0:02x}")]
+    DisconnectedWithReason(u8),
+    /// The peer closed the connection, or the network failed.
+    #[error("connection lost: {0}")]
+    Lost(String),
+    /// One and a half keep-alive periods without a packet [MQTT-3.1.2-22].
+    #[error("nothing received for one and a half times the keep alive of {0} s")]
+    KeepAliveTimeout(u64),
+    /// Another connection came with the same client identifier [MQTT-3.1.4-3].
+    #[error("another connection took the session over")]
+    TakenOver,
+    /// The broker stops.
+    #[error("broker is shutting down")]
+    ShuttingDown,
+    /// Bytes that are not MQTT.
+    #[error("malformed packet: {0}")]
+    Malformed(#[from] DecodeError),
+    /// A packet that only a server may send, or one that is not allowed now.
+    #[error("protocol error: {0}")]
+    Protocol(&'static str),
+    /// More unacknowledged messages than the Receive Maximum [MQTT-3.3.4-7].
+    #[error("more than {0} unacknowledged messages received")]
+    ReceiveMaximumExceeded(u16),
+    /// A topic alias, though none is allowed [MQTT-3.3.2-9].
+    #[error("topic alias used, but none is allowed")]
+    TopicAliasInvalid,
+}
+
+impl CloseReason {
+    /// What an MQTT 5 client is told in DISCONNECT; `None` where there is nobody left to tell.
+    pub fn reason_code(&self) -> Option<ReasonCode> {
+        match self {
+            Self::Disconnected | Self::DisconnectedWithReason(_) | Self::Lost(_) => None,
+            Self::KeepAliveTimeout(_) => Some(ReasonCode::KeepAliveTimeout),
+            Self::TakenOver => Some(ReasonCode::SessionTakenOver),
+            Self::ShuttingDown => Some(ReasonCode::ServerShuttingDown),
+            Self::Malformed(error) => Some(error.reason_code()),
+            Self::Protocol(_) => Some(ReasonCode::ProtocolError),
+            Self::ReceiveMaximumExceeded(_) => Some(ReasonCode::ReceiveMaximumExceeded),
+            Self::TopicAliasInvalid => Some(ReasonCode::TopicAliasInvalid),
+        }
+    }
+
+    /// Whether the will is published [MQTT-3.1.2-8].
+    pub fn publishes_will(&self) -> bool {
+        !matches!(self, Self::Disconnected)
+    }
+
+    /// Whether the client broke the rules.
+    pub fn is_protocol_error(&self) -> bool {
+        matches!(
+            self,
+            Self::Malformed(_)
+                | Self::Protocol(_)
+                | Self::ReceiveMaximumExceeded(_)
+                | Self::TopicAliasInvalid
+        )
+    }
+}

@@ -1,0 +1,112 @@
+//! What a session wants done: the one thing that every `handle_*` call writes to. Floor 2.
+
+use std::collections::VecDeque;
+
+use crate::codec::Packet;
+use crate::ids::ProtocolVersion;
+use crate::message::{Collector, Grant, Replay};
+use crate::session::CloseReason;
+use crate::topic::TopicFilter;
+
+/// Filled by the session, emptied by its caller.
+#[derive(Debug)]
+pub struct Output {
+    /// To be written to the client.
+    pub bytes: Vec<u8>,
+    /// Messages to be routed, as places in the caller's read buffer.
+    pub routes: Collector,
+    /// For the router, after `routes`.
+    pub requests: VecDeque<Request>,
+    /// Set once; nothing is handled after it.
+    pub close: Option<CloseReason>,
+    /// For the counters.
+    pub tally: Tally,
+}
+
+/// What the router is asked for.
+#[derive(Debug)]
+pub enum Request {
+    /// Bring subscriptions into force; every concerned shard answers with `token`.
+    Subscribe {
+        /// Comes back with each answer.
+        token: u64,
+        /// What was granted, and whether retained messages are to be replayed.
+        filters: Vec<(TopicFilter, Grant, Retained)>,
+    },
+    /// End subscriptions; every concerned shard answers with `token`.
+    Unsubscribe {
+        /// Comes back with each answer.
+        token: u64,
+        /// What the session was subscribed to.
+        filters: Vec<TopicFilter>,
+    },
+    /// The next chunk of retained messages.
+    Replay(Replay),
+}
+
+/// Whether a subscription gets the retained messages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Retained {
+    /// Yes, once it is in force.
+    Replay,
+    /// No [MQTT-3.3.1-10] [MQTT-3.3.1-11].
+    Skip,
+}
+
+/// Sums since the caller last took them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Packets of any type.
+    pub packets_received: u64,
+    /// Packets of any type.
+    pub packets_sent: u64,
+    /// PUBLISH packets.
+    pub publishes_received: u64,
+    /// Their bytes.
+    pub publish_bytes_received: u64,
+    /// PUBLISH packets.
+    pub publishes_sent: u64,
+    /// Their bytes.
+    pub publish_bytes_sent: u64,
+    /// Messages over the client's Maximum Packet Size.
+    pub too_large: u64,
+    /// Messages that the client may not publish.
+    pub not_authorized: u64,
+    /// Messages that left the queue.
+    pub released_messages: u64,
+    /// Bytes that the queue no longer holds.
+    pub released_bytes: usize,
+    /// Subscriptions more or fewer.
+    pub subscriptions: i64,
+}
+
+impl Tally {
+    pub(super) fn publishes_sent(&mut self, count: u64, bytes: usize) {
+        self.packets_sent += count;
+        self.publishes_sent += count;
+        self.publish_bytes_sent += bytes as u64;
+    }
+}
+
+impl Output {
+    /// Empty, with `routes` to collect messages.
+    pub fn new(routes: Collector) -> Self {
+        Self {
+            bytes: Vec::new(),
+            routes,
+            requests: VecDeque::new(),
+            close: None,
+            tally: Tally::default(),
+        }
+    }
+
+    pub(super) fn send(&mut self, packet: &Packet<'_>, version: ProtocolVersion) {
+        packet.encode(version, &mut self.bytes);
+        self.tally.packets_sent += 1;
+    }
+
+    /// The first reason wins.
+    pub(super) fn close(&mut self, reason: CloseReason) {
+        self.close.get_or_insert(reason);
+    }
+}

@@ -1,0 +1,356 @@
+//! Messages sent to the client and not yet acknowledged. Floor 2, called by `session::outgoing`.
+//!
+//! Packet identifiers are given out in order, so the window is a ring: the identifier itself is the
+//! index. The frames are not held per message but per *body*, a stretch of frames that went out
+//! together; it is let go when the last of its messages no longer needs it.
+//!
+//! # Invariants
+//!
+//! - At most `max` messages are sent on this connection and not complete [MQTT-3.3.4-9].
+//! - An identifier is not used again before its message is complete [MQTT-2.2.1-3].
+//! - `slots[i]` belongs to identifier `first + i`; `slots[0]` is never complete.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::ids::{PacketId, ProtocolVersion, Qos};
+
+/// Packet identifiers that exist: all 16-bit numbers but zero.
+const IDENTIFIERS: usize = 65_535;
+
+/// See the module comment.
+#[derive(Debug)]
+pub(super) struct Window {
+    max: usize,
+    /// Sent on this connection and not complete.
+    unacknowledged: usize,
+    first: PacketId,
+    slots: VecDeque<Slot>,
+    bodies: VecDeque<Held>,
+    /// How many bodies have left the front: the number of `bodies[0]`.
+    bodies_gone: u32,
+    /// Slots from here on were sent on an earlier connection only.
+    resend_from: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    state: State,
+    /// Number of the body that holds its frame.
+    body: u32,
+}
+
+/// Where a message stands on its way to the client.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    AwaitsPubAck,
+    AwaitsPubRec,
+    AwaitsPubComp,
+    Complete,
+}
+
+/// Frames that were sent together.
+#[derive(Debug)]
+pub(super) struct Body {
+    /// Exactly the frames, as the broker holds them.
+    pub(super) frames: Bytes,
+    /// How they are encoded.
+    pub(super) version: ProtocolVersion,
+    /// QoS that they are delivered with, 1 or 2.
+    pub(super) qos: Qos,
+    /// RETAIN flag that they are delivered with.
+    pub(super) retain: bool,
+    /// What the queue limit was charged for them.
+    pub(super) charged_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Held {
+    body: Body,
+    /// Identifier of the first frame.
+    first: PacketId,
+    /// Messages that may have to be sent again from it.
+    open: usize,
+}
+
+/// What has to be sent again after the client came back.
+#[derive(Debug)]
+pub(super) enum Resend<'w> {
+    /// The PUBLISH, with DUP; its frame is number `index` of the body.
+    Publish { id: PacketId, body: &'w Body, index: usize },
+    /// The PUBREL.
+    PubRel { id: PacketId },
+}
+
+/// What an acknowledgement meant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Acknowledged {
+    /// It was awaited. Bytes that the queue limit gets back.
+    Expected { released_bytes: usize },
+    /// No message awaits it.
+    Unknown,
+}
+
+impl Window {
+    /// An empty window.
+    pub(super) fn new() -> Self {
+        Self {
+            max: 0,
+            unacknowledged: 0,
+            first: PacketId::FIRST,
+            slots: VecDeque::new(),
+            bodies: VecDeque::new(),
+            bodies_gone: 0,
+            resend_from: 0,
+        }
+    }
+
+    /// A connection begins that allows `max` unacknowledged messages; all open ones are to be
+    /// sent again [MQTT-4.4.0-1].
+    pub(super) fn attach(&mut self, max: u16) {
+        self.max = max.into();
+        self.unacknowledged = 0;
+        self.resend_from = 0;
+    }
+
+    /// How many new messages may be sent now.
+    pub(super) fn free(&self) -> usize {
+        if self.resend_from < self.slots.len() {
+            return 0;
+        }
+        (self.max - self.unacknowledged.min(self.max)).min(IDENTIFIERS - self.slots.len())
+    }
+
+    /// Messages that are not complete.
+    pub(super) fn len(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.state != State::Complete).count()
+    }
+
+    /// Opens a slot for each of `count` messages of `body`; `count` is at most [`Window::free`].
+    /// Returns the first of their consecutive identifiers.
+    pub(super) fn push(&mut self, body: Body, count: usize) -> PacketId {
+        let id = self.id_at(self.slots.len());
+        let state = match body.qos {
+            Qos::AtMostOnce | Qos::AtLeastOnce => State::AwaitsPubAck,
+            Qos::ExactlyOnce => State::AwaitsPubRec,
+        };
+        let number = self.bodies_gone.wrapping_add(self.bodies.len() as u32);
+        self.bodies.push_back(Held { body, first: id, open: count });
+        self.slots.extend(std::iter::repeat_n(Slot { state, body: number }, count));
+        self.unacknowledged += count;
+        self.resend_from = self.slots.len();
+        id
+    }
+
+    /// The client acknowledged a QoS 1 message.
+    pub(super) fn puback(&mut self, id: PacketId) -> Acknowledged {
+        match self.index_in(id, &[State::AwaitsPubAck]) {
+            Some(index) => self.complete(index),
+            None => Acknowledged::Unknown,
+        }
+    }
+
+    /// The client has a QoS 2 message. `Expected` means that PUBREL is due, also for a repeated PUBREC.
+    pub(super) fn pubrec(&mut self, id: PacketId) -> Acknowledged {
+        match self.index_in(id, &[State::AwaitsPubRec, State::AwaitsPubComp]) {
+            Some(index) => {
+                let earlier = self.change(index, State::AwaitsPubComp);
+                let released_bytes = match earlier {
+                    Some(Slot { state: State::AwaitsPubRec, body }) => self.release(body),
+                    _ => 0,
+                };
+                Acknowledged::Expected { released_bytes }
+            }
+            None => Acknowledged::Unknown,
+        }
+    }
+
+    /// The client refused a QoS 2 message: it is complete [MQTT-4.3.3-4].
+    pub(super) fn pubrec_refused(&mut self, id: PacketId) -> Acknowledged {
+        match self.index_in(id, &[State::AwaitsPubRec]) {
+            Some(index) => self.complete(index),
+            None => Acknowledged::Unknown,
+        }
+    }
+
+    /// The client finished a QoS 2 message.
+    pub(super) fn pubcomp(&mut self, id: PacketId) -> Acknowledged {
+        match self.index_in(id, &[State::AwaitsPubComp]) {
+            Some(index) => self.complete(index),
+            None => Acknowledged::Unknown,
+        }
+    }
+
+    /// The next message to send again, in the order of the first sending [MQTT-4.6.0-1]. Call
+    /// [`Window::resent`] after it.
+    pub(super) fn next_resend(&mut self) -> Option<Resend<'_>> {
+        while self.slots.get(self.resend_from).is_some_and(|slot| slot.state == State::Complete) {
+            self.resend_from += 1;
+        }
+        if self.unacknowledged >= self.max {
+            return None;
+        }
+        let slot = *self.slots.get(self.resend_from)?;
+        let id = self.id_at(self.resend_from);
+        if slot.state == State::AwaitsPubComp {
+            return Some(Resend::PubRel { id });
+        }
+        let held = self.bodies.get(slot.body.wrapping_sub(self.bodies_gone) as usize)?;
+        Some(Resend::Publish { id, body: &held.body, index: distance(held.first, id) })
+    }
+
+    /// What [`Window::next_resend`] returned is on its way.
+    pub(super) fn resent(&mut self) {
+        self.resend_from += 1;
+        self.unacknowledged += 1;
+    }
+
+    fn id_at(&self, index: usize) -> PacketId {
+        let raw = (usize::from(self.first.get()) - 1 + index) % IDENTIFIERS + 1;
+        PacketId::new(raw as u16).unwrap_or(PacketId::FIRST)
+    }
+
+    /// Where `id` is, if it is in one of `states`.
+    fn index_in(&self, id: PacketId, states: &[State]) -> Option<usize> {
+        let index = distance(self.first, id);
+        self.slots.get(index).is_some_and(|slot| states.contains(&slot.state)).then_some(index)
+    }
+
+    /// Sets the state of a slot; returns the slot as it was.
+    fn change(&mut self, index: usize, state: State) -> Option<Slot> {
+        let slot = self.slots.get_mut(index)?;
+        Some(std::mem::replace(slot, Slot { state, ..*slot }))
+    }
+
+    fn complete(&mut self, index: usize) -> Acknowledged {
+        let earlier = self.change(index, State::Complete);
+        if index < self.resend_from {
+            self.unacknowledged = self.unacknowledged.saturating_sub(1);
+        }
+        while self.slots.front().is_some_and(|slot| slot.state == State::Complete) {
+            self.slots.pop_front();
+            self.first = self.first.next();
+            self.resend_from = self.resend_from.saturating_sub(1);
+        }
+        let released_bytes = match earlier {
+            Some(Slot { state: State::AwaitsPubAck | State::AwaitsPubRec, body }) => {
+                self.release(body)
+            }
+            _ => 0,
+        };
+        Acknowledged::Expected { released_bytes }
+    }
+
+    /// One message of `body` will not be sent again. Lets go of the bodies that nobody needs;
+    /// returns what they were charged.
+    fn release(&mut self, body: u32) -> usize {
+        if let Some(held) = self.bodies.get_mut(body.wrapping_sub(self.bodies_gone) as usize) {
+            held.open = held.open.saturating_sub(1);
+        }
+        let mut released_bytes = 0;
+        while let Some(held) = self.bodies.pop_front_if(|held| held.open == 0) {
+            self.bodies_gone = self.bodies_gone.wrapping_add(1);
+            released_bytes += held.body.charged_bytes;
+        }
+        released_bytes
+    }
+}
+
+/// How many identifiers lie between `from` and `to`.
+fn distance(from: PacketId, to: PacketId) -> usize {
+    (usize::from(to.get()) + IDENTIFIERS - usize::from(from.get())) % IDENTIFIERS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_follow_each_other_and_skip_zero_when_they_wrap() {
+        let mut window = window(10);
+        for _ in 0..6553 {
+            let first = window.push(body(Qos::AtLeastOnce), 10);
+            for offset in 0..10 {
+                let raw = first.get() + offset;
+                assert_ne!(window.puback(id(raw)), Acknowledged::Unknown);
+            }
+        }
+        assert_eq!(window.push(body(Qos::AtLeastOnce), 10).get(), 65_531);
+        for raw in (65_531..=65_535).chain(1..=5) {
+            assert_ne!(window.puback(id(raw)), Acknowledged::Unknown, "{raw}");
+        }
+        assert_eq!(window.len(), 0);
+    }
+
+    #[test]
+    fn out_of_order_acknowledgements_free_the_window_but_not_the_identifier() {
+        let mut window = window(2);
+        window.push(body(Qos::AtLeastOnce), 2);
+        assert_eq!(window.free(), 0);
+        window.puback(id(2));
+        assert_eq!(window.free(), 1);
+        assert_eq!(window.push(body(Qos::AtLeastOnce), 1), id(3));
+        assert_eq!(window.puback(id(2)), Acknowledged::Unknown);
+    }
+
+    #[test]
+    fn body_is_given_back_with_its_last_message() {
+        let mut window = window(10);
+        window.push(body(Qos::AtLeastOnce), 2);
+        assert_eq!(window.puback(id(1)), Acknowledged::Expected { released_bytes: 0 });
+        assert_eq!(window.puback(id(2)), Acknowledged::Expected { released_bytes: 100 });
+    }
+
+    #[test]
+    fn qos_2_body_is_given_back_at_pubrec_and_the_window_at_pubcomp() {
+        let mut window = window(1);
+        window.push(body(Qos::ExactlyOnce), 1);
+        assert_eq!(window.pubrec(id(1)), Acknowledged::Expected { released_bytes: 100 });
+        assert_eq!(window.pubrec(id(1)), Acknowledged::Expected { released_bytes: 0 });
+        assert_eq!(window.free(), 0);
+        assert_eq!(window.pubcomp(id(1)), Acknowledged::Expected { released_bytes: 0 });
+        assert_eq!(window.free(), 1);
+        assert_eq!(window.pubcomp(id(1)), Acknowledged::Unknown);
+    }
+
+    #[test]
+    fn resend_keeps_order_identifiers_and_kinds_and_respects_a_smaller_window() {
+        let mut window = window(10);
+        window.push(body(Qos::ExactlyOnce), 3);
+        window.push(body(Qos::AtLeastOnce), 1);
+        window.pubrec(id(1));
+        window.pubcomp(id(1));
+        window.pubrec(id(2));
+
+        window.attach(2);
+        let mut sent = Vec::new();
+        while let Some(resend) = window.next_resend() {
+            sent.push(match resend {
+                Resend::Publish { id, index, .. } => (id.get(), Some(index)),
+                Resend::PubRel { id } => (id.get(), None),
+            });
+            window.resent();
+        }
+        assert_eq!(sent, [(2, None), (3, Some(2))]);
+        assert_eq!(window.free(), 0);
+
+        window.pubcomp(id(2));
+        assert!(matches!(window.next_resend(), Some(Resend::Publish { index: 0, .. })));
+    }
+
+    fn window(max: u16) -> Window {
+        let mut window = Window::new();
+        window.attach(max);
+        window
+    }
+
+    fn body(qos: Qos) -> Body {
+        let version = ProtocolVersion::V311;
+        Body { frames: Bytes::new(), version, qos, retain: false, charged_bytes: 100 }
+    }
+
+    fn id(raw: u16) -> PacketId {
+        PacketId::new(raw).unwrap()
+    }
+}

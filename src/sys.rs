@@ -1,0 +1,76 @@
+//! `$SYS/broker/…`: the counters as retained messages, under the names that Mosquitto uses where it
+//! has them. Floor 5, started by `broker`.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{DropReason, Metrics};
+use crate::router::Router;
+
+/// Time between two rounds.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Publishes every ten seconds, at once for the first time, until `stop`. Sessions whose time has come
+/// are ended on the same beat of the clock.
+pub async fn run(router: Router, stop: CancellationToken) {
+    let started = Instant::now();
+    let inbox = router.open_mailbox();
+    let mut ticks = tokio::time::interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut clients_max = 0;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => (),
+            () = stop.cancelled() => return,
+        }
+        let clients = router.metrics().clients_connected.value();
+        clients_max = clients.max(clients_max);
+        let messages = messages(router.metrics(), started.elapsed(), clients_max);
+        router.publish_own(&messages, inbox.mailbox()).await;
+    }
+}
+
+fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(String, String)> {
+    let clients = metrics.clients_connected.value();
+    let sessions = metrics.sessions.value();
+    let mut values = vec![
+        ("version", concat!("mailboxqtt version ", env!("CARGO_PKG_VERSION")).to_owned()),
+        ("uptime", format!("{} seconds", uptime.as_secs())),
+    ];
+    let numbers = [
+        ("clients/connected", clients),
+        ("clients/disconnected", sessions.saturating_sub(clients)),
+        ("clients/expired", metrics.sessions_expired.value()),
+        ("clients/maximum", clients_max),
+        ("clients/total", sessions),
+        ("connections/socket/count", metrics.sockets_opened.value()),
+        ("bytes/received", metrics.bytes_received.value()),
+        ("bytes/sent", metrics.bytes_sent.value()),
+        ("messages/received", metrics.packets_received.value()),
+        ("messages/sent", metrics.packets_sent.value()),
+        ("messages/stored", metrics.retained_messages.value() + metrics.queued_messages.value()),
+        ("publish/messages/received", metrics.publishes_received.value()),
+        ("publish/messages/sent", metrics.publishes_sent.value()),
+        ("publish/messages/dropped", metrics.dropped_total()),
+        ("publish/bytes/received", metrics.publish_bytes_received.value()),
+        ("publish/bytes/sent", metrics.publish_bytes_sent.value()),
+        ("retained messages/count", metrics.retained_messages.value()),
+        (
+            "store/messages/count",
+            metrics.retained_messages.value() + metrics.queued_messages.value(),
+        ),
+        ("store/messages/bytes", metrics.retained_bytes.value() + metrics.queued_bytes.value()),
+        ("subscriptions/count", metrics.subscriptions.value()),
+        ("errors/protocol", metrics.protocol_errors.value()),
+    ];
+    values.extend(numbers.map(|(name, number)| (name, number.to_string())));
+    let mut messages: Vec<(String, String)> =
+        values.into_iter().map(|(name, value)| (format!("$SYS/broker/{name}"), value)).collect();
+    for reason in DropReason::ALL {
+        let topic = format!("$SYS/broker/publish/messages/dropped/{}", reason.name());
+        messages.push((topic, metrics.dropped_for(reason).to_string()));
+    }
+    messages
+}
