@@ -87,13 +87,13 @@ impl PacketType {
         })
     }
 
-    /// The lower four bits of the first byte, where the standard prescribes them; those of
-    /// PUBLISH carry meaning and are not covered.
-    pub(super) fn reserved_flags(self) -> u8 {
+    /// The lower four bits of the first byte; `None` for PUBLISH, where they carry meaning.
+    pub(super) fn reserved_flags(self) -> Option<u8> {
         match self {
+            Self::Publish => None,
             // [MQTT-3.6.1-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1]
-            Self::PubRel | Self::Subscribe | Self::Unsubscribe => 0b0010,
-            _ => 0,
+            Self::PubRel | Self::Subscribe | Self::Unsubscribe => Some(0b0010),
+            _ => Some(0),
         }
     }
 }
@@ -194,9 +194,10 @@ fn long_remaining_length(bytes: &[u8]) -> Result<Option<RemainingLength>, Decode
     if header_len == 5 { Err(DecodeError::LengthTooLong) } else { Ok(None) }
 }
 
-/// Writes a fixed header with the flags that are prescribed for `packet_type`.
+/// Writes the fixed header of any packet but PUBLISH, with the flags that are prescribed for it.
 pub(super) fn put_header(packet_type: PacketType, body_len: usize, out: &mut impl BufMut) {
-    put_first_byte((packet_type as u8) << 4 | packet_type.reserved_flags(), body_len, out);
+    let flags = packet_type.reserved_flags().unwrap_or(0);
+    put_first_byte((packet_type as u8) << 4 | flags, body_len, out);
 }
 
 /// Writes a fixed header from its parts.
