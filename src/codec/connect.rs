@@ -1,0 +1,213 @@
+//! CONNECT: opens a session (section 3.1 of both standards).
+//!
+//! The one packet that says itself which version it is written in. Floor 1.
+
+use bytes::BufMut;
+
+use crate::codec::error::DecodeError;
+use crate::codec::frame::{Frame, PacketType, put_header};
+use crate::codec::properties::Properties;
+use crate::codec::property::Owner;
+use crate::codec::wire::{Reader, binary_len, put_binary, put_string, string_len};
+use crate::ids::{ProtocolVersion, Qos};
+use crate::topic::check_topic_name;
+
+const OWNER: Owner = Owner::packet(PacketType::Connect);
+
+const CLEAN_START: u8 = 0b0000_0010;
+const WILL: u8 = 0b0000_0100;
+const WILL_QOS_SHIFT: u8 = 3;
+const WILL_QOS_AND_RETAIN: u8 = 0b0011_1000;
+const WILL_RETAIN: u8 = 0b0010_0000;
+const PASSWORD: u8 = 0b0100_0000;
+const USER_NAME: u8 = 0b1000_0000;
+
+/// CONNECT.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Connect<'a> {
+    /// What the rest of the connection is written in.
+    pub version: ProtocolVersion,
+    /// Drops an earlier session [MQTT-3.1.2-4]; called Clean Session before MQTT 5.
+    pub clean_start: bool,
+    /// Seconds of silence that the client allows itself; zero means for ever.
+    pub keep_alive_s: u16,
+    /// May be empty [MQTT-3.1.3-6].
+    pub client_id: &'a str,
+    /// Empty before MQTT 5.
+    pub properties: Properties<'a>,
+    /// Published when the connection ends badly [MQTT-3.1.2-8].
+    pub will: Option<Will<'a>>,
+    /// Who the client claims to be.
+    pub user_name: Option<&'a str>,
+    /// Its proof. Before MQTT 5 only together with a user name [MQTT-3.1.2-22 of 3.1.1].
+    pub password: Option<&'a [u8]>,
+}
+
+/// The message that a client leaves behind for its own funeral.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Will<'a> {
+    /// A valid topic name.
+    pub topic: &'a str,
+    /// Opaque.
+    pub payload: &'a [u8],
+    /// How it is published.
+    pub qos: Qos,
+    /// Whether it is published as a retained message [MQTT-3.1.2-15].
+    pub retain: bool,
+    /// Empty before MQTT 5.
+    pub properties: Properties<'a>,
+}
+
+impl<'a> Connect<'a> {
+    pub(super) fn decode(frame: Frame<'a>) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(frame.body);
+        let version = decode_version(&mut reader)?;
+        frame.check_length_form(version)?;
+        let flags = decode_flags(&mut reader, version)?;
+        let keep_alive_s = reader.u16()?;
+        let properties = Properties::decode(&mut reader, version, OWNER)?;
+        if properties.authentication_data().is_some()
+            && properties.authentication_method().is_none()
+        {
+            return Err(DecodeError::AuthenticationDataWithoutMethod);
+        }
+        // The order of the payload is prescribed [MQTT-3.1.3-1].
+        let client_id = reader.string()?;
+        let will = decode_will(&mut reader, flags, version)?;
+        let user_name = if flags & USER_NAME != 0 { Some(reader.string()?) } else { None };
+        let password = if flags & PASSWORD != 0 { Some(reader.binary()?) } else { None };
+        reader.finish()?;
+        let clean_start = flags & CLEAN_START != 0;
+        Ok(Self {
+            version,
+            clean_start,
+            keep_alive_s,
+            client_id,
+            properties,
+            will,
+            user_name,
+            password,
+        })
+    }
+
+    pub(super) fn body_len(&self) -> usize {
+        let will_len = self.will.map_or(0, |will| {
+            will.properties.encoded_len(self.version)
+                + string_len(will.topic)
+                + binary_len(will.payload)
+        });
+        string_len(protocol_name(self.version))
+            + 4
+            + self.properties.encoded_len(self.version)
+            + string_len(self.client_id)
+            + will_len
+            + self.user_name.map_or(0, string_len)
+            + self.encodable_password().map_or(0, binary_len)
+    }
+
+    /// Writes the whole packet.
+    pub fn encode(&self, out: &mut impl BufMut) {
+        put_header(PacketType::Connect, self.body_len(), out);
+        put_string(protocol_name(self.version), out);
+        out.put_u8(protocol_level(self.version));
+        out.put_u8(self.flags());
+        out.put_u16(self.keep_alive_s);
+        self.properties.encode(self.version, out);
+        put_string(self.client_id, out);
+        if let Some(will) = self.will {
+            will.properties.encode(self.version, out);
+            put_string(will.topic, out);
+            put_binary(will.payload, out);
+        }
+        if let Some(user_name) = self.user_name {
+            put_string(user_name, out);
+        }
+        if let Some(password) = self.encodable_password() {
+            put_binary(password, out);
+        }
+    }
+
+    fn flags(&self) -> u8 {
+        let mut flags = 0;
+        if self.clean_start {
+            flags |= CLEAN_START;
+        }
+        if let Some(will) = self.will {
+            flags |= WILL | (will.qos as u8) << WILL_QOS_SHIFT;
+            if will.retain {
+                flags |= WILL_RETAIN;
+            }
+        }
+        if self.user_name.is_some() {
+            flags |= USER_NAME;
+        }
+        if self.encodable_password().is_some() {
+            flags |= PASSWORD;
+        }
+        flags
+    }
+
+    /// A password alone cannot be said before MQTT 5 [MQTT-3.1.2-22 of 3.1.1].
+    fn encodable_password(&self) -> Option<&'a [u8]> {
+        let may_stand = self.version == ProtocolVersion::V5 || self.user_name.is_some();
+        self.password.filter(|_| may_stand)
+    }
+}
+
+fn decode_version(reader: &mut Reader<'_>) -> Result<ProtocolVersion, DecodeError> {
+    let name = reader.binary()?;
+    if name != b"MQTT" && name != b"MQIsdp" {
+        return Err(DecodeError::ProtocolName);
+    }
+    match (name, reader.u8()?) {
+        (b"MQIsdp", 3) => Ok(ProtocolVersion::V31),
+        (b"MQTT", 4) => Ok(ProtocolVersion::V311),
+        (b"MQTT", 5) => Ok(ProtocolVersion::V5),
+        (_, level) => Err(DecodeError::UnsupportedProtocolVersion { level }),
+    }
+}
+
+fn decode_flags(reader: &mut Reader<'_>, version: ProtocolVersion) -> Result<u8, DecodeError> {
+    let flags = reader.u8()?;
+    if flags & 1 != 0 {
+        return Err(DecodeError::ConnectReservedFlag);
+    }
+    if flags & WILL == 0 && flags & WILL_QOS_AND_RETAIN != 0 {
+        return Err(DecodeError::WillFlagsWithoutWill { flags });
+    }
+    if version != ProtocolVersion::V5 && flags & PASSWORD != 0 && flags & USER_NAME == 0 {
+        return Err(DecodeError::PasswordWithoutUserName);
+    }
+    Ok(flags)
+}
+
+fn decode_will<'a>(
+    reader: &mut Reader<'a>,
+    flags: u8,
+    version: ProtocolVersion,
+) -> Result<Option<Will<'a>>, DecodeError> {
+    if flags & WILL == 0 {
+        return Ok(None);
+    }
+    let qos = Qos::new(flags >> WILL_QOS_SHIFT & 0b11).ok_or(DecodeError::WillQos)?;
+    let properties = Properties::decode(reader, version, Owner::WILL)?;
+    let topic = reader.string()?;
+    check_topic_name(topic).map_err(DecodeError::WillTopic)?;
+    let payload = reader.binary()?;
+    Ok(Some(Will { topic, payload, qos, retain: flags & WILL_RETAIN != 0, properties }))
+}
+
+fn protocol_name(version: ProtocolVersion) -> &'static str {
+    match version {
+        ProtocolVersion::V31 => "MQIsdp",
+        ProtocolVersion::V311 | ProtocolVersion::V5 => "MQTT",
+    }
+}
+
+fn protocol_level(version: ProtocolVersion) -> u8 {
+    match version {
+        ProtocolVersion::V31 => 3,
+        ProtocolVersion::V311 => 4,
+        ProtocolVersion::V5 => 5,
+    }
+}
