@@ -156,7 +156,7 @@ impl Args {
     /// The address of the broker; the first one, where a name has several.
     pub(crate) fn target(&self) -> anyhow::Result<SocketAddr> {
         let mut found = self.addr.to_socket_addrs().with_context(|| {
-            format!("--addr {}: no such host; it takes HOST:PORT", self.addr)
+            format!("--addr {}: it takes HOST:PORT, with a host that exists", self.addr)
         })?;
         found.next().with_context(|| format!("--addr {}: the name has no address", self.addr))
     }

@@ -20,6 +20,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::block::Block;
 
+const DISCONNECT: [u8; 2] = [0xe0, 0];
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -118,7 +120,8 @@ impl Client {
         match socket.connect(&target.into()) {
             Ok(()) => {}
             // Under way; a failure shows itself at the first write.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
             Err(error) => return Err(error),
         }
         Ok(Self {
@@ -166,6 +169,14 @@ impl Client {
         };
         Packet::Subscribe(subscribe).encode(ProtocolVersion::V311, &mut self.control);
         true
+    }
+
+    /// Takes leave, unless something is still to be written: the connection closes in any case.
+    pub(crate) fn say_disconnect(&mut self) {
+        if self.stage == Stage::Ready && self.is_flushed() {
+            self.control.extend_from_slice(&DISCONNECT);
+            let _ = self.flush();
+        }
     }
 
     /// Reads what has arrived behind the beginning of a packet that is held, into `scratch`.

@@ -71,9 +71,6 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
         write!(stdout, "{report}")?;
     }
     drop(stdout);
-    if let Some(doubt) = report.doubts() {
-        eprintln!("loadgen: {doubt}");
-    }
     let broken = report.broken_promises();
     for sentence in &broken {
         eprintln!("loadgen: {sentence}");

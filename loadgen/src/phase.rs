@@ -24,8 +24,7 @@ pub(crate) enum Phase {
     Stop,
 }
 
-const PHASES: [Phase; 5] =
-    [Phase::Ramp, Phase::WarmUp, Phase::Measure, Phase::Drain, Phase::Stop];
+const PHASES: [Phase; 5] = [Phase::Ramp, Phase::WarmUp, Phase::Measure, Phase::Drain, Phase::Stop];
 
 /// See the module.
 #[derive(Debug)]

@@ -105,10 +105,7 @@ pub(crate) fn as_subscriber(
 /// Takes all whole packets at the start of `bytes` as a publisher. Returns how long they are and how
 /// many messages they end the flow of.
 #[inline]
-pub(crate) fn as_publisher(
-    bytes: &[u8],
-    answers: &mut Vec<u8>,
-) -> Result<(usize, u64), Malformed> {
+pub(crate) fn as_publisher(bytes: &[u8], answers: &mut Vec<u8>) -> Result<(usize, u64), Malformed> {
     let (mut at, mut acked) = (0, 0);
     while let Some(frame) = next_frame(&bytes[at..])? {
         at += frame.bytes.len();
@@ -181,9 +178,14 @@ mod tests {
     #[test]
     fn messages_of_one_write_are_one_run_and_other_runs_are_ignored() {
         let mut bytes = Vec::new();
-        for (run, publisher, sequence, intended_ns) in
-            [(1, 5, 0, 10), (1, 5, 1, 10), (9, 5, 2, 10), (1, 5, 2, 20), (1, 6, 0, 20), (1, 8, 0, 0)]
-        {
+        for (run, publisher, sequence, intended_ns) in [
+            (1, 5, 0, 10),
+            (1, 5, 1, 10),
+            (9, 5, 2, 10),
+            (1, 5, 2, 20),
+            (1, 6, 0, 20),
+            (1, 8, 0, 0),
+        ] {
             let stamp = Stamp { run, publisher, sequence, intended_ns };
             push(&mut bytes, stamp, Delivery::AtMostOnce);
         }
@@ -223,8 +225,7 @@ mod tests {
         for bytes in [&[0x30, 0][..], &[0x30, 3, 0, 9, 0], &[0x32, 2, 0, 0], &[PUBREL, 1, 0]] {
             let expected = expected();
             let mut trackers = [Tracker::new(0, 1)];
-            let taken =
-                as_subscriber(bytes, expected, &mut trackers, &mut Vec::new(), |_, _| {});
+            let taken = as_subscriber(bytes, expected, &mut trackers, &mut Vec::new(), |_, _| {});
             assert!(taken.is_err(), "{bytes:?}");
         }
     }
@@ -245,7 +246,8 @@ mod tests {
     fn push(bytes: &mut Vec<u8>, stamp: Stamp, delivery: Delivery) {
         let payload = stamp.payload(24);
         let properties = Properties::EMPTY;
-        let publish = Publish { topic: "a", payload: &payload, properties, delivery, retain: false };
+        let publish =
+            Publish { topic: "a", payload: &payload, properties, delivery, retain: false };
         Packet::Publish(publish).encode(ProtocolVersion::V311, bytes);
     }
 }

@@ -89,7 +89,7 @@ impl Report {
     /// Computes every figure once.
     pub(crate) fn new(args: &Args, outcome: &Outcome) -> Self {
         let tally = &outcome.tally;
-        let seconds = outcome.measured.as_secs_f64().max(1e-9);
+        let seconds = outcome.measured.as_secs_f64().max(1e-3);
         let received = tally.received_measured;
         let missed = missed(&tally.slip_ns);
         let late = missed as f64 > tally.slip_ns.len() as f64 * MISSED_MAX;
@@ -132,7 +132,8 @@ impl Report {
                 busiest_thread_percent: tally.busiest * 100.0,
                 schedule_slip_us: Percentiles::of(&tally.slip_ns),
                 missed_deadlines: missed,
-                saturated: tally.busiest > SATURATED || late,
+                // In an open loop a busy thread is one that polls before its deadlines.
+                saturated: late || args.rate.is_none() && tally.busiest > SATURATED,
             },
             broker: outcome.broker.map(|usage| {
                 let cpu = usage.after.cpu.saturating_sub(usage.before.cpu);
@@ -164,65 +165,93 @@ impl Report {
         }
         broken
     }
-
-    /// What makes the figures doubtful.
-    pub(crate) fn doubts(&self) -> Option<&'static str> {
-        let doubt = "generator was saturated: latency figures include its own queueing";
-        self.generator.saturated.then_some(doubt)
-    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scenario, qos, clients, threads, connect, generator, .. } = self;
+        let plural = if *threads == 1 { "thread" } else { "threads" };
+        line(f, "scenario", format_args!("{scenario}, QoS {qos}, {clients} clients"))?;
+        line(
+            f,
+            "connected",
+            format_args!(
+                "{} in {:.2} s ({}/s), each {:.2} ms median, {:.2} ms at most",
+                connect.ready,
+                connect.total_s,
+                grouped(connect.per_s),
+                connect.median_ms,
+                connect.max_ms
+            ),
+        )?;
+        if self.publishers > 0 {
+            self.fmt_messages(f)?;
+        }
+        let cpu = generator.cpu_percent;
+        let cost_us = cost(generator.cpu_us_per_message);
+        line(f, "generator", format_args!("{cpu:.0} % CPU on {threads} {plural}{cost_us}"))?;
+        if let Some(broker) = &self.broker {
+            broker.fmt_usage(f)?;
+        }
+        if generator.saturated {
+            let doubt = "generator was saturated: latency figures include its own queueing";
+            line(f, "beware", format_args!("{doubt}"))?;
+        }
+        if self.interrupted {
+            line(f, "interrupted", format_args!("this is what there was until then"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn fmt_messages(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pace = match (self.window, self.rate_per_s) {
-            (_, Some(rate)) => format!("open loop, {} messages/s", grouped(rate)),
+            (_, Some(rate)) => format!("open loop at {} messages/s", grouped(rate)),
             (Some(window), None) => format!("closed loop, window {window}"),
             (None, None) => String::new(),
         };
-        writeln!(f, "scenario      {}, QoS {}, {} clients", self.scenario, self.qos, self.clients)?;
-        let connect = &self.connect;
-        writeln!(
+        let (payload, seconds) = (self.payload_bytes, self.measured_s);
+        line(f, "load", format_args!("{pace}, {payload}-byte payloads, {seconds:.1} s measured"))?;
+        let (sent, received) = (grouped(self.sent_per_s), grouped(self.received_per_s));
+        line(f, "messages/s", format_args!("sent {sent}, received {received}"))?;
+        let (lost, duplicated, reordered) = (self.lost, self.duplicated, self.reordered);
+        let expected = grouped(self.expected_total as f64);
+        line(
             f,
-            "connected     {} in {:.2} s ({}/s), each {:.2} ms median, {:.2} ms at most",
-            connect.ready, connect.total_s, grouped(connect.per_s), connect.median_ms, connect.max_ms
+            "whole run",
+            format_args!(
+                "lost {lost}, duplicated {duplicated}, reordered {reordered} \
+                 of {expected} deliveries"
+            ),
         )?;
-        if self.publishers > 0 {
-            let payload = self.payload_bytes;
-            writeln!(f, "load          {pace}, {payload}-byte payloads, {:.1} s", self.measured_s)?;
-            let (sent, received) = (grouped(self.sent_per_s), grouped(self.received_per_s));
-            writeln!(f, "messages/s    sent {sent}, received {received}")?;
-            if let Some(latency) = &self.latency_us {
-                writeln!(f, "latency, µs   {latency}")?;
-            }
-            writeln!(
-                f,
-                "whole run     lost {}, duplicated {}, reordered {} of {} deliveries",
-                self.lost, self.duplicated, self.reordered, grouped(self.expected_total as f64)
-            )?;
+        if let Some(latency) = &self.latency_us {
+            let head = ["p50", "p90", "p99", "p99.9", "p99.99", "max"];
+            line(f, "µs", format_args!("{}", row(head)))?;
+            line(f, "latency", format_args!("{latency}"))?;
         }
-        let generator = &self.generator;
-        if let Some(slip) = &generator.schedule_slip_us {
-            let missed = generator.missed_deadlines;
-            writeln!(f, "schedule, µs  late by {slip}; {missed} later than 1 ms")?;
-        }
-        let threads = self.threads;
-        write!(f, "generator     {:.0} % CPU on {threads} threads", generator.cpu_percent)?;
-        writeln!(f, "{}", cost(generator.cpu_us_per_message))?;
-        if let Some(broker) = &self.broker {
-            write!(f, "broker        {:.0} % CPU", broker.cpu_percent)?;
-            writeln!(f, "{}", cost(broker.cpu_us_per_message))?;
-            writeln!(
-                f,
-                "its memory    {} KiB before connecting, {} KiB before and {} KiB after the \
-                 measurement: {:.1} KiB per connection",
-                broker.rss_idle_kib, broker.rss_before_kib, broker.rss_after_kib,
-                broker.kib_per_connection
-            )?;
-        }
-        if self.interrupted {
-            writeln!(f, "interrupted: this is what there was until then")?;
+        if let Some(slip) = &self.generator.schedule_slip_us {
+            line(f, "sent late by", format_args!("{slip}"))?;
+            let missed = self.generator.missed_deadlines;
+            line(f, "schedule", format_args!("{missed} messages left more than 1 ms late"))?;
         }
         Ok(())
+    }
+}
+
+impl Broker {
+    fn fmt_usage(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu_percent, rss_idle_kib, rss_before_kib, rss_after_kib, .. } = self;
+        let (cost_us, each) = (cost(self.cpu_us_per_message), self.kib_per_connection);
+        line(f, "broker", format_args!("{cpu_percent:.0} % CPU{cost_us}"))?;
+        line(
+            f,
+            "its memory",
+            format_args!(
+                "{rss_idle_kib} KiB before connecting, {rss_before_kib} KiB connected, \
+                 {rss_after_kib} KiB after the load; grown by {each:.1} KiB per connection"
+            ),
+        )
     }
 }
 
@@ -246,9 +275,23 @@ impl Percentiles {
 impl fmt::Display for Percentiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { p50, p90, p99, p99_9, p99_99, max } = self;
-        write!(f, "p50 {p50:.0}, p90 {p90:.0}, p99 {p99:.0}, p99.9 {p99_9:.0}, ")?;
-        write!(f, "p99.99 {p99_99:.0}, max {max:.0}")
+        let figures = [p50, p90, p99, p99_9, p99_99, max].map(|us| grouped(us.round()));
+        f.write_str(&row(figures.each_ref().map(String::as_str)))
     }
+}
+
+/// One line of the table.
+fn line(f: &mut fmt::Formatter<'_>, name: &str, text: fmt::Arguments<'_>) -> fmt::Result {
+    writeln!(f, "{name:<13} {text}")
+}
+
+/// Figures in columns.
+fn row(cells: [&str; 6]) -> String {
+    let mut row = String::new();
+    for cell in cells {
+        row.push_str(&format!("{cell:>10}"));
+    }
+    row
 }
 
 fn scenario_name(args: &Args) -> String {

@@ -182,12 +182,18 @@ impl Steering<'_> {
         let bar = ProgressBar::new(clients as u64);
         let template = "connecting {wide_bar} {pos}/{len} {per_sec} {eta}";
         bar.set_style(ProgressStyle::with_template(template).context("progress bar")?);
+        let ramped = self.wait_until_ready(clients, &bar);
+        bar.finish_and_clear();
+        ramped
+    }
+
+    fn wait_until_ready(&self, clients: usize, bar: &ProgressBar) -> anyhow::Result<()> {
         let mut moved = (0, Instant::now());
         loop {
             let ready = self.shared.ready.load(Ordering::Acquire);
             bar.set_position(ready as u64);
             if ready == clients || self.is_stopped() {
-                break;
+                return Ok(());
             }
             if ready != moved.0 {
                 moved = (ready, Instant::now());
@@ -200,8 +206,6 @@ impl Steering<'_> {
             // Short: the time until the last client is ready is a result.
             thread::sleep(Duration::from_millis(1));
         }
-        bar.finish_and_clear();
-        Ok(())
     }
 
     fn wait(&self, time: Duration) -> anyhow::Result<()> {
@@ -248,12 +252,7 @@ impl Steering<'_> {
     }
 }
 
-fn settings(
-    args: &Args,
-    layout: &Layout,
-    pace: Pace,
-    threads: usize,
-) -> anyhow::Result<Settings> {
+fn settings(args: &Args, layout: &Layout, pace: Pace, threads: usize) -> anyhow::Result<Settings> {
     Ok(Settings {
         target: args.target()?,
         qos: args.qos(),
