@@ -1,2 +1,79 @@
-//! Placeholder binary.
-fn main() {}
+//! The load generator: measures any MQTT broker over its sockets.
+//!
+//! ```text
+//! main ── run ──┬── worker (one thread per core) ── client ── block      frames to be written
+//!   │           │       ├── receive ── sequence                         what arrives
+//!   │           │       └── window | schedule                           when to send
+//!   └── report ─┴── tally                                               what was measured
+//! ```
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use clap::Parser;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::args::Args;
+use crate::report::Report;
+
+mod args;
+mod block;
+mod client;
+mod clock;
+mod payload;
+mod phase;
+mod proc;
+mod receive;
+mod report;
+mod run;
+mod scenario;
+mod schedule;
+mod sequence;
+mod tally;
+mod timer;
+mod window;
+mod worker;
+
+/// The run could not be done.
+const EXIT_NO_RUN: u8 = 2;
+/// The broker broke a promise of the QoS.
+const EXIT_BROKEN_PROMISE: u8 = 1;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match measure(&args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("loadgen: {error:#}");
+            ExitCode::from(EXIT_NO_RUN)
+        }
+    }
+}
+
+fn measure(args: &Args) -> anyhow::Result<ExitCode> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The first signal ends the run with a report, the second one ends the process.
+        flag::register_conditional_default(signal, Arc::clone(&stop)).context("signals")?;
+        flag::register(signal, Arc::clone(&stop)).context("signals")?;
+    }
+    let outcome = run::run(args, &stop)?;
+    let report = Report::new(args, &outcome);
+
+    let mut stdout = std::io::stdout().lock();
+    if args.json {
+        writeln!(stdout, "{}", serde_json::to_string(&report)?)?;
+    } else {
+        write!(stdout, "{report}")?;
+    }
+    drop(stdout);
+    let broken = report.broken_promises();
+    for sentence in &broken {
+        eprintln!("loadgen: {sentence}");
+    }
+    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN_PROMISE) })
+}

@@ -1,0 +1,276 @@
+//! The command line, and what follows from it where it is silent.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use mailboxqtt::ids::Qos;
+
+use crate::payload::STAMP_BYTES;
+use crate::scenario::{Layout, Scenario, Size};
+use crate::worker::Pace;
+
+/// Clients that deserve a thread of their own: fewer share one, which keeps feedback free.
+const CLIENTS_PER_THREAD: usize = 500;
+/// Closed loop: messages outstanding, over all publishers and over all deliveries, by default.
+const OUTSTANDING: u64 = 20_000;
+const OUTSTANDING_DELIVERIES: u64 = 100_000;
+const WINDOW: u64 = 100;
+/// Packet identifiers go round after 65,535 messages.
+const WINDOW_MAX: u64 = 16_384;
+
+/// Measures any MQTT broker: throughput, end-to-end latency, loss, and what it costs.
+///
+/// Connects the clients, warms up, measures, waits for what is under way and prints a table. Publishers
+/// and subscribers are in one process, so a latency is the difference of two readings of one clock.
+///
+/// By default the loop is closed: each publisher has at most --window messages outstanding, until its
+/// slowest subscriber has received them (and, at QoS 1 and 2, the broker has acknowledged them). That
+/// finds the throughput; the latency is then mostly the queue that the window makes. For latency use an
+/// open loop with --rate: messages leave by an absolute schedule and latency counts from the scheduled
+/// time, so that a broker that stalls cannot hide it.
+#[derive(Clone, Debug, Parser)]
+#[command(version, after_long_help = EXAMPLES, after_help = "--help shows examples")]
+pub(crate) struct Args {
+    /// The broker; names are resolved
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
+    pub(crate) addr: String,
+
+    /// Who publishes what to whom
+    #[arg(long, value_enum, default_value_t = Scenario::P2p)]
+    pub(crate) scenario: Scenario,
+
+    /// Connections in all [default: p2p 100, fan-in 11, fan-out 51, wildcard 16, connect 1000]
+    #[arg(long, value_name = "N")]
+    pub(crate) clients: Option<usize>,
+
+    /// Publishers among them, in fan-in, fan-out and wildcard
+    #[arg(long, value_name = "N")]
+    pub(crate) publishers: Option<usize>,
+
+    /// Subscribers among them, in fan-in, fan-out and wildcard
+    #[arg(long, value_name = "N")]
+    pub(crate) subscribers: Option<usize>,
+
+    /// Wildcard filters per subscriber, in wildcard
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) filters: u32,
+
+    /// Quality of service of messages and of subscriptions
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub(crate) qos: u8,
+
+    /// Bytes per payload; the first 24 hold run, sender, number and time
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = payload)]
+    pub(crate) payload: usize,
+
+    /// Closed loop: messages of a publisher outstanding [default: 100, less with very many clients]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=WINDOW_MAX))]
+    pub(crate) window: Option<u64>,
+
+    /// Open loop: messages per second, over all publishers
+    #[arg(long, value_name = "MSG_PER_S", conflicts_with = "window", value_parser = rate)]
+    pub(crate) rate: Option<f64>,
+
+    /// Seconds of load before the measurement
+    #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
+    pub(crate) warmup: Duration,
+
+    /// Seconds that are measured
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
+    pub(crate) duration: Duration,
+
+    /// Handshakes under way at the same time
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) concurrent: u32,
+
+    /// connect: seconds to keep all connections open, e.g. to see their memory with --pid
+    #[arg(long, value_name = "S", default_value = "0", value_parser = seconds)]
+    pub(crate) hold: Duration,
+
+    /// Process of the broker, to report its CPU time and memory
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Threads [default: one per core, but at most one per 500 clients]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    pub(crate) threads: Option<u32>,
+
+    /// User name in CONNECT
+    #[arg(long, value_name = "NAME")]
+    pub(crate) username: Option<String>,
+
+    /// Password in CONNECT
+    #[arg(long, requires = "username")]
+    pub(crate) password: Option<String>,
+
+    /// First part of all client identifiers
+    #[arg(long, value_name = "TEXT", default_value = "loadgen")]
+    pub(crate) client_prefix: String,
+
+    /// First level of all topics
+    #[arg(long, value_name = "TEXT", default_value = "loadgen")]
+    pub(crate) topic_prefix: String,
+
+    /// Makes client identifiers and payloads the same in every run [default: different ones]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u32>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Ten thousand clients in pairs, at QoS 2:
+    loadgen --clients 10000 --qos 2
+
+  How much CPU time the broker spends per message, ten pairs:
+    loadgen --clients 20 --pid $(pidof mosquitto)
+
+  Latency under a steady 5,000 messages per second:
+    loadgen --clients 20 --qos 1 --rate 5000
+
+  One publisher to 500 subscribers, few messages outstanding:
+    loadgen --scenario fan-out --subscribers 500 --window 4
+
+  Memory of ten thousand idle connections, held for 30 seconds:
+    loadgen --scenario connect --clients 10000 --hold 30 --pid $(pidof mosquitto)
+
+  A broker elsewhere, result for a script:
+    loadgen --addr broker.example:1883 --username me --password secret --json
+
+Exit code:
+  0  everything arrived as its QoS promises
+  1  something was lost at QoS 1 or 2, or arrived twice at QoS 2
+  2  the run could not be done: no broker, connection refused or broken, bad arguments";
+
+impl Args {
+    /// The quality of service.
+    pub(crate) fn qos(&self) -> Qos {
+        Qos::new(self.qos).unwrap_or(Qos::AtMostOnce)
+    }
+
+    /// The address of the broker; the first one, where a name has several.
+    pub(crate) fn target(&self) -> anyhow::Result<SocketAddr> {
+        let mut found = self.addr.to_socket_addrs().with_context(|| {
+            format!("--addr {}: it takes HOST:PORT, with a host that exists", self.addr)
+        })?;
+        found.next().with_context(|| format!("--addr {}: the name has no address", self.addr))
+    }
+
+    /// All clients of the run.
+    pub(crate) fn layout(&self) -> anyhow::Result<Layout> {
+        if self.topic_prefix.is_empty() || self.topic_prefix.contains(['+', '#', '\0']) {
+            bail!("--topic-prefix must be a topic: not empty, without + and #");
+        }
+        let size = Size {
+            clients: self.clients,
+            publishers: self.publishers,
+            subscribers: self.subscribers,
+            filters: self.filters as usize,
+        };
+        Layout::new(self.scenario, size, &self.topic_prefix).map_err(anyhow::Error::msg)
+    }
+
+    /// Who decides when the next message leaves.
+    pub(crate) fn pace(&self, layout: &Layout) -> Pace {
+        match self.rate {
+            Some(rate) => Pace::Rate(rate),
+            None => Pace::Window(self.window.unwrap_or_else(|| default_window(layout))),
+        }
+    }
+
+    /// How many threads the clients get.
+    pub(crate) fn threads(&self, clients: usize) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let useful = cores.min(clients.div_ceil(CLIENTS_PER_THREAD)).max(1);
+        self.threads.map_or(useful, |threads| threads as usize).min(clients.max(1))
+    }
+}
+
+/// Bounds what is under way, so that ten thousand clients measure the broker and not its queues.
+fn default_window(layout: &Layout) -> u64 {
+    let publishers = u64::from(layout.publishers).max(1);
+    let receivers = layout.receivers.max(1);
+    WINDOW.min(OUTSTANDING / publishers).min(OUTSTANDING_DELIVERIES / publishers / receivers).max(1)
+}
+
+fn payload(text: &str) -> Result<usize, String> {
+    let bytes: usize = text.parse().map_err(|_| "not a number".to_owned())?;
+    if bytes < STAMP_BYTES {
+        let needs = "the payload carries run, sender, number and time";
+        return Err(format!("{needs}: at least {STAMP_BYTES} bytes"));
+    }
+    if bytes > 16 << 20 {
+        return Err("at most 16 MiB".to_owned());
+    }
+    Ok(bytes)
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if !(0.001..=1e9).contains(&rate) {
+        return Err("between 0.001 and 1,000,000,000 messages per second".to_owned());
+    }
+    Ok(rate)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if !(0.0..=1e6).contains(&seconds) {
+        return Err("between 0 and 1,000,000 seconds".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_payload_too_small_for_its_stamp_is_refused_with_the_reason() {
+        let error = parse(&["--payload", "23"]).unwrap_err().to_string();
+        assert!(error.contains("at least 24 bytes"), "{error}");
+    }
+
+    #[test]
+    fn ten_thousand_clients_have_a_small_window_and_twenty_a_large_one() {
+        assert_eq!(pace(&["--clients", "10000"]), Pace::Window(4));
+        assert_eq!(pace(&["--clients", "20"]), Pace::Window(100));
+        assert_eq!(pace(&["--clients", "20", "--window", "7"]), Pace::Window(7));
+        assert_eq!(pace(&["--clients", "20", "--rate", "5000"]), Pace::Rate(5_000.0));
+        assert_eq!(pace(&["--scenario", "fan-out", "--clients", "10001"]), Pace::Window(10));
+    }
+
+    #[test]
+    fn few_clients_share_one_thread() {
+        let args = parse(&[]).unwrap();
+        assert_eq!(args.threads(500), 1);
+        assert!(args.threads(10_000) >= 1);
+        assert_eq!(parse(&["--threads", "3"]).unwrap().threads(20), 3);
+    }
+
+    #[test]
+    fn a_topic_prefix_with_wildcards_is_refused() {
+        assert!(parse(&["--topic-prefix", "a/#"]).unwrap().layout().is_err());
+    }
+
+    fn pace(arguments: &[&str]) -> Pace {
+        let args = parse(arguments).unwrap();
+        args.pace(&args.layout().unwrap())
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from(["loadgen"].iter().chain(arguments))
+    }
+}

@@ -1,0 +1,302 @@
+//! One run from the first connection to the last message: starts the threads, moves them through the
+//! phases, looks at the broker's process before and after, and merges what was measured.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use mailboxqtt::ids::Qos;
+use mio::{Poll, Waker};
+
+use crate::args::Args;
+use crate::clock::Clock;
+use crate::phase::{Phase, Shared};
+use crate::proc::{self, Usage};
+use crate::scenario::{Layout, Scenario};
+use crate::tally::Tally;
+use crate::window::Progress;
+use crate::worker::{Pace, Planned, Settings, WAKE, Worker};
+
+/// How often the phases look round.
+const TICK: Duration = Duration::from_millis(20);
+/// Connecting has failed when nothing has moved for so long.
+const RAMP_STALL: Duration = Duration::from_secs(15);
+/// How long what is under way may take to arrive.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// At QoS 0 what was dropped never comes: nothing for so long is the end.
+const DRAIN_SILENCE: Duration = Duration::from_secs(1);
+/// Files besides the connections: standard streams, epoll, timers, wakers.
+const FILES_BESIDE: u64 = 64;
+
+/// What a run has shown.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// Merged over all threads.
+    pub(crate) tally: Tally,
+    /// How the load was paced.
+    pub(crate) pace: Pace,
+    /// All clients, and how many of them publish.
+    pub(crate) clients: usize,
+    /// How many of them publish.
+    pub(crate) publishers: u32,
+    /// Threads of the generator.
+    pub(crate) threads: usize,
+    /// From the first connection to the last client ready.
+    pub(crate) ramp: Duration,
+    /// How many clients became ready.
+    pub(crate) ready: usize,
+    /// The measured interval.
+    pub(crate) measured: Duration,
+    /// CPU time of the generator in it.
+    pub(crate) own_cpu: Duration,
+    /// The broker, if its process was given.
+    pub(crate) broker: Option<BrokerUsage>,
+    /// Stopped by a signal.
+    pub(crate) interrupted: bool,
+}
+
+/// What the broker's process has used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BrokerUsage {
+    /// Before the first connection.
+    pub(crate) idle: Usage,
+    /// At the beginning of the measured interval.
+    pub(crate) before: Usage,
+    /// At its end.
+    pub(crate) after: Usage,
+}
+
+/// Does what the arguments say. `stop` ends it early, with what there is.
+pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome> {
+    let layout = args.layout()?;
+    allow_files(layout.clients.len())?;
+    let usage = || args.pid.map(proc::usage).transpose();
+    let idle = usage()?;
+    let pace = args.pace(&layout);
+    let clients = layout.clients.len();
+    let publishers = layout.publishers;
+    let threads = args.threads(clients);
+    let settings = settings(args, &layout, pace, threads)?;
+
+    let polls = (0..threads).map(|_| Poll::new()).collect::<Result<Vec<_>, _>>()?;
+    let wakers = polls.iter().map(|poll| Waker::new(poll.registry(), WAKE));
+    let wakers = wakers.collect::<Result<Vec<_>, _>>()?;
+    let shared = Shared::new(Clock::new(), Progress::new(threads, publishers), wakers);
+    let planned = plan(layout, threads);
+
+    thread::scope(|scope| {
+        let mut handles = Vec::with_capacity(threads);
+        for ((index, poll), planned) in polls.into_iter().enumerate().zip(planned) {
+            let (shared, settings) = (&shared, &settings);
+            handles.push(scope.spawn(move || {
+                let worker = Worker::new(index, shared, settings, poll, planned);
+                let tally = worker.and_then(Worker::run);
+                if tally.is_err() {
+                    shared.failed.store(true, Ordering::Release);
+                }
+                tally
+            }));
+        }
+        let steering = Steering { args, shared: &shared, stop };
+        let steered = steering.through_phases(clients, usage);
+        shared.enter(Phase::Stop);
+
+        // The thread that failed knows more than the steering that noticed it.
+        let mut merged = Tally::new()?;
+        for handle in handles {
+            let tally = handle.join().map_err(|_| anyhow!("a thread of the generator broke"))?;
+            merged.merge(&tally?)?;
+        }
+        let Steered { ramp, ready, measured, own_cpu, before, after } = steered?;
+        let broker = idle.zip(before).zip(after);
+        Ok(Outcome {
+            tally: merged,
+            pace,
+            clients,
+            publishers,
+            threads,
+            ramp,
+            ready,
+            measured,
+            own_cpu,
+            broker: broker.map(|((idle, before), after)| BrokerUsage { idle, before, after }),
+            interrupted: stop.load(Ordering::Relaxed),
+        })
+    })
+}
+
+struct Steering<'a> {
+    args: &'a Args,
+    shared: &'a Shared,
+    stop: &'a AtomicBool,
+}
+
+struct Steered {
+    ramp: Duration,
+    ready: usize,
+    measured: Duration,
+    own_cpu: Duration,
+    before: Option<Usage>,
+    after: Option<Usage>,
+}
+
+impl Steering<'_> {
+    fn through_phases(
+        &self,
+        clients: usize,
+        usage: impl Fn() -> anyhow::Result<Option<Usage>>,
+    ) -> anyhow::Result<Steered> {
+        let began = Instant::now();
+        self.ramp(clients)?;
+        let ramp = began.elapsed();
+        let ready = self.shared.ready.load(Ordering::Acquire);
+        let connect_only = self.args.scenario == Scenario::Connect;
+        if !connect_only && ready == clients {
+            self.shared.enter(Phase::WarmUp);
+            self.wait(self.args.warmup)?;
+        }
+        let before = usage()?;
+        let cpu_before = proc::own_cpu();
+        let measured_from = Instant::now();
+        if connect_only {
+            self.wait(self.args.hold)?;
+        } else if !self.is_stopped() {
+            self.shared.enter(Phase::Measure);
+            self.wait(self.args.duration)?;
+        }
+        let measured = measured_from.elapsed();
+        let own_cpu = proc::own_cpu().saturating_sub(cpu_before);
+        let after = usage().context("the broker has stopped during the run")?;
+        if !connect_only {
+            self.shared.enter(Phase::Drain);
+            self.drain()?;
+        }
+        Ok(Steered { ramp, ready, measured, own_cpu, before, after })
+    }
+
+    /// Waits until all clients are ready, with a progress bar where somebody looks.
+    fn ramp(&self, clients: usize) -> anyhow::Result<()> {
+        let bar = ProgressBar::new(clients as u64);
+        let template = "connecting {wide_bar} {pos}/{len} {per_sec} {eta}";
+        bar.set_style(ProgressStyle::with_template(template).context("progress bar")?);
+        let ramped = self.wait_until_ready(clients, &bar);
+        bar.finish_and_clear();
+        ramped
+    }
+
+    fn wait_until_ready(&self, clients: usize, bar: &ProgressBar) -> anyhow::Result<()> {
+        let mut moved = (0, Instant::now());
+        loop {
+            let ready = self.shared.ready.load(Ordering::Acquire);
+            bar.set_position(ready as u64);
+            if ready == clients || self.is_stopped() {
+                return Ok(());
+            }
+            if ready != moved.0 {
+                moved = (ready, Instant::now());
+            }
+            if moved.1.elapsed() > RAMP_STALL {
+                let stall_s = RAMP_STALL.as_secs();
+                bail!("only {ready} of {clients} clients connected, and none in {stall_s} seconds");
+            }
+            self.check_threads()?;
+            // Short: the time until the last client is ready is a result.
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn wait(&self, time: Duration) -> anyhow::Result<()> {
+        let until = Instant::now() + time;
+        while !self.is_stopped() {
+            self.check_threads()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            thread::sleep(left.min(TICK));
+        }
+        Ok(())
+    }
+
+    fn drain(&self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let mut moved = (0, Instant::now());
+        // Every thread says how far it is only after it has noticed the phase.
+        thread::sleep(TICK);
+        while !self.shared.is_complete() && began.elapsed() < DRAIN_MAX {
+            let arrived = self.shared.arrived();
+            if arrived != moved.0 {
+                moved = (arrived, Instant::now());
+            }
+            if self.args.qos() == Qos::AtMostOnce && moved.1.elapsed() > DRAIN_SILENCE {
+                break;
+            }
+            self.check_threads()?;
+            thread::sleep(TICK);
+        }
+        Ok(())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn check_threads(&self) -> anyhow::Result<()> {
+        if self.shared.failed.load(Ordering::Acquire) {
+            bail!("a thread of the generator gave up");
+        }
+        Ok(())
+    }
+}
+
+fn settings(args: &Args, layout: &Layout, pace: Pace, threads: usize) -> anyhow::Result<Settings> {
+    Ok(Settings {
+        target: args.target()?,
+        qos: args.qos(),
+        payload_bytes: args.payload,
+        pace,
+        receivers: layout.receivers,
+        stride: layout.stride,
+        run: args.seed.unwrap_or_else(run_number),
+        clients: layout.clients.len(),
+        publishers: layout.publishers,
+        concurrent: (args.concurrent as usize).div_ceil(threads),
+        client_prefix: args.client_prefix.clone(),
+        user_name: args.username.clone(),
+        password: args.password.clone(),
+    })
+}
+
+/// Different for runs that follow or accompany one another: time and process, mixed.
+fn run_number() -> u32 {
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let time = time.map_or(0, |time| time.as_micros() as u64);
+    let mixed = (time ^ (u64::from(std::process::id()) << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32
+}
+
+/// Clients per thread, numbered over all.
+fn plan(layout: Layout, threads: usize) -> Vec<Vec<Planned>> {
+    let mut planned = vec![Vec::new(); threads];
+    let places = layout.threads(threads);
+    for ((number, role), place) in layout.clients.into_iter().enumerate().zip(places) {
+        planned[place].push((number, role));
+    }
+    planned
+}
+
+/// Raises the limit of open files as far as this run needs and the system lets.
+fn allow_files(clients: usize) -> anyhow::Result<()> {
+    let needed = clients as u64 + FILES_BESIDE;
+    let allowed = rlimit::increase_nofile_limit(needed).unwrap_or(0);
+    if allowed < needed && rlimit::setrlimit(rlimit::Resource::NOFILE, needed, needed).is_err() {
+        bail!(
+            "{clients} clients need {needed} open files and the system allows {allowed}: \
+             raise the hard limit (`ulimit -Hn {needed}`), or give fewer --clients"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! Exact accounting of one publisher's messages at one subscriber: lost, duplicated, reordered.
+//! Called by `receive` per run of messages; knows no socket and no clock.
+//!
+//! A tracker expects the sequence numbers `first, first + stride, first + 2 × stride, …`. The stride
+//! is 1, except where a subscriber matches only every n-th message of a publisher (`wildcard`).
+//!
+//! # Invariant
+//!
+//! Every number below `next` that belongs to this pair has either arrived once or lies in `missing`.
+
+/// Gaps that are remembered per pair. A broker that tears more holes than this loses messages on a
+/// grand scale; the oldest gap is then taken for lost, and a message that fills it for a duplicate.
+const GAPS_MAX: usize = 1_024;
+
+/// What one subscriber has seen of one publisher.
+#[derive(Debug)]
+pub(crate) struct Tracker {
+    /// The sequence number that is due.
+    pub(crate) next: u64,
+    /// The number at which `window` wants to be told; `u64::MAX` when it does not.
+    pub(crate) target: u64,
+    stride: u64,
+    first: u64,
+    /// Gaps as `[from, until)`, oldest first.
+    missing: Vec<(u64, u64)>,
+    /// Messages in gaps that were dropped from `missing`.
+    forgotten: u64,
+    duplicated: u64,
+    reordered: u64,
+}
+
+/// The sums that the report wants.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Account {
+    /// Different messages that arrived.
+    pub(crate) unique: u64,
+    /// Messages that arrived again.
+    pub(crate) duplicated: u64,
+    /// Messages that arrived after a later one of the same publisher.
+    pub(crate) reordered: u64,
+}
+
+impl Tracker {
+    /// Expects `first`, then every `stride`-th number.
+    pub(crate) fn new(first: u64, stride: u64) -> Self {
+        Self {
+            next: first,
+            target: u64::MAX,
+            stride: stride.max(1),
+            first,
+            missing: Vec::new(),
+            forgotten: 0,
+            duplicated: 0,
+            reordered: 0,
+        }
+    }
+
+    /// Accounts for one message.
+    #[inline]
+    pub(crate) fn arrived(&mut self, sequence: u64) {
+        if sequence == self.next {
+            self.next += self.stride;
+        } else {
+            self.arrived_out_of_turn(sequence);
+        }
+    }
+
+    /// The sums so far. What never arrived is the caller's to compute: only it knows what was sent.
+    pub(crate) fn account(&self) -> Account {
+        let due = (self.next - self.first) / self.stride;
+        let missing: u64 = self.missing.iter().map(|gap| (gap.1 - gap.0) / self.stride).sum();
+        Account {
+            unique: due.saturating_sub(missing + self.forgotten),
+            duplicated: self.duplicated,
+            reordered: self.reordered,
+        }
+    }
+
+    #[cold]
+    fn arrived_out_of_turn(&mut self, sequence: u64) {
+        if sequence > self.next {
+            if self.missing.len() == GAPS_MAX {
+                let (from, until) = self.missing.remove(0);
+                self.forgotten += (until - from) / self.stride;
+            }
+            self.missing.push((self.next, sequence));
+            self.next = sequence + self.stride;
+            return;
+        }
+        let gap = self.missing.iter().position(|gap| gap.0 <= sequence && sequence < gap.1);
+        let Some(gap) = gap else {
+            self.duplicated += 1;
+            return;
+        };
+        self.reordered += 1;
+        let (from, until) = self.missing.remove(gap);
+        let halves = [(from, sequence), (sequence + self.stride, until)];
+        for half in halves.into_iter().rev().filter(|half| half.0 < half.1) {
+            self.missing.insert(gap, half);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_in_turn_are_only_counted() {
+        assert_eq!(after(1, &[0, 1, 2, 3]), account(4, 0, 0));
+    }
+
+    #[test]
+    fn a_gap_stays_missing_until_it_is_filled_and_then_counts_as_reordered() {
+        assert_eq!(after(1, &[0, 3]), account(2, 0, 0));
+        assert_eq!(after(1, &[0, 3, 1]), account(3, 0, 1));
+        assert_eq!(after(1, &[0, 3, 2, 1]), account(4, 0, 2));
+    }
+
+    #[test]
+    fn the_middle_of_a_gap_leaves_both_halves_missing() {
+        assert_eq!(after(1, &[5, 2]), account(2, 0, 1));
+        assert_eq!(after(1, &[5, 2, 2]), account(2, 1, 1));
+        assert_eq!(after(1, &[5, 2, 0, 1, 3, 4]), account(6, 0, 5));
+    }
+
+    #[test]
+    fn a_second_arrival_is_a_duplicate_and_not_a_message() {
+        assert_eq!(after(1, &[0, 1, 1, 0, 2]), account(3, 2, 0));
+    }
+
+    #[test]
+    fn a_stride_leaves_the_messages_of_others_out() {
+        assert_eq!(after(4, &[0, 4, 8]), account(3, 0, 0));
+        assert_eq!(after(4, &[0, 12, 4]), account(3, 0, 1));
+    }
+
+    #[test]
+    fn gaps_over_the_limit_are_taken_for_lost() {
+        let every_second: Vec<u64> = (0..=2 * GAPS_MAX as u64 + 2).step_by(2).collect();
+        let unique = every_second.len() as u64;
+        assert_eq!(after(1, &every_second), account(unique, 0, 0));
+    }
+
+    fn after(stride: u64, sequences: &[u64]) -> Account {
+        let mut tracker = Tracker::new(0, stride);
+        for &sequence in sequences {
+            tracker.arrived(sequence);
+        }
+        tracker.account()
+    }
+
+    fn account(unique: u64, duplicated: u64, reordered: u64) -> Account {
+        Account { unique, duplicated, reordered }
+    }
+}
