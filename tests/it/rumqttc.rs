@@ -108,7 +108,12 @@ macro_rules! behaviour {
                 }
 
                 fn publish(&self, topic: &str, qos: QoS, text: &str) {
-                    self.client.publish(topic, qos, false, text.to_owned()).unwrap();
+                    if self.client.publish(topic, qos, false, text.to_owned()).is_err() {
+                        // The event loop has ended; what it said last is the reason.
+                        loop {
+                            self.next();
+                        }
+                    }
                 }
 
                 fn received(&self) -> (QoS, String) {
