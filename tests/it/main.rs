@@ -14,6 +14,8 @@
 //! Invariants: topics and client identifiers come from [`process::unique`], so that tests run in
 //! parallel against one broker; nobody sleeps, everything waits for an event with a deadline.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may")]
+
 mod broker;
 mod mosquitto;
 mod mqttjs;

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 
 use crate::broker::Broker;
-use crate::process::{Process, unique};
+use crate::process::{Process, require, unique};
 
 const VERSIONS: [&str; 3] = ["mqttv31", "mqttv311", "mqttv5"];
 
@@ -467,6 +467,7 @@ fn payloads_at<'a>(qos: &str, messages: &'a [Message]) -> Vec<&'a str> {
 }
 
 fn mosquitto_sub(broker: &Broker, args: &[&str]) -> Process {
+    require("mosquitto_sub");
     let mut command = Command::new("stdbuf");
     command.args(["-oL", "mosquitto_sub", "-d", "-F", FORMAT]);
     Process::spawn(command.args(address(broker)).args(args).stdin(Stdio::null()))

@@ -35,6 +35,8 @@ pub(crate) struct Process {
     /// Everything that was taken out of `lines`, for messages.
     seen: Vec<String>,
     stderr: Arc<Mutex<String>>,
+    /// Hangs up when `stderr` is complete.
+    stderr_end: Receiver<()>,
 }
 
 impl Process {
@@ -52,8 +54,8 @@ impl Process {
             Err(error) => panic!("cannot start `{name}`: {error}"),
         };
         let lines = drain_lines(child.stdout.take().unwrap());
-        let stderr = drain_text(child.stderr.take().unwrap());
-        Self { name, child, lines, seen: Vec::new(), stderr }
+        let (stderr, stderr_end) = drain_text(child.stderr.take().unwrap());
+        Self { name, child, lines, seen: Vec::new(), stderr, stderr_end }
     }
 
     /// Reads lines until `pick` takes one; `what` says in a failure what was waited for.
@@ -61,7 +63,8 @@ impl Process {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let Some(line) = self.next_line_before(deadline) else {
-                panic!("`{}` ended before {what}", self.name)
+                let (status, _) = self.finish();
+                panic!("`{}` ended before {what}: {status}", self.name)
             };
             if let Some(found) = pick(&line) {
                 return found;
@@ -134,12 +137,14 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if thread::panicking() {
-            eprint!("{}", self.report());
-        }
         // Both fail only when the child is gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if thread::panicking() {
+            // Its last words may still be in the pipe.
+            let _ = self.stderr_end.recv_timeout(Duration::from_secs(1));
+            eprint!("{}", self.report());
+        }
     }
 }
 
@@ -170,6 +175,13 @@ pub(crate) fn tools(path: &str) -> PathBuf {
     tool
 }
 
+/// Fails the test unless the system has `command`; for a command that another one starts.
+pub(crate) fn require(command: &str) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(command).is_file());
+    assert!(found, "`{command}` is not here: `just setup` installs it");
+}
+
 /// The path of a client script that lies beside these tests.
 pub(crate) fn script(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients").join(name)
@@ -193,14 +205,16 @@ fn drain_lines(source: impl Read + Send + 'static) -> Receiver<String> {
     lines
 }
 
-fn drain_text(mut source: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+fn drain_text(mut source: impl Read + Send + 'static) -> (Arc<Mutex<String>>, Receiver<()>) {
     let text = Arc::new(Mutex::new(String::new()));
+    let (end_sender, end) = mpsc::channel();
     let writer = Arc::clone(&text);
     thread::spawn(move || {
         let mut chunk = [0; 4096];
         while let Ok(length @ 1..) = source.read(&mut chunk) {
             writer.lock().unwrap().push_str(&String::from_utf8_lossy(&chunk[..length]));
         }
+        drop(end_sender);
     });
-    text
+    (text, end)
 }
