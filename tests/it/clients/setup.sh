@@ -13,12 +13,14 @@ main() {
     have stdbuf || packages+=(coreutils)
     # Debian splits venv's `ensurepip` off into a package of its own.
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=("$(name python)")
-    have node npm || packages+=("$(name node)")
+    have node || packages+=("$(name node)")
     if ((${#packages[@]})); then
         # One entry may name several packages.
         # shellcheck disable=SC2046
         install $(printf '%s\n' "${packages[@]}")
     fi
+    # Only afterwards, because some packages of Node.js bring npm and exclude one of its own.
+    have npm || install npm
     check
     mkdir -p "$tools"
     rust_components
@@ -59,9 +61,8 @@ name() {
     apt-get:python) echo python3 python3-venv ;;
     dnf:python) echo python3 ;;
     *:python) echo python ;;
-    apt-get:node | pacman:node) echo nodejs npm ;;
-    dnf:node) echo nodejs ;;
-    *:node) echo node ;;
+    brew:node) echo node ;;
+    *:node) echo nodejs ;;
     esac
 }
 
