@@ -1,0 +1,31 @@
+# Every command of this project. `just` alone lists them; CI calls `just ci`.
+
+# Where the test clients that do not come from the system are installed and found.
+export MAILBOXQTT_TEST_TOOLS := absolute_path(env('CARGO_TARGET_DIR', 'target'))
+
+# List the recipes.
+[private]
+default:
+    @just --list --unsorted
+
+# Build with optimisation and serve, by default on 127.0.0.1:1883; ARGS go to the broker.
+run *ARGS:
+    cargo run --release --bin mailboxqtt -- {{ ARGS }}
+
+# Install what the tests need: mosquitto clients, paho for Python, MQTT.js. Quick when all is there.
+setup:
+    @tests/it/clients/setup.sh "$MAILBOXQTT_TEST_TOOLS"
+
+# Check format, lints and docs, then run all tests of the workspace.
+test: setup
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+    cargo test --workspace
+
+# What CI runs, nothing more and nothing less.
+ci: test
+
+# Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
+bench *ARGS:
+    cargo bench --workspace --bench '*' -- {{ ARGS }}

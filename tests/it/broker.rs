@@ -1,0 +1,70 @@
+//! The broker as its own process, for every module of this binary.
+//!
+//! [`Broker::start`] runs the `mailboxqtt` that cargo built beside these tests on a free port of
+//! the loopback interface and returns when it serves. [`Broker::stop`] ends it as an operator does
+//! and checks that it ends well; a broker that is dropped instead is killed by its id. When a test
+//! fails, the log of its broker is printed with it.
+//!
+//! `MAILBOXQTT_TEST_ADDR=HOST:PORT cargo test --test it` makes [`Broker::start`] use the broker
+//! that listens there, whichever it is, and leaves it running. That is how the tests themselves
+//! are tried against another broker. [`Broker::start_with`] asks for particular settings and so
+//! always starts its own.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+
+use crate::process::Process;
+
+/// A broker that serves.
+pub(crate) struct Broker {
+    addr: SocketAddr,
+    /// `None` when the broker is not ours.
+    process: Option<Process>,
+}
+
+impl Broker {
+    /// A broker with its default settings.
+    pub(crate) fn start() -> Self {
+        match std::env::var("MAILBOXQTT_TEST_ADDR") {
+            Ok(addr) => {
+                let addr = addr.to_socket_addrs().ok().and_then(|mut all| all.next());
+                Self { addr: addr.expect("MAILBOXQTT_TEST_ADDR must be HOST:PORT"), process: None }
+            }
+            Err(_) => Self::start_with(&[]),
+        }
+    }
+
+    /// A broker with `args` behind `--listen 127.0.0.1:0`.
+    pub(crate) fn start_with(args: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mailboxqtt"));
+        command.args(["--listen", "127.0.0.1:0"]).args(args).stdin(Stdio::null());
+        let mut process = Process::spawn(&mut command);
+        let addr = process.wait_for("it served", |line| {
+            let (_, rest) = line.split_once(" listening on ")?;
+            rest.split(' ').next()?.parse().ok()
+        });
+        Self { addr, process: Some(process) }
+    }
+
+    /// Where it accepts connections.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Its log so far; empty for a broker that is not ours.
+    #[allow(dead_code, reason = "for tests that look for the reason of a disconnect in the log")]
+    pub(crate) fn stderr(&self) -> String {
+        self.process.as_ref().map(Process::stderr).unwrap_or_default()
+    }
+
+    /// Asks it to stop and fails the test unless it does so with exit code 0 and without another
+    /// word on its standard output. A broker that is not ours runs on.
+    pub(crate) fn stop(self) {
+        let Some(mut process) = self.process else { return };
+        process.signal(Signal::TERM);
+        let rest = process.succeed();
+        assert!(rest.is_empty(), "the broker prints one line, then also {rest:?}");
+    }
+}

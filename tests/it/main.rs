@@ -1,0 +1,24 @@
+//! Real clients against the running broker, one integration test binary.
+//!
+//! Each test starts its own broker ([`broker::Broker`]), talks to it through a client program or
+//! library that other people wrote, and stops it. Nothing here looks inside the broker: a test may
+//! rely on what a client can see and on the line that the broker prints when it serves.
+//!
+//! `just setup` installs the clients. A test whose client is missing fails and says so, because a
+//! test that is skipped in silence looks exactly like one that passes.
+//!
+//! `MAILBOXQTT_TEST_ADDR=HOST:PORT` points the tests of this binary at a broker that runs already,
+//! see [`broker`]. `MAILBOXQTT_TEST_TOOLS` is the folder into which `just setup` put the clients
+//! that do not come from the system, see [`process::tools`].
+//!
+//! Invariants: topics and client identifiers come from [`process::unique`], so that tests run in
+//! parallel against one broker; nobody sleeps, everything waits for an event with a deadline.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may")]
+
+mod broker;
+mod mosquitto;
+mod mqttjs;
+mod paho;
+mod process;
+mod rumqttc;
