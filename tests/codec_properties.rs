@@ -191,9 +191,11 @@ fn publishes() -> impl Strategy<Value = Written> {
 fn acks() -> impl Strategy<Value = Written> {
     (versions(), ids(), any::<bool>(), reason_lists(), 0..4).prop_map(
         |(version, id, failed, list, kind)| {
-            let failure = if kind < 2 { 0x97 } else { 0x92 };
-            let code = if failed && version == V5 { failure } else { 0 };
-            let reason = ReasonCode::from_u8(code).unwrap();
+            let reason = match kind {
+                _ if !failed || version != V5 => ReasonCode::Success,
+                0 | 1 => ReasonCode::QuotaExceeded,
+                _ => ReasonCode::PacketIdentifierNotFound,
+            };
             let ack = Ack { id, reason, properties: properties(&list, version) };
             let packet = match kind {
                 0 => Packet::PubAck(ack),
@@ -388,7 +390,7 @@ fn qos() -> impl Strategy<Value = Qos> {
 }
 
 fn ids() -> impl Strategy<Value = PacketId> {
-    (1_u16..).prop_map(|raw| PacketId::new(raw).unwrap())
+    any::<u16>().prop_filter_map("a packet identifier is not zero", PacketId::new)
 }
 
 /// Text that may stand anywhere, a topic name included.

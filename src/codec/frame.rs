@@ -135,6 +135,17 @@ impl<'a> Frame<'a> {
     /// Accepts exactly one whole frame.
     #[inline]
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        match bytes {
+            // Nearly all frames are shorter than 130 bytes and whole.
+            &[first_byte, len, ref body @ ..] if len < 0x80 && body.len() == usize::from(len) => {
+                Ok(Self { first_byte, body, is_shortest: true })
+            }
+            _ => Self::parse_long(bytes),
+        }
+    }
+
+    #[inline(never)]
+    fn parse_long(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let given = bytes.len();
         let Some(RemainingLength { header_len, value }) = remaining_length(bytes)? else {
             return Err(DecodeError::FrameLength { announced: given + 1, given });
@@ -142,7 +153,7 @@ impl<'a> Frame<'a> {
         let announced = header_len + value as usize;
         match (bytes, bytes.split_at_checked(header_len)) {
             (&[first_byte, ..], Some((_, body))) if announced == given => {
-                let is_shortest = header_len == 2 || value >= 1 << (7 * (header_len - 2));
+                let is_shortest = header_len == 1 + variable_byte_integer_len(value);
                 Ok(Self { first_byte, body, is_shortest })
             }
             _ => Err(DecodeError::FrameLength { announced, given }),
@@ -181,6 +192,7 @@ pub(super) fn remaining_length(bytes: &[u8]) -> Result<Option<RemainingLength>, 
     }
 }
 
+#[inline(never)]
 fn long_remaining_length(bytes: &[u8]) -> Result<Option<RemainingLength>, DecodeError> {
     let mut value = 0;
     let mut header_len = 1;

@@ -41,14 +41,18 @@ impl<'a> Properties<'a> {
         version: ProtocolVersion,
         owner: Owner,
     ) -> Result<Self, DecodeError> {
-        if version != ProtocolVersion::V5 {
+        // An empty list is by far the most frequent one.
+        if version != ProtocolVersion::V5 || reader.skip_zero() {
             return Ok(Self::EMPTY);
         }
+        Self::decode_list(reader, owner)
+    }
+
+    #[inline(never)]
+    fn decode_list(reader: &mut Reader<'a>, owner: Owner) -> Result<Self, DecodeError> {
         let len = reader.variable_byte_integer()?;
         let bytes = reader.take(len as usize)?;
-        if !bytes.is_empty() {
-            validate(bytes, owner)?;
-        }
+        validate(bytes, owner)?;
         Ok(Self { bytes })
     }
 

@@ -271,6 +271,7 @@ fn decode_delivery(first_byte: u8, reader: &mut Reader<'_>) -> Result<Delivery, 
     }
 }
 
+#[inline(never)]
 fn decode_topic<'a>(bytes: &'a [u8], properties: Properties<'a>) -> Result<&'a str, DecodeError> {
     if bytes.is_empty() {
         return match properties.topic_alias() {
