@@ -199,13 +199,13 @@ impl Session {
         out.tally.packets_received += 1;
         match packet {
             Packet::PubAck(ack) => {
-                self.outgoing.acknowledged(Step::PubAck, ack, &self.link, out);
+                self.outgoing.acknowledged(Step::Acknowledged, ack, &self.link, out);
             }
             Packet::PubRec(ack) => {
-                self.outgoing.acknowledged(Step::PubRec, ack, &self.link, out);
+                self.outgoing.acknowledged(Step::Received, ack, &self.link, out);
             }
             Packet::PubComp(ack) => {
-                self.outgoing.acknowledged(Step::PubComp, ack, &self.link, out);
+                self.outgoing.acknowledged(Step::Completed, ack, &self.link, out);
             }
             Packet::PubRel(ack) => self.pubrel(ack.id, out),
             Packet::Subscribe(subscribe) => self.subscribe(subscribe, out),

@@ -71,15 +71,15 @@ impl Outgoing {
     ) {
         let refused = ack.reason.as_u8() >= 0x80;
         let outcome = match step {
-            Step::PubAck => self.window.puback(ack.id),
-            Step::PubRec if refused => self.window.pubrec_refused(ack.id),
-            Step::PubRec => self.window.pubrec(ack.id),
-            Step::PubComp => self.window.pubcomp(ack.id),
+            Step::Acknowledged => self.window.puback(ack.id),
+            Step::Received if refused => self.window.pubrec_refused(ack.id),
+            Step::Received => self.window.pubrec(ack.id),
+            Step::Completed => self.window.pubcomp(ack.id),
         };
         if let Acknowledged::Expected { released_bytes } = outcome {
             out.tally.released_bytes += released_bytes;
         }
-        if step == Step::PubRec && !refused {
+        if step == Step::Received && !refused {
             let reason = match outcome {
                 Acknowledged::Expected { .. } => ReasonCode::Success,
                 Acknowledged::Unknown => ReasonCode::PacketIdentifierNotFound,
@@ -163,12 +163,12 @@ impl Outgoing {
 /// Which acknowledgement of an outgoing message arrived.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Step {
-    /// QoS 1, done.
-    PubAck,
-    /// QoS 2, the client has it.
-    PubRec,
-    /// QoS 2, done.
-    PubComp,
+    /// PUBACK: QoS 1, done.
+    Acknowledged,
+    /// PUBREC: QoS 2, the client has it.
+    Received,
+    /// PUBCOMP: QoS 2, done.
+    Completed,
 }
 
 /// Deliveries in order; the front one may be sent in part.
