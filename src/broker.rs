@@ -106,6 +106,7 @@ impl Broker {
         if tokio::time::timeout(GOODBYE_MAX, connections.wait()).await.is_err() {
             warn!(clients = connections.len(), "some clients did not take their goodbye in time");
         }
+        router.stop().await;
     }
 }
 

@@ -20,6 +20,7 @@ use crate::session::{Request, Retained, Session, Will};
 use crate::subscriptions::Trie;
 use crate::topic::TopicFilter;
 
+mod bell;
 pub mod links;
 pub mod mailbox;
 pub mod registry;
@@ -35,7 +36,7 @@ pub struct Limits {
     pub retained: RetainedLimits,
 }
 
-/// The handle to everything that moves messages. Cheap to clone; the shards end with the last clone.
+/// The handle to everything that moves messages. Cheap to clone; [`Router::stop`] ends the shards.
 #[derive(Clone)]
 pub struct Router {
     shards: Arc<[ShardHandle]>,
@@ -196,6 +197,13 @@ impl Router {
         }
         drop(done);
         while all_done.recv_async().await.is_ok() {}
+    }
+
+    /// Ends the shards. Nothing can be routed any more.
+    pub async fn stop(&self) {
+        for shard in self.shards.iter() {
+            shard.send(Command::Stop).await;
+        }
     }
 
     async fn flush(&self, collector: &mut Collector, frames: &[u8], mailbox: &Arc<Mailbox>) {

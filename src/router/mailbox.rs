@@ -9,22 +9,16 @@
 //! moment a delivery is sent until the session has put it on the wire (messages) and it is
 //! acknowledged (bytes). At the limit a delivery is dropped and counted. Everything else that goes
 //! through a mailbox is a direct answer to something the session sent, so the session bounds it.
-//!
-//! # The wake-up
-//!
-//! A sender pushes and then tests `armed`; the reader registers its waker, sets `armed` and then tests the
-//! channel again. Both tests come behind the channel's own lock, so one of the two sees the other.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::task::{Context, Poll};
-
-use atomic_waker::AtomicWaker;
 
 use crate::ids::SessionId;
 use crate::message::{Delivery, Kind, Replay};
 use crate::metrics::{DropReason, Metrics};
+use crate::router::bell::Bell;
 
 /// What a session is told.
 #[derive(Debug)]
@@ -76,8 +70,7 @@ pub struct Mailbox {
     messages: AtomicU64,
     bytes: AtomicUsize,
     is_connected: AtomicBool,
-    armed: AtomicBool,
-    waker: AtomicWaker,
+    bell: Bell,
     metrics: Arc<Metrics>,
 }
 
@@ -98,8 +91,7 @@ pub fn mailbox(session: SessionId, limits: QueueLimits, metrics: Arc<Metrics>) -
         messages: AtomicU64::new(0),
         bytes: AtomicUsize::new(0),
         is_connected: AtomicBool::new(true),
-        armed: AtomicBool::new(false),
-        waker: AtomicWaker::new(),
+        bell: Bell::default(),
         metrics,
     };
     Inbox { mailbox: Arc::new(mailbox), receiver }
@@ -137,9 +129,7 @@ impl Mailbox {
             self.refund(&mail);
             return;
         }
-        if self.armed.swap(false, AcqRel) {
-            self.waker.wake();
-        }
+        self.bell.ring();
     }
 
     /// Takes what the session has put on the wire out of the account.
@@ -194,17 +184,7 @@ impl Inbox {
 
     /// Ready when there is mail; else the task is woken when some comes.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.receiver.is_empty() {
-            return Poll::Ready(());
-        }
-        if !self.mailbox.armed.load(Acquire) {
-            self.mailbox.waker.register(cx.waker());
-            self.mailbox.armed.swap(true, AcqRel);
-            if !self.receiver.is_empty() {
-                return Poll::Ready(());
-            }
-        }
-        Poll::Pending
+        self.mailbox.bell.poll_rung(cx, || !self.receiver.is_empty())
     }
 }
 

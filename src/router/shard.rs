@@ -18,10 +18,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::AcqRel;
 
-use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 
 use crate::codec::PublishView;
@@ -29,6 +26,7 @@ use crate::ids::{ProtocolVersion, Qos, SessionId};
 use crate::message::{Batch, Delivery, Grant, Kind, Piece, Replay, Run};
 use crate::metrics::{DropReason, Metrics};
 use crate::retained;
+use crate::router::bell::Bell;
 use crate::router::mailbox::{Mail, Mailbox};
 use crate::router::route::{Routes, Subscriber};
 use crate::topic::TopicFilter;
@@ -83,6 +81,8 @@ pub enum Command {
     },
     /// Answer when everything before this has been done.
     Barrier(flume::Sender<()>),
+    /// The broker is going down: end when everything before this has been done.
+    Stop,
 }
 
 /// A batch and who has to be told that it is owned.
@@ -111,20 +111,13 @@ pub struct ShardHandle {
     bell: Arc<Bell>,
 }
 
-/// Wakes the shard's task; see the mailbox for how it works.
-#[derive(Default)]
-struct Bell {
-    armed: AtomicBool,
-    waker: AtomicWaker,
-}
-
 impl ShardHandle {
     /// Sends if there is room, else gives the command back. A shard that has stopped takes
     /// everything and does nothing: the broker is going down.
     pub(super) fn try_send(&self, command: Command) -> Result<(), Command> {
         match self.sender.try_send(command) {
             Ok(()) => {
-                self.ring();
+                self.bell.ring();
                 Ok(())
             }
             Err(flume::TrySendError::Full(command)) => Err(command),
@@ -135,13 +128,7 @@ impl ShardHandle {
     /// Waits until there is room.
     pub(super) async fn send(&self, command: Command) {
         if self.sender.send_async(command).await.is_ok() {
-            self.ring();
-        }
-    }
-
-    fn ring(&self) {
-        if self.bell.armed.swap(false, AcqRel) {
-            self.bell.waker.wake();
+            self.bell.ring();
         }
     }
 }
@@ -209,37 +196,27 @@ pub(super) fn shard(
 }
 
 impl Shard {
-    /// Works until the last handle is dropped.
+    /// Works until [`Command::Stop`].
     pub(super) async fn run(mut self) {
         loop {
             let mut taken = 0;
             while taken < TURN_COMMANDS_MAX
                 && let Ok(command) = self.receiver.try_recv()
             {
+                if matches!(command, Command::Stop) {
+                    return self.end_turn();
+                }
                 self.handle(command);
                 taken += 1;
             }
             self.end_turn();
             if taken == TURN_COMMANDS_MAX {
                 tokio::task::yield_now().await;
-            } else if !self.next_command().await {
-                return;
+            } else {
+                let has_something = || !self.receiver.is_empty();
+                std::future::poll_fn(|cx| self.bell.poll_rung(cx, has_something)).await;
             }
         }
-    }
-
-    /// Waits until a command waits; false when none can come any more.
-    async fn next_command(&self) -> bool {
-        std::future::poll_fn(|cx| {
-            self.bell.waker.register(cx.waker());
-            self.bell.armed.swap(true, AcqRel);
-            let is_over = self.receiver.is_disconnected();
-            if !self.receiver.is_empty() || is_over {
-                return std::task::Poll::Ready(!is_over || !self.receiver.is_empty());
-            }
-            std::task::Poll::Pending
-        })
-        .await
     }
 
     fn handle(&mut self, command: Command) {
@@ -248,7 +225,7 @@ impl Shard {
         }
         self.end_turn();
         match command {
-            Command::Publish(_) => (),
+            Command::Publish(_) | Command::Stop => (),
             Command::Subscribe { mailbox, exact, replay, token, parts_due } => {
                 for (filter, grant) in exact {
                     self.subscribe(&mailbox, &filter, grant);
