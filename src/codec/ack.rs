@@ -75,3 +75,58 @@ impl<'a> Ack<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::golden::assert_golden;
+    use crate::codec::{Packet, PropertiesBuf, Property, decode};
+    use crate::ids::ProtocolVersion::{V5, V311};
+
+    fn ack() -> Ack<'static> {
+        Ack::success(PacketId::new(0x0102).unwrap())
+    }
+
+    #[test]
+    fn success_is_four_bytes_in_both_versions() {
+        for version in [V311, V5] {
+            assert_golden(&[0x40, 2, 1, 2], version, Packet::PubAck(ack()));
+            assert_golden(&[0x50, 2, 1, 2], version, Packet::PubRec(ack()));
+            assert_golden(&[0x62, 2, 1, 2], version, Packet::PubRel(ack()));
+            assert_golden(&[0x70, 2, 1, 2], version, Packet::PubComp(ack()));
+        }
+    }
+
+    #[test]
+    fn a_reason_alone_needs_no_property_length() {
+        let none = Ack { reason: ReasonCode::NoMatchingSubscribers, ..ack() };
+        assert_golden(&[0x40, 3, 1, 2, 0x10], V5, Packet::PubAck(none));
+        assert_golden(&[0x50, 3, 1, 2, 0x10], V5, Packet::PubRec(none));
+        let unknown = Ack { reason: ReasonCode::PacketIdentifierNotFound, ..ack() };
+        assert_golden(&[0x62, 3, 1, 2, 0x92], V5, Packet::PubRel(unknown));
+        assert_golden(&[0x70, 3, 1, 2, 0x92], V5, Packet::PubComp(unknown));
+    }
+
+    #[test]
+    fn properties_come_after_the_reason() {
+        let mut properties = PropertiesBuf::new();
+        properties.push(Property::ReasonString("no"));
+        let full = Ack { properties: properties.as_properties(), ..ack() };
+        let frame = [0x40, 9, 1, 2, 0, 5, 0x1F, 0, 2, b'n', b'o'];
+        assert_golden(&frame, V5, Packet::PubAck(full));
+    }
+
+    #[test]
+    fn the_long_form_of_success_is_read() {
+        assert_eq!(decode(&[0x40, 3, 1, 2, 0], V5), Ok(Packet::PubAck(ack())));
+        assert_eq!(decode(&[0x40, 4, 1, 2, 0, 0], V5), Ok(Packet::PubAck(ack())));
+    }
+
+    #[test]
+    fn reason_and_properties_are_left_out_before_mqtt_5() {
+        let mut frame = Vec::new();
+        let refused = Ack { reason: ReasonCode::NotAuthorized, ..ack() };
+        Packet::PubAck(refused).encode(V311, &mut frame);
+        assert_eq!(frame, [0x40, 2, 1, 2]);
+    }
+}

@@ -59,3 +59,81 @@ impl<'a> ConnAck<'a> {
         self.properties.encode(version, out);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::golden::assert_golden;
+    use crate::codec::{Packet, PropertiesBuf, Property, decode};
+    use crate::ids::ProtocolVersion::{V5, V31, V311};
+    use crate::ids::Qos;
+
+    fn connack(session_present: bool, reason: ReasonCode) -> ConnAck<'static> {
+        ConnAck { session_present, reason, properties: Properties::EMPTY }
+    }
+
+    #[test]
+    fn success_with_session_in_both_versions() {
+        let packet = Packet::ConnAck(connack(true, ReasonCode::Success));
+        assert_golden(&[0x20, 2, 1, 0], V311, packet);
+        assert_golden(&[0x20, 3, 1, 0, 0], V5, packet);
+    }
+
+    #[test]
+    fn properties_of_mqtt_5() {
+        let mut properties = PropertiesBuf::new();
+        properties
+            .push(Property::AssignedClientIdentifier("id"))
+            .push(Property::MaximumQos(Qos::AtLeastOnce));
+        let packet = ConnAck {
+            properties: properties.as_properties(),
+            ..connack(false, ReasonCode::Success)
+        };
+        let frame = [0x20, 10, 0, 0, 7, 0x12, 0, 2, b'i', b'd', 0x24, 1];
+        assert_golden(&frame, V5, Packet::ConnAck(packet));
+    }
+
+    #[test]
+    fn each_reason_becomes_the_nearest_return_code() {
+        for (reason, code) in [
+            (ReasonCode::Success, 0),
+            (ReasonCode::UnsupportedProtocolVersion, 1),
+            (ReasonCode::ClientIdentifierNotValid, 2),
+            (ReasonCode::ServerUnavailable, 3),
+            (ReasonCode::ServerBusy, 3),
+            (ReasonCode::QuotaExceeded, 3),
+            (ReasonCode::BadUserNameOrPassword, 4),
+            (ReasonCode::NotAuthorized, 5),
+            (ReasonCode::BadAuthenticationMethod, 5),
+            (ReasonCode::Banned, 5),
+        ] {
+            let mut frame = Vec::new();
+            connack(false, reason).encode(V311, &mut frame);
+            assert_eq!(frame, [0x20, 2, 0, code], "{reason}");
+        }
+    }
+
+    #[test]
+    fn each_return_code_is_read_back() {
+        for (code, reason) in [
+            (1, ReasonCode::UnsupportedProtocolVersion),
+            (2, ReasonCode::ClientIdentifierNotValid),
+            (3, ReasonCode::ServerUnavailable),
+            (4, ReasonCode::BadUserNameOrPassword),
+            (5, ReasonCode::NotAuthorized),
+        ] {
+            let packet = Packet::ConnAck(connack(false, reason));
+            assert_golden(&[0x20, 2, 0, code], V311, packet);
+        }
+    }
+
+    #[test]
+    fn a_refusal_and_mqtt_3_1_never_claim_a_session() {
+        let mut frame = Vec::new();
+        connack(true, ReasonCode::NotAuthorized).encode(V5, &mut frame);
+        assert_eq!(frame, [0x20, 3, 0, 0x87, 0]);
+        frame.clear();
+        connack(true, ReasonCode::Success).encode(V31, &mut frame);
+        assert_eq!(decode(&frame, V31), Ok(Packet::ConnAck(connack(false, ReasonCode::Success))));
+    }
+}

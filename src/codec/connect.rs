@@ -211,3 +211,92 @@ fn protocol_level(version: ProtocolVersion) -> u8 {
         ProtocolVersion::V5 => 5,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::golden::assert_golden;
+    use crate::codec::{Packet, PropertiesBuf, Property, decode};
+    use crate::ids::ProtocolVersion::{V5, V31, V311};
+
+    fn plain(version: ProtocolVersion) -> Connect<'static> {
+        Connect {
+            version,
+            clean_start: true,
+            keep_alive_s: 60,
+            client_id: "c",
+            properties: Properties::EMPTY,
+            will: None,
+            user_name: None,
+            password: None,
+        }
+    }
+
+    #[test]
+    fn plain_connect_of_every_version() {
+        let v31 = b"\x10\x0F\0\x06MQIsdp\x03\x02\0\x3C\0\x01c";
+        assert_golden(v31, V31, Packet::Connect(plain(V31)));
+        let v311 = b"\x10\x0D\0\x04MQTT\x04\x02\0\x3C\0\x01c";
+        assert_golden(v311, V311, Packet::Connect(plain(V311)));
+        let v5 = b"\x10\x0E\0\x04MQTT\x05\x02\0\x3C\0\0\x01c";
+        assert_golden(v5, V5, Packet::Connect(plain(V5)));
+    }
+
+    #[test]
+    fn the_version_of_a_connect_is_its_own() {
+        let frame = b"\x10\x0E\0\x04MQTT\x05\x02\0\x3C\0\0\x01c";
+        assert_eq!(decode(frame, V311), Ok(Packet::Connect(plain(V5))));
+    }
+
+    #[test]
+    fn connect_with_everything_before_mqtt_5() {
+        let will = Will {
+            topic: "w",
+            payload: b"bye",
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            properties: Properties::EMPTY,
+        };
+        let connect = Connect {
+            clean_start: false,
+            will: Some(will),
+            user_name: Some("u"),
+            password: Some(b"\0p"),
+            ..plain(V311)
+        };
+        let frame = b"\x10\x1C\0\x04MQTT\x04\xEC\0\x3C\0\x01c\0\x01w\0\x03bye\0\x01u\0\x02\0p";
+        assert_golden(frame, V311, Packet::Connect(connect));
+    }
+
+    #[test]
+    fn connect_of_mqtt_5_with_properties_and_a_password_alone() {
+        let mut own = PropertiesBuf::new();
+        own.push(Property::SessionExpiryInterval(10)).push(Property::ReceiveMaximum(5));
+        let mut of_will = PropertiesBuf::new();
+        of_will.push(Property::WillDelayInterval(1));
+        let will = Will {
+            topic: "w",
+            payload: b"",
+            qos: Qos::ExactlyOnce,
+            retain: false,
+            properties: of_will.as_properties(),
+        };
+        let connect = Connect {
+            properties: own.as_properties(),
+            will: Some(will),
+            password: Some(b"p"),
+            ..plain(V5)
+        };
+        let frame = b"\x10\x24\0\x04MQTT\x05\x56\0\x3C\x08\x11\0\0\0\x0A\x21\0\x05\0\x01c\
+            \x05\x18\0\0\0\x01\0\x01w\0\0\0\x01p";
+        assert_golden(frame, V5, Packet::Connect(connect));
+    }
+
+    #[test]
+    fn a_password_alone_is_left_out_before_mqtt_5() {
+        let connect = Connect { password: Some(b"p"), ..plain(V311) };
+        let mut encoded = Vec::new();
+        connect.encode(&mut encoded);
+        assert_eq!(decode(&encoded, V311), Ok(Packet::Connect(plain(V311))));
+    }
+}

@@ -58,3 +58,37 @@ impl<'a> Disconnect<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::golden::assert_golden;
+    use crate::codec::{Packet, PropertiesBuf, Property, decode};
+    use crate::ids::ProtocolVersion::{V5, V311};
+
+    fn disconnect(reason: ReasonCode) -> Disconnect<'static> {
+        Disconnect { reason, properties: Properties::EMPTY }
+    }
+
+    #[test]
+    fn normal_disconnection_is_two_bytes_in_both_versions() {
+        let packet = Packet::Disconnect(disconnect(ReasonCode::NORMAL_DISCONNECTION));
+        assert_golden(&[0xE0, 0], V311, packet);
+        assert_golden(&[0xE0, 0], V5, packet);
+        assert_eq!(decode(&[0xE0, 2, 0, 0], V5), Ok(packet));
+    }
+
+    #[test]
+    fn reason_and_properties_of_mqtt_5() {
+        let taken_over = disconnect(ReasonCode::SessionTakenOver);
+        assert_golden(&[0xE0, 1, 0x8E], V5, Packet::Disconnect(taken_over));
+        let mut properties = PropertiesBuf::new();
+        properties.push(Property::SessionExpiryInterval(0));
+        let with_will = Disconnect {
+            reason: ReasonCode::DisconnectWithWill,
+            properties: properties.as_properties(),
+        };
+        let frame = [0xE0, 7, 4, 5, 0x11, 0, 0, 0, 0];
+        assert_golden(&frame, V5, Packet::Disconnect(with_will));
+    }
+}

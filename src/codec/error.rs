@@ -241,3 +241,163 @@ impl DecodeError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{decode, frame_len, publish::Publish};
+    use crate::ids::ProtocolVersion::{V5, V311};
+
+    /// The smallest body of CONNECT with these connect flags.
+    fn connect(level: u8, flags: u8, rest: &[u8]) -> Vec<u8> {
+        let mut body = b"\0\x04MQTT".to_vec();
+        body.extend([level, flags, 0, 60]);
+        body.extend(rest);
+        frame(0x10, &body)
+    }
+
+    fn frame(first_byte: u8, body: &[u8]) -> Vec<u8> {
+        let mut frame = vec![first_byte, body.len() as u8];
+        frame.extend(body);
+        frame
+    }
+
+    #[track_caller]
+    fn assert_v5(frame: &[u8], error: DecodeError, reason: u8) {
+        assert_eq!(error.reason_code().as_u8(), reason, "{error}");
+        assert_eq!(decode(frame, V5), Err(error));
+    }
+
+    #[track_caller]
+    fn assert_v311(frame: &[u8], error: DecodeError) {
+        assert_eq!(decode(frame, V311), Err(error));
+    }
+
+    #[test]
+    fn frames_of_the_wrong_length() {
+        assert_v5(&[], DecodeError::FrameLength { announced: 1, given: 0 }, 0x81);
+        assert_v5(&[0xC0], DecodeError::FrameLength { announced: 2, given: 1 }, 0x81);
+        assert_v5(&[0xC0, 1], DecodeError::FrameLength { announced: 3, given: 2 }, 0x81);
+        assert_v5(&[0xC0, 0, 0], DecodeError::FrameLength { announced: 2, given: 3 }, 0x81);
+        assert_v5(&[0x30, 0x80, 0x80, 0x80, 0x80, 1], DecodeError::LengthTooLong, 0x81);
+        assert_v5(&[0xC0, 0x80, 0], DecodeError::VariableByteInteger, 0x81);
+        assert_v5(&frame(0xC0, &[7]), DecodeError::TrailingBytes { count: 1 }, 0x81);
+        assert_v5(&frame(0x40, &[1]), DecodeError::BodyTooShort { needed: 2, left: 1 }, 0x81);
+    }
+
+    #[test]
+    fn a_frame_is_refused_by_its_header_alone() {
+        assert_eq!(frame_len(&[0x30], 9), Ok(None));
+        assert_eq!(frame_len(&[0x30, 0xFF, 0xFF, 0xFF], 9), Ok(None));
+        assert_eq!(frame_len(&[0x30, 0x80, 0x80, 0x80, 0x80], 9), Err(DecodeError::LengthTooLong));
+        assert_eq!(frame_len(&[0x30, 7], 9), Ok(Some(9)));
+        let error = DecodeError::PacketTooLarge { size: 10, limit: 9 };
+        assert_eq!(error.reason_code().as_u8(), 0x95);
+        assert_eq!(frame_len(&[0x30, 8], 9), Err(error));
+        let greatest = frame_len(&[0x30, 0xFF, 0xFF, 0xFF, 0x7F], u32::MAX);
+        assert_eq!(greatest, Ok(Some(268_435_460)));
+    }
+
+    #[test]
+    fn types_and_flags_that_do_not_exist() {
+        assert_v5(&[0x00, 0], DecodeError::UnknownPacketType { packet_type: 0 }, 0x81);
+        assert_v311(&[0xF0, 0], DecodeError::UnknownPacketType { packet_type: 15 });
+        let packet_type = PacketType::PubRel;
+        let error = DecodeError::ReservedFlags { packet_type, flags: 0, expected: 2 };
+        assert_v5(&frame(0x60, &[0, 1]), error, 0x81);
+        let error = DecodeError::NotPublish { packet_type: 12 };
+        assert_eq!(error.reason_code().as_u8(), 0x82);
+        assert_eq!(Publish::decode_after(&[0xC0, 0], V5, None), Err(error));
+    }
+
+    #[test]
+    fn connects_that_cannot_be_read() {
+        assert_v5(&frame(0x10, b"\0\x04MQTX\x05"), DecodeError::ProtocolName, 0x84);
+        let error = DecodeError::UnsupportedProtocolVersion { level: 6 };
+        assert_v5(&connect(6, 2, b"\0\0"), error, 0x84);
+        assert_v5(&connect(5, 3, b"\0\0\0"), DecodeError::ConnectReservedFlag, 0x81);
+        let error = DecodeError::WillFlagsWithoutWill { flags: 0x20 };
+        assert_v5(&connect(5, 0x20, b"\0\0\0"), error, 0x81);
+        assert_v5(&connect(5, 0x1C, b"\0\0\0\0\0\x01w\0\0"), DecodeError::WillQos, 0x81);
+        assert_v5(
+            &connect(5, 0x04, b"\0\0\0\0\0\x01#\0\0"),
+            DecodeError::WillTopic(crate::topic::check_topic_name("#").unwrap_err()),
+            0x90,
+        );
+        let error = DecodeError::PasswordWithoutUserName;
+        assert_eq!(error.reason_code().as_u8(), 0x81);
+        assert_v311(&connect(4, 0x40, b"\0\0\0\x01p"), error);
+        let error = DecodeError::AuthenticationDataWithoutMethod;
+        assert_v5(&connect(5, 2, b"\x04\x16\0\x01d\0\0"), error, 0x82);
+    }
+
+    #[test]
+    fn connacks_that_cannot_be_read() {
+        assert_v5(&frame(0x20, &[2, 0, 0]), DecodeError::ConnAckFlags { flags: 2 }, 0x81);
+        let error = DecodeError::UnknownReturnCode { code: 6 };
+        assert_eq!(error.reason_code().as_u8(), 0x81);
+        assert_v311(&frame(0x20, &[0, 6]), error);
+    }
+
+    #[test]
+    fn publishes_that_cannot_be_read() {
+        assert_v5(&frame(0x36, b"\0\x01t\0\x01\0"), DecodeError::PublishQos, 0x81);
+        assert_v5(&frame(0x38, b"\0\x01t\0"), DecodeError::DupWithQosZero, 0x81);
+        assert_v5(&frame(0x32, b"\0\x01t\0\0\0"), DecodeError::ZeroPacketId, 0x82);
+        assert_v5(&frame(0x30, b"\0\0\0"), DecodeError::EmptyTopic, 0x82);
+        assert_v311(&frame(0x30, b"\0\0"), DecodeError::EmptyTopic);
+        let wildcard = || crate::topic::check_topic_name("a/+").unwrap_err();
+        assert_v5(&frame(0x30, b"\0\x03a/+\0"), DecodeError::TopicName(wildcard()), 0x90);
+        let error = DecodeError::InvalidUtf8 { valid_bytes: 1 };
+        assert_v5(&frame(0x30, b"\0\x04a\xED\xA0\x80\0"), error, 0x81);
+        assert_v5(&frame(0x30, b"\0\x02a\0\0"), DecodeError::NulCharacter, 0x81);
+        assert_v5(&frame(0x30, b"\0\x01t\x03\x23\0\0"), DecodeError::ZeroTopicAlias, 0x94);
+        let error = DecodeError::ResponseTopic(wildcard());
+        assert_v5(&frame(0x30, b"\0\x01t\x06\x08\0\x03a/+"), error, 0x82);
+    }
+
+    #[test]
+    fn subscriptions_that_cannot_be_read() {
+        assert_v5(&frame(0x82, b"\0\x01\0"), DecodeError::NoFilters, 0x82);
+        assert_v5(&frame(0xA2, b"\0\x01\0"), DecodeError::NoFilters, 0x82);
+        let error = DecodeError::SubscribeReservedBits { options: 0x40 };
+        assert_v5(&frame(0x82, b"\0\x01\0\0\x01a\x40"), error, 0x81);
+        let error = DecodeError::SubscribeReservedBits { options: 0x04 };
+        assert_v311(&frame(0x82, b"\0\x01\0\x01a\x04"), error);
+        assert_v5(&frame(0x82, b"\0\x01\0\0\x01a\x03"), DecodeError::SubscribeQos, 0x82);
+        assert_v5(&frame(0x82, b"\0\x01\0\0\x01a\x30"), DecodeError::RetainHandling, 0x82);
+        let shared = frame(0x82, b"\0\x01\0\0\x0A$share/g/a\x04");
+        assert_v5(&shared, DecodeError::NoLocalOnShared, 0x82);
+    }
+
+    #[test]
+    fn properties_that_cannot_be_read() {
+        assert_v5(&frame(0xE0, b"\0\x01\x7F"), DecodeError::UnknownProperty { id: 0x7F }, 0x81);
+        let error = DecodeError::PropertyNotAllowed { id: 0x23 };
+        assert_v5(&frame(0xE0, b"\0\x03\x23\0\x01"), error, 0x81);
+        let twice = b"\0\x0A\x11\0\0\0\x01\x11\0\0\0\x01";
+        assert_v5(&frame(0xE0, twice), DecodeError::DuplicateProperty { id: 0x11 }, 0x82);
+        let error = DecodeError::PropertyValue { id: 0x01, value: 2 };
+        assert_v5(&frame(0x30, b"\0\x01t\x02\x01\x02"), error, 0x82);
+        for (id, value) in [(0x21, &b"\0\0"[..]), (0x27, b"\0\0\0\0")] {
+            let mut rest = vec![1 + value.len() as u8, id];
+            rest.extend(value);
+            rest.extend(b"\0\0");
+            assert_v5(&connect(5, 2, &rest), DecodeError::PropertyValue { id, value: 0 }, 0x82);
+        }
+        let error = DecodeError::PropertyValue { id: 0x0B, value: 0 };
+        assert_v5(&frame(0x82, b"\0\x01\x02\x0B\0\0\x01a\0"), error, 0x82);
+        let error = DecodeError::BodyTooShort { needed: 4, left: 1 };
+        assert_v5(&frame(0xE0, b"\0\x02\x11\0"), error, 0x81);
+    }
+
+    #[test]
+    fn reason_codes_of_another_packet() {
+        let packet_type = PacketType::PubAck;
+        let error = DecodeError::ReasonCodeNotAllowed { packet_type, code: 0x04 };
+        assert_v5(&frame(0x40, &[0, 1, 4]), error, 0x82);
+        let packet_type = PacketType::SubAck;
+        let error = DecodeError::ReasonCodeNotAllowed { packet_type, code: 0x87 };
+        assert_v311(&frame(0x90, &[0, 1, 0x87]), error);
+    }
+}

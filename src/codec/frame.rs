@@ -87,13 +87,13 @@ impl PacketType {
         })
     }
 
-    /// The lower four bits of the first byte, where the standard prescribes them; those of
-    /// PUBLISH carry meaning and are not covered.
-    pub(super) fn reserved_flags(self) -> u8 {
+    /// The lower four bits of the first byte; `None` for PUBLISH, where they carry meaning.
+    pub(super) fn reserved_flags(self) -> Option<u8> {
         match self {
+            Self::Publish => None,
             // [MQTT-3.6.1-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1]
-            Self::PubRel | Self::Subscribe | Self::Unsubscribe => 0b0010,
-            _ => 0,
+            Self::PubRel | Self::Subscribe | Self::Unsubscribe => Some(0b0010),
+            _ => Some(0),
         }
     }
 }
@@ -135,6 +135,17 @@ impl<'a> Frame<'a> {
     /// Accepts exactly one whole frame.
     #[inline]
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        match bytes {
+            // Nearly all frames are shorter than 130 bytes and whole.
+            &[first_byte, len, ref body @ ..] if len < 0x80 && body.len() == usize::from(len) => {
+                Ok(Self { first_byte, body, is_shortest: true })
+            }
+            _ => Self::parse_long(bytes),
+        }
+    }
+
+    #[inline(never)]
+    fn parse_long(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let given = bytes.len();
         let Some(RemainingLength { header_len, value }) = remaining_length(bytes)? else {
             return Err(DecodeError::FrameLength { announced: given + 1, given });
@@ -142,7 +153,7 @@ impl<'a> Frame<'a> {
         let announced = header_len + value as usize;
         match (bytes, bytes.split_at_checked(header_len)) {
             (&[first_byte, ..], Some((_, body))) if announced == given => {
-                let is_shortest = header_len == 2 || value >= 1 << (7 * (header_len - 2));
+                let is_shortest = header_len == 1 + variable_byte_integer_len(value);
                 Ok(Self { first_byte, body, is_shortest })
             }
             _ => Err(DecodeError::FrameLength { announced, given }),
@@ -181,6 +192,7 @@ pub(super) fn remaining_length(bytes: &[u8]) -> Result<Option<RemainingLength>, 
     }
 }
 
+#[inline(never)]
 fn long_remaining_length(bytes: &[u8]) -> Result<Option<RemainingLength>, DecodeError> {
     let mut value = 0;
     let mut header_len = 1;
@@ -194,9 +206,10 @@ fn long_remaining_length(bytes: &[u8]) -> Result<Option<RemainingLength>, Decode
     if header_len == 5 { Err(DecodeError::LengthTooLong) } else { Ok(None) }
 }
 
-/// Writes a fixed header with the flags that are prescribed for `packet_type`.
+/// Writes the fixed header of any packet but PUBLISH, with the flags that are prescribed for it.
 pub(super) fn put_header(packet_type: PacketType, body_len: usize, out: &mut impl BufMut) {
-    put_first_byte((packet_type as u8) << 4 | packet_type.reserved_flags(), body_len, out);
+    let flags = packet_type.reserved_flags().unwrap_or(0);
+    put_first_byte((packet_type as u8) << 4 | flags, body_len, out);
 }
 
 /// Writes a fixed header from its parts.

@@ -102,17 +102,15 @@ pub fn decode(frame: &[u8], version: ProtocolVersion) -> Result<Packet<'_>, Deco
     let packet_type = PacketType::new(raw_type)
         .filter(|&kind| kind != PacketType::Auth || version == ProtocolVersion::V5)
         .ok_or(DecodeError::UnknownPacketType { packet_type: raw_type })?;
-    if packet_type == PacketType::Publish {
-        return Publish::decode(frame, version, None).map(Packet::Publish);
+    if let Some(expected) = packet_type.reserved_flags() {
+        let flags = frame.first_byte & 0x0F;
+        if flags != expected {
+            return Err(DecodeError::ReservedFlags { packet_type, flags, expected });
+        }
     }
-    let (flags, expected) = (frame.first_byte & 0x0F, packet_type.reserved_flags());
-    if flags != expected {
-        return Err(DecodeError::ReservedFlags { packet_type, flags, expected });
+    if packet_type != PacketType::Connect {
+        frame.check_length_form(version)?;
     }
-    if packet_type == PacketType::Connect {
-        return Connect::decode(frame).map(Packet::Connect);
-    }
-    frame.check_length_form(version)?;
     match packet_type {
         PacketType::Connect => Connect::decode(frame).map(Packet::Connect),
         PacketType::ConnAck => ConnAck::decode(frame, version).map(Packet::ConnAck),
@@ -128,13 +126,13 @@ pub fn decode(frame: &[u8], version: ProtocolVersion) -> Result<Packet<'_>, Deco
         PacketType::PingReq => decode_empty(frame, Packet::PingReq),
         PacketType::PingResp => decode_empty(frame, Packet::PingResp),
         PacketType::Disconnect => Disconnect::decode(frame, version).map(Packet::Disconnect),
-        PacketType::Auth => Auth::decode(frame, version).map(Packet::Auth),
+        PacketType::Auth => Auth::decode(frame).map(Packet::Auth),
     }
 }
 
 impl Packet<'_> {
-    /// Writes the whole packet. `version` is ignored for CONNECT, which carries its own. AUTH is
-    /// not written before MQTT 5, where it does not exist.
+    /// Writes the whole packet. `version` is ignored for CONNECT, which carries its own, and
+    /// for AUTH, which MQTT 5 alone has.
     ///
     /// # Panics
     ///
@@ -155,7 +153,7 @@ impl Packet<'_> {
             Self::PingReq => put_header(PacketType::PingReq, 0, out),
             Self::PingResp => put_header(PacketType::PingResp, 0, out),
             Self::Disconnect(disconnect) => disconnect.encode(version, out),
-            Self::Auth(auth) => auth.encode(version, out),
+            Self::Auth(auth) => auth.encode(out),
         }
     }
 
@@ -175,7 +173,7 @@ impl Packet<'_> {
             Self::UnsubAck(unsuback) => unsuback.body_len(version),
             Self::PingReq | Self::PingResp => 0,
             Self::Disconnect(disconnect) => disconnect.body_len(version),
-            Self::Auth(auth) => auth.body_len(version),
+            Self::Auth(auth) => auth.body_len(),
         })
     }
 }
@@ -184,5 +182,47 @@ fn decode_empty<'a>(frame: Frame<'_>, packet: Packet<'a>) -> Result<Packet<'a>, 
     match frame.body.len() {
         0 => Ok(packet),
         count => Err(DecodeError::TrailingBytes { count }),
+    }
+}
+
+/// What the tests of the packet files share.
+#[cfg(test)]
+pub(crate) mod golden {
+    use super::*;
+
+    /// `frame` decodes to `packet`, `packet` encodes to `frame`, and its length is known before.
+    #[track_caller]
+    pub(crate) fn assert_golden(frame: &[u8], version: ProtocolVersion, packet: Packet<'_>) {
+        assert_eq!(decode(frame, version), Ok(packet));
+        let mut encoded = Vec::new();
+        packet.encode(version, &mut encoded);
+        assert_eq!(encoded, frame);
+        assert_eq!(packet.encoded_len(version), frame.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::golden::assert_golden;
+    use super::*;
+    use crate::ids::ProtocolVersion::{V5, V311};
+
+    #[test]
+    fn pings_are_two_bytes_in_every_version() {
+        for version in [V311, V5] {
+            assert_golden(&[0xC0, 0], version, Packet::PingReq);
+            assert_golden(&[0xD0, 0], version, Packet::PingResp);
+        }
+    }
+
+    #[test]
+    fn a_padded_remaining_length_is_read_before_mqtt_5_only() {
+        assert_eq!(decode(&[0xC0, 0x80, 0x00], V311), Ok(Packet::PingReq));
+        assert_eq!(decode(&[0xC0, 0x80, 0x00], V5), Err(DecodeError::VariableByteInteger));
+        assert!(matches!(decode(&[0x30, 0x83, 0x00, 0, 1, b'a'], V311), Ok(Packet::Publish(_))));
+        assert_eq!(
+            Publish::decode_after(&[0x30, 0x84, 0x00, 0, 1, b'a', 0], V5, None),
+            Err(DecodeError::VariableByteInteger)
+        );
     }
 }

@@ -41,14 +41,18 @@ impl<'a> Properties<'a> {
         version: ProtocolVersion,
         owner: Owner,
     ) -> Result<Self, DecodeError> {
-        if version != ProtocolVersion::V5 {
+        // An empty list is by far the most frequent one.
+        if version != ProtocolVersion::V5 || reader.skip_zero() {
             return Ok(Self::EMPTY);
         }
+        Self::decode_list(reader, owner)
+    }
+
+    #[inline(never)]
+    fn decode_list(reader: &mut Reader<'a>, owner: Owner) -> Result<Self, DecodeError> {
         let len = reader.variable_byte_integer()?;
         let bytes = reader.take(len as usize)?;
-        if !bytes.is_empty() {
-            validate(bytes, owner)?;
-        }
+        validate(bytes, owner)?;
         Ok(Self { bytes })
     }
 
@@ -237,4 +241,47 @@ fn validate(bytes: &[u8], owner: Owner) -> Result<(), DecodeError> {
         Property::decode(id, &mut reader)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_up_steps_over_every_kind_of_value() {
+        let mut list = PropertiesBuf::new();
+        list.push(Property::PayloadFormatIndicator(true))
+            .push(Property::MessageExpiryInterval(7))
+            .push(Property::ContentType("text"))
+            .push(Property::CorrelationData(b"\0\xFF"))
+            .push(Property::SubscriptionIdentifier(300))
+            .push(Property::UserProperty { name: "a", value: "b" })
+            .push(Property::SubscriptionIdentifier(1))
+            .push(Property::TopicAlias(9));
+        let list = list.as_properties();
+        assert_eq!(list.topic_alias(), Some(9));
+        assert_eq!(list.message_expiry_interval_s(), Some(7));
+        assert_eq!(list.correlation_data(), Some(&b"\0\xFF"[..]));
+        assert_eq!(list.receive_maximum(), None);
+        assert_eq!(list.subscription_identifiers().collect::<Vec<_>>(), [300, 1]);
+        assert_eq!(list.user_properties().collect::<Vec<_>>(), [("a", "b")]);
+        assert_eq!(list.iter().count(), 8);
+    }
+
+    #[test]
+    fn walking_over_garbage_ends_at_the_flaw() {
+        let list = Properties::from_validated(&[0x23, 0, 1, 0x11, 0]);
+        assert_eq!(list.iter().collect::<Vec<_>>(), [Property::TopicAlias(1)]);
+        assert_eq!(list.message_expiry_interval_s(), None);
+    }
+
+    #[test]
+    fn text_over_the_limit_of_the_wire_is_cut_at_a_character() {
+        let text = "ä".repeat(40_000);
+        let mut list = PropertiesBuf::new();
+        list.push(Property::ReasonString(&text)).push(Property::TopicAlias(1));
+        let list = list.as_properties();
+        assert_eq!(list.reason_string().map(str::len), Some(65_534));
+        assert_eq!(list.topic_alias(), Some(1));
+    }
 }

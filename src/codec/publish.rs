@@ -104,6 +104,7 @@ impl<'a> Publish<'a> {
         if packet_type != PacketType::Publish as u8 {
             return Err(DecodeError::NotPublish { packet_type });
         }
+        frame.check_length_form(version)?;
         Self::decode(frame, version, previous)
     }
 
@@ -113,7 +114,6 @@ impl<'a> Publish<'a> {
         version: ProtocolVersion,
         previous: Option<&'a str>,
     ) -> Result<Self, DecodeError> {
-        frame.check_length_form(version)?;
         let mut reader = Reader::new(frame.body);
         let topic = reader.binary()?;
         let delivery = decode_delivery(frame.first_byte, &mut reader)?;
@@ -242,6 +242,7 @@ fn decode_delivery(first_byte: u8, reader: &mut Reader<'_>) -> Result<Delivery, 
     }
 }
 
+#[inline(never)]
 fn decode_topic<'a>(bytes: &'a [u8], properties: Properties<'a>) -> Result<&'a str, DecodeError> {
     if bytes.is_empty() {
         return match properties.topic_alias() {
@@ -252,4 +253,118 @@ fn decode_topic<'a>(bytes: &'a [u8], properties: Properties<'a>) -> Result<&'a s
     let topic = check_string(bytes)?;
     check_topic_name(topic).map_err(DecodeError::TopicName)?;
     Ok(topic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::golden::assert_golden;
+    use crate::codec::{Packet, PropertiesBuf, Property, decode};
+    use crate::ids::ProtocolVersion::{V5, V311};
+
+    const QOS0: &[u8] = b"\x30\x05\0\x01tpp";
+    const QOS2_V5: &[u8] = b"\x3D\x0A\0\x01t\0\x07\x03\x23\0\x02p";
+
+    fn plain() -> Publish<'static> {
+        Publish {
+            topic: "t",
+            payload: b"pp",
+            properties: Properties::EMPTY,
+            delivery: Delivery::AtMostOnce,
+            retain: false,
+        }
+    }
+
+    fn id(raw: u16) -> PacketId {
+        PacketId::new(raw).unwrap()
+    }
+
+    #[test]
+    fn qos_0_in_both_versions() {
+        assert_golden(QOS0, V311, Packet::Publish(plain()));
+        assert_golden(b"\x30\x06\0\x01t\0pp", V5, Packet::Publish(plain()));
+    }
+
+    #[test]
+    fn qos_1_in_both_versions() {
+        let delivery = Delivery::AtLeastOnce { id: id(0x0102), dup: false };
+        let packet = Packet::Publish(Publish { delivery, ..plain() });
+        assert_golden(b"\x32\x07\0\x01t\x01\x02pp", V311, packet);
+        assert_golden(b"\x32\x08\0\x01t\x01\x02\0pp", V5, packet);
+    }
+
+    #[test]
+    fn qos_2_redelivered_retained_with_alias() {
+        let mut properties = PropertiesBuf::new();
+        properties.push(Property::TopicAlias(2));
+        let packet = Publish {
+            payload: b"p",
+            properties: properties.as_properties(),
+            delivery: Delivery::ExactlyOnce { id: id(7), dup: true },
+            retain: true,
+            ..plain()
+        };
+        assert_golden(QOS2_V5, V5, Packet::Publish(packet));
+    }
+
+    #[test]
+    fn an_alias_may_stand_for_the_topic() {
+        let frame = b"\x30\x06\0\0\x03\x23\0\x02";
+        let Ok(Packet::Publish(publish)) = decode(frame, V5) else { panic!("not a publish") };
+        assert_eq!((publish.topic, publish.properties.topic_alias()), ("", Some(2)));
+    }
+
+    #[test]
+    fn a_repeated_topic_is_returned_by_pointer() {
+        let previous = "t";
+        let publish = Publish::decode_after(QOS0, V311, Some(previous)).unwrap();
+        assert!(std::ptr::eq(publish.topic, previous));
+        let other = "u";
+        let publish = Publish::decode_after(QOS0, V311, Some(other)).unwrap();
+        assert_eq!(publish.topic, "t");
+    }
+
+    #[test]
+    fn an_empty_previous_topic_does_not_excuse_a_missing_alias() {
+        let frame = b"\x30\x03\0\0\0";
+        assert_eq!(Publish::decode_after(frame, V5, Some("")), Err(DecodeError::EmptyTopic));
+    }
+
+    #[test]
+    fn the_view_finds_every_field_and_the_end_of_the_frame() {
+        let mut run = QOS2_V5.to_vec();
+        run.extend_from_slice(QOS0);
+        let view = PublishView::parse(&run, V5).unwrap();
+        let expected = PublishView {
+            first_byte: 0x3D,
+            header_len: 2,
+            topic: b"t",
+            packet_id: Some(7),
+            packet_id_at: 5,
+            properties: &[0x23, 0, 2],
+            payload: b"p",
+            frame_len: 12,
+        };
+        assert_eq!(view, expected);
+        let next = PublishView::parse(&run[12..], V311).unwrap();
+        assert_eq!((next.packet_id, next.packet_id_at, next.payload), (None, 0, &b"pp"[..]));
+    }
+
+    #[test]
+    fn a_run_is_walked_by_length_and_patched_at_the_offset() {
+        let mut run = QOS2_V5.repeat(2);
+        assert_eq!(next_frame(&run), Some(12));
+        let at = packet_id_offset(&run).unwrap();
+        run[at..at + 2].copy_from_slice(&9_u16.to_be_bytes());
+        assert_eq!(PublishView::parse(&run, V5).unwrap().packet_id, Some(9));
+        assert_eq!(PublishView::parse(&run[12..], V5).unwrap().packet_id, Some(7));
+    }
+
+    #[test]
+    fn unfinished_frames_have_no_view() {
+        for end in 0..QOS2_V5.len() {
+            assert_eq!(PublishView::parse(&QOS2_V5[..end], V5), None);
+            assert_eq!(next_frame(&QOS2_V5[..end]), None);
+        }
+    }
 }

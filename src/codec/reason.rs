@@ -272,3 +272,16 @@ impl fmt::Display for ReasonCode {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_standard_has_43_codes_and_each_is_read_back() {
+        let known: Vec<_> = (0..=u8::MAX).filter_map(ReasonCode::from_u8).collect();
+        assert_eq!(known.len(), 43);
+        assert!(known.iter().all(|reason| ReasonCode::from_u8(reason.as_u8()) == Some(*reason)));
+        assert_eq!(ReasonCode::TopicFilterInvalid.to_string(), "Topic Filter invalid");
+    }
+}

@@ -67,3 +67,30 @@ impl<'a> SubAck<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Packet;
+    use crate::codec::golden::assert_golden;
+    use crate::ids::ProtocolVersion::{V5, V311};
+
+    fn suback(reasons: &[u8]) -> SubAck<'_> {
+        SubAck { id: PacketId::FIRST, properties: Properties::EMPTY, reasons }
+    }
+
+    #[test]
+    fn one_code_for_each_filter_in_both_versions() {
+        let packet = Packet::SubAck(suback(&[0, 2, 0x80]));
+        assert_golden(&[0x90, 5, 0, 1, 0, 2, 0x80], V311, packet);
+        assert_golden(&[0x90, 6, 0, 1, 0, 0, 2, 0x80], V5, packet);
+        assert_golden(&[0x90, 4, 0, 1, 0, 0x97], V5, Packet::SubAck(suback(&[0x97])));
+    }
+
+    #[test]
+    fn every_failure_is_0x80_before_mqtt_5() {
+        let mut frame = Vec::new();
+        suback(&[1, 0x87, 0xA2]).encode(V311, &mut frame);
+        assert_eq!(frame, [0x90, 5, 0, 1, 1, 0x80, 0x80]);
+    }
+}

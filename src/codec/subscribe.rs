@@ -211,3 +211,67 @@ impl SubscribeFiltersBuf {
         SubscribeFilters { bytes: &self.bytes, len: self.len }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::golden::assert_golden;
+    use crate::codec::{Packet, PropertiesBuf, Property, decode};
+    use crate::ids::ProtocolVersion::{V5, V311};
+
+    fn all_options() -> SubscribeOptions {
+        SubscribeOptions {
+            qos: Qos::ExactlyOnce,
+            no_local: true,
+            retain_as_published: true,
+            retain_handling: RetainHandling::DoNotSend,
+        }
+    }
+
+    #[test]
+    fn two_filters_before_mqtt_5() {
+        let mut filters = SubscribeFiltersBuf::new();
+        filters
+            .push("a/+", SubscribeOptions::new(Qos::AtLeastOnce))
+            .push("b", SubscribeOptions::new(Qos::AtMostOnce));
+        let packet = Subscribe {
+            id: PacketId::FIRST,
+            properties: Properties::EMPTY,
+            filters: filters.as_filters(),
+        };
+        let frame = b"\x82\x0C\0\x01\0\x03a/+\x01\0\x01b\0";
+        assert_golden(frame, V311, Packet::Subscribe(packet));
+        assert_eq!(packet.filters.len(), 2);
+    }
+
+    #[test]
+    fn options_and_identifier_of_mqtt_5() {
+        let mut properties = PropertiesBuf::new();
+        properties.push(Property::SubscriptionIdentifier(200));
+        let mut filters = SubscribeFiltersBuf::new();
+        filters.push("#", all_options());
+        let packet = Subscribe {
+            id: PacketId::FIRST,
+            properties: properties.as_properties(),
+            filters: filters.as_filters(),
+        };
+        let frame = b"\x82\x0A\0\x01\x03\x0B\xC8\x01\0\x01#\x2E";
+        assert_golden(frame, V5, Packet::Subscribe(packet));
+        assert_eq!(packet.filters.iter().collect::<Vec<_>>(), [("#", all_options())]);
+    }
+
+    #[test]
+    fn options_of_mqtt_5_are_left_out_before_it() {
+        let mut filters = SubscribeFiltersBuf::new();
+        filters.push("#", all_options());
+        let packet = Subscribe {
+            id: PacketId::FIRST,
+            properties: Properties::EMPTY,
+            filters: filters.as_filters(),
+        };
+        let mut frame = Vec::new();
+        packet.encode(V311, &mut frame);
+        assert_eq!(frame, b"\x82\x06\0\x01\0\x01#\x02");
+        assert!(decode(&frame, V311).is_ok());
+    }
+}

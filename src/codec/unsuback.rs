@@ -60,3 +60,23 @@ impl<'a> UnsubAck<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Packet;
+    use crate::codec::golden::assert_golden;
+    use crate::ids::ProtocolVersion::{V5, V311};
+
+    #[test]
+    fn codes_exist_in_mqtt_5_only() {
+        let unsuback =
+            UnsubAck { id: PacketId::FIRST, properties: Properties::EMPTY, reasons: &[0, 0x11] };
+        assert_golden(&[0xB0, 5, 0, 1, 0, 0, 0x11], V5, Packet::UnsubAck(unsuback));
+        let bare = UnsubAck { reasons: &[], ..unsuback };
+        assert_golden(&[0xB0, 2, 0, 1], V311, Packet::UnsubAck(bare));
+        let mut frame = Vec::new();
+        unsuback.encode(V311, &mut frame);
+        assert_eq!(frame, [0xB0, 2, 0, 1]);
+    }
+}

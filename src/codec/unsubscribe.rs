@@ -118,3 +118,28 @@ impl UnsubscribeFiltersBuf {
         UnsubscribeFilters { bytes: &self.bytes, len: self.len }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Packet;
+    use crate::codec::golden::assert_golden;
+    use crate::ids::ProtocolVersion::{V5, V311};
+
+    #[test]
+    fn two_filters_in_both_versions() {
+        let mut filters = UnsubscribeFiltersBuf::new();
+        filters.push("a/+").push("b");
+        let packet = Unsubscribe {
+            id: PacketId::FIRST,
+            properties: Properties::EMPTY,
+            filters: filters.as_filters(),
+        };
+        let v311 = b"\xA2\x0A\0\x01\0\x03a/+\0\x01b";
+        assert_golden(v311, V311, Packet::Unsubscribe(packet));
+        let v5 = b"\xA2\x0B\0\x01\0\0\x03a/+\0\x01b";
+        assert_golden(v5, V5, Packet::Unsubscribe(packet));
+        assert_eq!(packet.filters.iter().collect::<Vec<_>>(), ["a/+", "b"]);
+        assert_eq!(packet.filters.len(), 2);
+    }
+}

@@ -55,6 +55,14 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
+    /// Steps over a zero byte; false, and nothing read, when something else is next.
+    #[inline]
+    pub(super) fn skip_zero(&mut self) -> bool {
+        let [0, rest @ ..] = self.rest else { return false };
+        self.rest = rest;
+        true
+    }
+
     /// One byte.
     #[inline]
     pub(super) fn u8(&mut self) -> Result<u8, DecodeError> {
