@@ -224,8 +224,6 @@ impl Steering<'_> {
     fn drain(&self) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut moved = (0, Instant::now());
-        // Every thread says how far it is only after it has noticed the phase.
-        thread::sleep(TICK);
         while !self.shared.is_complete() && began.elapsed() < DRAIN_MAX {
             let arrived = self.shared.arrived();
             if arrived != moved.0 {
