@@ -9,7 +9,7 @@ use mailboxqtt::ids::Qos;
 
 use crate::payload::STAMP_BYTES;
 use crate::scenario::{Layout, Scenario, Size};
-use crate::worker::Pace;
+use crate::settings::Pace;
 
 /// Clients that deserve a thread of their own: fewer share one, which keeps feedback free.
 const CLIENTS_PER_THREAD: usize = 500;

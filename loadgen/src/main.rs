@@ -33,6 +33,7 @@ mod run;
 mod scenario;
 mod schedule;
 mod sequence;
+mod settings;
 mod tally;
 mod timer;
 mod window;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::args::Args;
 use crate::run::Outcome;
-use crate::worker::Pace;
+use crate::settings::Pace;
 
 /// Of CPU time of one thread: beyond, it is the generator that is measured.
 const SATURATED: f64 = 0.95;

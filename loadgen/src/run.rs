@@ -16,9 +16,10 @@ use crate::clock::Clock;
 use crate::phase::{Phase, Shared};
 use crate::proc::{self, Usage};
 use crate::scenario::{Layout, Scenario};
+use crate::settings::{Pace, Planned, Settings};
 use crate::tally::Tally;
 use crate::window::Progress;
-use crate::worker::{Pace, Planned, Settings, WAKE, Worker};
+use crate::worker::{WAKE, Worker};
 
 /// How often the phases look round.
 const TICK: Duration = Duration::from_millis(20);
@@ -281,7 +282,7 @@ fn plan(layout: Layout, threads: usize) -> Vec<Vec<Planned>> {
     let mut planned = vec![Vec::new(); threads];
     let places = layout.threads(threads);
     for ((number, role), place) in layout.clients.into_iter().enumerate().zip(places) {
-        planned[place].push((number, role));
+        planned[place].push(Planned { number, role });
     }
     planned
 }
