@@ -1,6 +1,6 @@
 //! The command line, and what follows from it where it is silent.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -17,6 +17,8 @@ const CLIENTS_PER_THREAD: usize = 500;
 const OUTSTANDING: u64 = 20_000;
 const OUTSTANDING_DELIVERIES: u64 = 100_000;
 const WINDOW: u64 = 100;
+/// How long one of several addresses of a name may take to answer.
+const PROBE_MAX: Duration = Duration::from_secs(2);
 /// Packet identifiers go round after 65,535 messages.
 const WINDOW_MAX: u64 = 16_384;
 
@@ -153,12 +155,18 @@ impl Args {
         Qos::new(self.qos).unwrap_or(Qos::AtMostOnce)
     }
 
-    /// The address of the broker; the first one, where a name has several.
+    /// The address of the broker; where a name has several, the first that accepts a connection.
     pub(crate) fn target(&self) -> anyhow::Result<SocketAddr> {
-        let mut found = self.addr.to_socket_addrs().with_context(|| {
+        let found = self.addr.to_socket_addrs().with_context(|| {
             format!("--addr {}: it takes HOST:PORT, with a host that exists", self.addr)
         })?;
-        found.next().with_context(|| format!("--addr {}: the name has no address", self.addr))
+        let found: Vec<SocketAddr> = found.collect();
+        let answers = |target: &&SocketAddr| TcpStream::connect_timeout(target, PROBE_MAX).is_ok();
+        let target = match found.as_slice() {
+            [only] => Some(only),
+            several => several.iter().find(answers).or(several.first()),
+        };
+        target.copied().with_context(|| format!("--addr {}: the name has no address", self.addr))
     }
 
     /// All clients of the run.

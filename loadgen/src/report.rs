@@ -155,7 +155,12 @@ impl Report {
         let mut broken = Vec::new();
         if self.qos > 0 && self.lost > 0 {
             let (lost, expected) = (self.lost, self.expected_total);
-            broken.push(format!("{lost} of {expected} messages were lost at QoS {}", self.qos));
+            let stood = match self.window {
+                Some(_) => ", and publishers that waited for them stood still",
+                None => "",
+            };
+            let qos = self.qos;
+            broken.push(format!("{lost} of {expected} messages were lost at QoS {qos}{stood}"));
         }
         if self.qos == 2 && self.duplicated > 0 {
             broken.push(format!("{} messages arrived twice at QoS 2", self.duplicated));

@@ -36,8 +36,9 @@ impl Worker<'_> {
             let Some(Planned { number, role }) = self.planned.pop() else { return Ok(()) };
             let part = self.part(role);
             let settings = self.settings;
+            let source = source(settings.target, settings.clients, number);
             let now_ns = self.shared.clock.now_ns();
-            let mut client = Client::open(settings.target, self.source(number), part, now_ns)
+            let mut client = Client::open(settings.target, source, part, now_ns)
                 .with_context(|| self.unreachable(number))?;
             let client_id = format!("{}-{:08x}-{number}", settings.client_prefix, settings.run);
             let login = Login {
@@ -160,18 +161,6 @@ impl Worker<'_> {
         }
     }
 
-    /// Over loopback, one address has too few ports for very many connections.
-    fn source(&self, number: usize) -> Option<SocketAddr> {
-        let many = self.settings.clients > SOURCE_PORTS;
-        let IpAddr::V4(target) = self.settings.target.ip() else { return None };
-        if !many || !target.is_loopback() {
-            return None;
-        }
-        let host = (number / CONNECTIONS_PER_SOURCE + 1) as u32;
-        let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() - 1 + host);
-        Some(SocketAddr::new(address.into(), 0))
-    }
-
     fn ready(&mut self, index: usize) {
         self.clients[index].stage = Stage::Ready;
         self.opening -= 1;
@@ -188,5 +177,31 @@ impl Worker<'_> {
         } else {
             format!("connection {number} to {target} could not be opened")
         }
+    }
+}
+
+/// Over loopback, one address has too few ports for very many connections; `None` leaves the choice
+/// to the system.
+fn source(target: SocketAddr, clients: usize, number: usize) -> Option<SocketAddr> {
+    let IpAddr::V4(address) = target.ip() else { return None };
+    if clients <= SOURCE_PORTS || !address.is_loopback() {
+        return None;
+    }
+    let host = (number / CONNECTIONS_PER_SOURCE) as u32;
+    let source = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + host);
+    Some(SocketAddr::new(source.into(), 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn very_many_loopback_connections_come_from_several_addresses() {
+        let target = "127.0.0.1:1883".parse().unwrap();
+        assert_eq!(source(target, 10_000, 9_999), None);
+        assert_eq!(source(target, 50_000, 0), "127.0.0.1:0".parse().ok());
+        assert_eq!(source(target, 50_000, 49_999), "127.0.0.3:0".parse().ok());
+        assert_eq!(source("192.0.2.1:1883".parse().unwrap(), 50_000, 0), None);
     }
 }
