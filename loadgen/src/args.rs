@@ -220,8 +220,8 @@ fn payload(text: &str) -> Result<usize, String> {
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if !(0.001..=1e9).contains(&rate) {
-        return Err("between 0.001 and 1,000,000,000 messages per second".to_owned());
+    if !(0.001..=1e8).contains(&rate) {
+        return Err("between 0.001 and 100,000,000 messages per second".to_owned());
     }
     Ok(rate)
 }

@@ -10,6 +10,9 @@ use clap::ValueEnum;
 /// Subscribers that match each message of `wildcard`, one per shape of filter.
 const WILDCARD_SHAPES: usize = 3;
 
+/// Five digits; every publisher holds a frame per key.
+const WILDCARD_KEYS_MAX: usize = 100_000;
+
 /// What the load looks like.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Scenario {
@@ -180,6 +183,13 @@ fn wildcard(size: Size, prefix: &str) -> Result<Layout, String> {
         return Err(format!("wildcard needs at least 3 subscribers, not {subscribers}"));
     }
     let keys = classes * size.filters;
+    if keys > WILDCARD_KEYS_MAX {
+        return Err(format!(
+            "{classes} groups of {WILDCARD_SHAPES} subscribers with {} filters each make {keys} \
+             topics per publisher, and at most {WILDCARD_KEYS_MAX} are possible",
+            size.filters
+        ));
+    }
     // Keys and publishers have a fixed width, so that all frames have one length.
     let topic = |publisher: usize, key: usize| format!("{prefix}/{publisher:04}/{key:05}/value");
     let mut roles = Vec::with_capacity(publishers + subscribers);
@@ -266,6 +276,7 @@ mod tests {
         assert!(Layout::new(Scenario::FanOut, size(Some(1)), "t").is_err());
         assert!(Layout::new(Scenario::FanIn, size(Some(1)), "t").is_err());
         assert!(Layout::new(Scenario::Wildcard, size(Some(2)), "t").is_err());
+        assert!(Layout::new(Scenario::Wildcard, size(Some(100_000)), "t").is_err());
     }
 
     /// Counts matching filters, and checks that they belong to subscribers that expect the message.

@@ -4,6 +4,7 @@
 //! socket that has something (parsing and accounting at once), then refill and flush every client
 //! that was touched, with one write each. So a turn costs two system calls per active pair, however
 //! many messages they carry, and the clock is read once per read and once per write.
+//! Connecting is in `ramp`; what may leave when, and the writes, are in `pacing`.
 //!
 //! # Invariant
 //!
@@ -316,7 +317,8 @@ impl<'a> Worker<'a> {
 
     /// Draining: tells `run` whether something is still missing.
     fn say_how_far(&self) {
-        let mut unfinished = 0;
+        let next_ns = self.schedule.as_ref().and_then(Schedule::next_ns);
+        let mut unfinished = u64::from(next_ns.is_some_and(|next| next < self.measured_ns.end));
         for client in &self.clients {
             let Part::Publisher(publisher) = &client.part else { continue };
             let patched = publisher.block.patched();

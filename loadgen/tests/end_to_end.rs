@@ -57,6 +57,16 @@ fn loss_at_qos_0_is_counted_and_allowed() {
 }
 
 #[test]
+fn a_window_that_was_lost_at_qos_0_is_written_off_and_the_run_goes_on() {
+    let arguments = ["--window", "1", "--clients", "2", "--json"];
+    let output = loadgen_for("2.5", broker(Fault::DropEvery(2)), &arguments);
+    let report = report(&output);
+    // Every second message is the whole window: one loss per second, and one delivery after it.
+    assert!(report["lost"].as_u64() >= Some(2), "{report}");
+    assert!(report["received"].as_u64() >= Some(1), "{report}");
+}
+
+#[test]
 fn loss_at_qos_1_is_counted_and_is_exit_code_1() {
     let output = loadgen(broker(Fault::DropEvery(100)), &["--qos", "1", "--rate", "2000"]);
     assert_eq!(output.status.code(), Some(1));
@@ -198,14 +208,18 @@ impl Exchange {
     }
 }
 
-/// A short run with ten clients.
+/// A short run with ten clients, unless the arguments say otherwise.
 fn loadgen(broker: SocketAddr, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_loadgen"))
-        .args(["--addr", &broker.to_string(), "--clients", "10", "--warmup", "0.1"])
-        .args(["--duration", "0.4"])
-        .args(arguments)
-        .output()
-        .unwrap()
+    loadgen_for("0.4", broker, arguments)
+}
+
+fn loadgen_for(seconds: &str, broker: SocketAddr, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
+    command.args(["--addr", &broker.to_string(), "--warmup", "0.1", "--duration", seconds]);
+    if !arguments.contains(&"--clients") {
+        command.args(["--clients", "10"]);
+    }
+    command.args(arguments).output().unwrap()
 }
 
 fn report(output: &Output) -> Value {
