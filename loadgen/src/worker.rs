@@ -322,7 +322,9 @@ impl<'a> Worker<'a> {
         for client in &self.clients {
             let Part::Publisher(publisher) = &client.part else { continue };
             let patched = publisher.block.patched();
-            unfinished += publisher.due.saturating_sub(patched);
+            if self.schedule.is_some() {
+                unfinished += publisher.due.saturating_sub(patched);
+            }
             unfinished += u64::from(!publisher.block.is_flushed());
             if self.settings.qos != Qos::AtMostOnce {
                 unfinished += patched.saturating_sub(publisher.acked);

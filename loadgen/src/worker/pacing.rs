@@ -15,6 +15,9 @@ const STALL_NS: u64 = 1_000_000_000;
 /// Open loop at QoS 1 and 2: unacknowledged messages per publisher, well below the 65,535 that
 /// packet identifiers allow. What is due beyond waits, and its latency counts from its due time.
 const UNACKNOWLEDGED_MAX: u64 = 16_384;
+/// Open loop: how long a run that is behind its schedule may go on sending after the end of the
+/// measurement. Then there is still time for what was sent to arrive.
+const CATCH_UP_NS: u64 = 2_500_000_000;
 /// Open loop: messages that become due in one turn. A rate that no machine reaches must not keep a
 /// thread from noticing the end of the run; what is left is taken in the next turn.
 const DUE_PER_TURN: usize = 65_536;
@@ -48,6 +51,9 @@ impl Worker<'_> {
 
     /// Open loop: notes whose messages are due. While draining, only what was due before.
     pub(super) fn take_due(&mut self) {
+        if self.has_given_up() {
+            self.schedule = None;
+        }
         let Some(mut schedule) = self.schedule.take() else { return };
         let until_ns = self.shared.clock.now_ns().min(match self.phase {
             Phase::Drain | Phase::Stop => self.measured_ns.end,
@@ -63,6 +69,12 @@ impl Worker<'_> {
             }
         }
         self.schedule = Some(schedule);
+    }
+
+    /// Open loop: whether the messages that are still due will not be sent any more.
+    fn has_given_up(&self) -> bool {
+        let drain_ns = self.shared.began_ns(Phase::Drain);
+        self.phase == Phase::Drain && self.shared.clock.now_ns() > drain_ns + CATCH_UP_NS
     }
 
     /// Closed loop at QoS 0: a message may be lost for good, and must not hold its publisher.
