@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use clap::builder::RangedI64ValueParser;
 use mailboxqtt::ids::Qos;
 
 use crate::payload::STAMP_BYTES;
@@ -24,14 +25,15 @@ const WINDOW_MAX: u64 = 16_384;
 
 /// Measures any MQTT broker: throughput, end-to-end latency, loss, and what it costs.
 ///
-/// Connects the clients, warms up, measures, waits for what is under way and prints a table. Publishers
-/// and subscribers are in one process, so a latency is the difference of two readings of one clock.
+/// Connects the clients, warms up, measures, waits for what is under way and prints a table.
+/// Publishers and subscribers are in one process, so a latency is the difference of two readings of
+/// one clock.
 ///
-/// By default the loop is closed: each publisher has at most --window messages outstanding, until its
-/// slowest subscriber has received them (and, at QoS 1 and 2, the broker has acknowledged them). That
-/// finds the throughput; the latency is then mostly the queue that the window makes. For latency use an
-/// open loop with --rate: messages leave by an absolute schedule and latency counts from the scheduled
-/// time, so that a broker that stalls cannot hide it.
+/// By default the loop is closed: each publisher has at most --window messages outstanding, until
+/// its slowest subscriber has received them (and, at QoS 1 and 2, the broker has acknowledged
+/// them). That finds the throughput; the latency is then mostly the queue that the window makes.
+/// For latency use an open loop with --rate: messages leave by an absolute schedule and latency
+/// counts from the scheduled time, so that a broker that stalls cannot hide it.
 #[derive(Clone, Debug, Parser)]
 #[command(version, after_long_help = EXAMPLES, after_help = "--help shows examples")]
 pub(crate) struct Args {
@@ -56,7 +58,7 @@ pub(crate) struct Args {
     pub(crate) subscribers: Option<usize>,
 
     /// Wildcard filters per subscriber, in wildcard
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = ten_thousand())]
     pub(crate) filters: u32,
 
     /// Quality of service of messages and of subscriptions
@@ -84,7 +86,7 @@ pub(crate) struct Args {
     pub(crate) duration: Duration,
 
     /// Handshakes under way at the same time
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = ten_thousand())]
     pub(crate) concurrent: u32,
 
     /// connect: seconds to keep all connections open, e.g. to see their memory with --pid
@@ -146,7 +148,7 @@ Examples:
 
 Exit code:
   0  everything arrived as its QoS promises
-  1  something was lost at QoS 1 or 2, or arrived twice at QoS 2
+  1  something was lost or not acknowledged at QoS 1 or 2, or arrived twice at QoS 2
   2  the run could not be done: no broker, connection refused or broken, bad arguments";
 
 impl Args {
@@ -204,6 +206,10 @@ fn default_window(layout: &Layout) -> u64 {
     let publishers = u64::from(layout.publishers).max(1);
     let receivers = layout.receivers.max(1);
     WINDOW.min(OUTSTANDING / publishers).min(OUTSTANDING_DELIVERIES / publishers / receivers).max(1)
+}
+
+fn ten_thousand() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=10_000)
 }
 
 fn payload(text: &str) -> Result<usize, String> {

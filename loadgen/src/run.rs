@@ -1,5 +1,5 @@
-//! One run from the first connection to the last message: starts the threads, moves them through the
-//! phases, looks at the broker's process before and after, and merges what was measured.
+//! One run from the first connection to the last message: starts the threads, moves them through
+//! the phases, looks at the broker's process before and after, and merges what was measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -171,9 +171,9 @@ fn fan_out(size: Size, prefix: &str) -> Result<Layout, String> {
 }
 
 /// Publisher `p` publishes message `n` on `{prefix}/{p}/{k}/value` with `k = n % keys`. The
-/// subscribers come in three groups, one per shape of filter (`+/k/value`, `+/k/+`, `+/k/#`); within
-/// a group subscriber `c` of `classes` holds the keys with `k % classes == c`. So each message
-/// matches one filter of one subscriber in each group: 3 deliveries, whoever sent it.
+/// subscribers come in three groups, one per shape of filter (`+/k/value`, `+/k/+`, `+/k/#`);
+/// within a group subscriber `c` of `classes` holds the keys with `k % classes == c`. So each
+/// message matches one filter of one subscriber in each group: 3 deliveries, whoever sent it.
 fn wildcard(size: Size, prefix: &str) -> Result<Layout, String> {
     let clients = size.clients.unwrap_or(16);
     let publishers = size.publishers.unwrap_or((clients / 4).max(1));

@@ -1,9 +1,9 @@
 //! One thread of the generator: an event loop over its share of the clients.
 //!
-//! `run` starts one per core and moves it through the phases. A turn of the loop is: wait, read every
-//! socket that has something (parsing and accounting at once), then refill and flush every client
-//! that was touched, with one write each. So a turn costs two system calls per active pair, however
-//! many messages they carry, and the clock is read once per read and once per write.
+//! `run` starts one per core and moves it through the phases. A turn of the loop is: wait, read
+//! every socket that has something (parsing and accounting at once), then refill and flush every
+//! client that was touched, with one write each. So a turn costs two system calls per active pair,
+//! however many messages they carry, and the clock is read once per read and once per write.
 //! Connecting is in `ramp`; what may leave when, and the writes, are in `pacing`.
 //!
 //! # Invariant
@@ -48,8 +48,8 @@ const FRAME_OVERHEAD_BYTES_MAX: usize = 70_000;
 const IDLE: Duration = Duration::from_millis(100);
 /// How often a draining loop says how far it is.
 const DRAIN: Duration = Duration::from_millis(5);
-/// Open loop: the last stretch before a deadline is spent polling. A sleeping core needs some 30 µs to
-/// wake up, which would otherwise be part of every latency.
+/// Open loop: the last stretch before a deadline is spent polling. A sleeping core needs some 30 µs
+/// to wake up, which would otherwise be part of every latency.
 const SPIN_NS: u64 = 50_000;
 
 /// See the module.
@@ -188,8 +188,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// A read that does not fill the buffer has emptied the socket, and the next bytes are a new event;
-    /// only a connection that was `closed` is read to its very end.
+    /// A read that does not fill the buffer has emptied the socket, and the next bytes are a new
+    /// event; only a connection that was `closed` is read to its very end.
     fn read(&mut self, index: usize, closed: bool) -> anyhow::Result<()> {
         let mut scratch = std::mem::take(&mut self.scratch);
         loop {
@@ -306,7 +306,8 @@ impl<'a> Worker<'a> {
     }
 
     fn notify_abroad(&mut self) {
-        // Every other thread is told everything: threads are few, and each skips what is not its own.
+        // Every other thread is told everything: threads are few, and each skips what is not its
+        // own.
         let notes = std::mem::take(&mut self.abroad);
         for (index, thread) in self.shared.threads.iter().enumerate() {
             if index != self.index {
