@@ -1,15 +1,16 @@
 //! The command line, and what follows from it where it is silent.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use clap::builder::RangedI64ValueParser;
 use mailboxqtt::ids::Qos;
 
 use crate::payload::STAMP_BYTES;
 use crate::scenario::{Layout, Scenario, Size};
-use crate::worker::Pace;
+use crate::settings::Pace;
 
 /// Clients that deserve a thread of their own: fewer share one, which keeps feedback free.
 const CLIENTS_PER_THREAD: usize = 500;
@@ -17,19 +18,22 @@ const CLIENTS_PER_THREAD: usize = 500;
 const OUTSTANDING: u64 = 20_000;
 const OUTSTANDING_DELIVERIES: u64 = 100_000;
 const WINDOW: u64 = 100;
+/// How long one of several addresses of a name may take to answer.
+const PROBE_MAX: Duration = Duration::from_secs(2);
 /// Packet identifiers go round after 65,535 messages.
 const WINDOW_MAX: u64 = 16_384;
 
 /// Measures any MQTT broker: throughput, end-to-end latency, loss, and what it costs.
 ///
-/// Connects the clients, warms up, measures, waits for what is under way and prints a table. Publishers
-/// and subscribers are in one process, so a latency is the difference of two readings of one clock.
+/// Connects the clients, warms up, measures, waits for what is under way and prints a table.
+/// Publishers and subscribers are in one process, so a latency is the difference of two readings of
+/// one clock.
 ///
-/// By default the loop is closed: each publisher has at most --window messages outstanding, until its
-/// slowest subscriber has received them (and, at QoS 1 and 2, the broker has acknowledged them). That
-/// finds the throughput; the latency is then mostly the queue that the window makes. For latency use an
-/// open loop with --rate: messages leave by an absolute schedule and latency counts from the scheduled
-/// time, so that a broker that stalls cannot hide it.
+/// By default the loop is closed: each publisher has at most --window messages outstanding, until
+/// its slowest subscriber has received them (and, at QoS 1 and 2, the broker has acknowledged
+/// them). That finds the throughput; the latency is then mostly the queue that the window makes.
+/// For latency use an open loop with --rate: messages leave by an absolute schedule and latency
+/// counts from the scheduled time, so that a broker that stalls cannot hide it.
 #[derive(Clone, Debug, Parser)]
 #[command(version, after_long_help = EXAMPLES, after_help = "--help shows examples")]
 pub(crate) struct Args {
@@ -54,7 +58,7 @@ pub(crate) struct Args {
     pub(crate) subscribers: Option<usize>,
 
     /// Wildcard filters per subscriber, in wildcard
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = ten_thousand())]
     pub(crate) filters: u32,
 
     /// Quality of service of messages and of subscriptions
@@ -82,7 +86,7 @@ pub(crate) struct Args {
     pub(crate) duration: Duration,
 
     /// Handshakes under way at the same time
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = ten_thousand())]
     pub(crate) concurrent: u32,
 
     /// connect: seconds to keep all connections open, e.g. to see their memory with --pid
@@ -144,7 +148,7 @@ Examples:
 
 Exit code:
   0  everything arrived as its QoS promises
-  1  something was lost at QoS 1 or 2, or arrived twice at QoS 2
+  1  something was lost or not acknowledged at QoS 1 or 2, or arrived twice at QoS 2
   2  the run could not be done: no broker, connection refused or broken, bad arguments";
 
 impl Args {
@@ -153,12 +157,18 @@ impl Args {
         Qos::new(self.qos).unwrap_or(Qos::AtMostOnce)
     }
 
-    /// The address of the broker; the first one, where a name has several.
+    /// The address of the broker; where a name has several, the first that accepts a connection.
     pub(crate) fn target(&self) -> anyhow::Result<SocketAddr> {
-        let mut found = self.addr.to_socket_addrs().with_context(|| {
+        let found = self.addr.to_socket_addrs().with_context(|| {
             format!("--addr {}: it takes HOST:PORT, with a host that exists", self.addr)
         })?;
-        found.next().with_context(|| format!("--addr {}: the name has no address", self.addr))
+        let found: Vec<SocketAddr> = found.collect();
+        let answers = |target: &&SocketAddr| TcpStream::connect_timeout(target, PROBE_MAX).is_ok();
+        let target = match found.as_slice() {
+            [only] => Some(only),
+            several => several.iter().find(answers).or(several.first()),
+        };
+        target.copied().with_context(|| format!("--addr {}: the name has no address", self.addr))
     }
 
     /// All clients of the run.
@@ -198,6 +208,10 @@ fn default_window(layout: &Layout) -> u64 {
     WINDOW.min(OUTSTANDING / publishers).min(OUTSTANDING_DELIVERIES / publishers / receivers).max(1)
 }
 
+fn ten_thousand() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=10_000)
+}
+
 fn payload(text: &str) -> Result<usize, String> {
     let bytes: usize = text.parse().map_err(|_| "not a number".to_owned())?;
     if bytes < STAMP_BYTES {
@@ -212,8 +226,8 @@ fn payload(text: &str) -> Result<usize, String> {
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if !(0.001..=1e9).contains(&rate) {
-        return Err("between 0.001 and 1,000,000,000 messages per second".to_owned());
+    if !(0.001..=1e8).contains(&rate) {
+        return Err("between 0.001 and 100,000,000 messages per second".to_owned());
     }
     Ok(rate)
 }

@@ -33,8 +33,8 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Encodes frames for `topics` in turn, all of one length, at least `frames_min` of them as long
-    /// as the memory limit allows (one per topic in any case).
+    /// Encodes frames for `topics` in turn, all of one length, at least `frames_min` of them as
+    /// long as the memory limit allows (one per topic in any case).
     pub(crate) fn new(
         topics: &[String],
         frames_min: u64,
@@ -117,7 +117,8 @@ impl Block {
                 stamp[..8].copy_from_slice(&sequence.to_le_bytes());
                 stamp[8..].copy_from_slice(&intended_ns(sequence).to_le_bytes());
                 if let Some(at) = self.packet_id_at {
-                    // Identifiers go round from 1 to 65,535 and come back long after their last use.
+                    // Identifiers go round from 1 to 65,535 and come back long after their last
+                    // use.
                     frame[at..at + 2].copy_from_slice(&(packet_id + 1).to_be_bytes());
                     packet_id = if packet_id + 1 == u16::MAX { 0 } else { packet_id + 1 };
                 }

@@ -1,5 +1,5 @@
-//! The one clock of a run: nanoseconds since the process began. Publishers and subscribers share it,
-//! so a latency is a plain difference.
+//! The one clock of a run: nanoseconds since the process began. Publishers and subscribers share
+//! it, so a latency is a plain difference.
 
 use std::time::{Duration, Instant};
 

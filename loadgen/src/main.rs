@@ -1,10 +1,12 @@
 //! The load generator: measures any MQTT broker over its sockets.
 //!
 //! ```text
-//! main ── run ──┬── worker (one thread per core) ── client ── block      frames to be written
-//!   │           │       ├── receive ── sequence                         what arrives
-//!   │           │       └── window | schedule                           when to send
-//!   └── report ─┴── tally                                               what was measured
+//! args ── run ──┬── worker ──┬── ramp             connecting
+//!               │            ├── client ── block  sockets, frames to be written
+//!               │            ├── receive ── sequence, payload   what arrives
+//!               │            └── pacing ── window, schedule     what may leave
+//!               ├── phase, settings               what the threads share
+//!               └── tally ── report               what was measured
 //! ```
 
 use std::io::Write;
@@ -33,6 +35,7 @@ mod run;
 mod scenario;
 mod schedule;
 mod sequence;
+mod settings;
 mod tally;
 mod timer;
 mod window;

@@ -55,7 +55,8 @@ pub(crate) struct Thread {
     pub(crate) expected: AtomicU64,
     /// Different messages that its subscribers have received.
     pub(crate) arrived: AtomicU64,
-    /// Messages of its publishers that are due, unwritten or unacknowledged.
+    /// Messages of its publishers that are due, unwritten or unacknowledged. Not zero until the
+    /// thread has said so in the last phase.
     pub(crate) unfinished: AtomicU64,
 }
 
@@ -67,7 +68,7 @@ impl Shared {
             notes: Mutex::default(),
             expected: AtomicU64::new(0),
             arrived: AtomicU64::new(0),
-            unfinished: AtomicU64::new(0),
+            unfinished: AtomicU64::new(1),
         };
         Self {
             clock,

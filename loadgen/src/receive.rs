@@ -102,8 +102,8 @@ pub(crate) fn as_subscriber(
     Ok(at)
 }
 
-/// Takes all whole packets at the start of `bytes` as a publisher. Returns how long they are and how
-/// many messages they end the flow of.
+/// Takes all whole packets at the start of `bytes` as a publisher. Returns how long they are and
+/// how many messages they end the flow of.
 #[inline]
 pub(crate) fn as_publisher(bytes: &[u8], answers: &mut Vec<u8>) -> Result<(usize, u64), Malformed> {
     let (mut at, mut acked) = (0, 0);

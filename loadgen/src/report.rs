@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::args::Args;
 use crate::run::Outcome;
-use crate::worker::Pace;
+use crate::settings::Pace;
 
 /// Of CPU time of one thread: beyond, it is the generator that is measured.
 const SATURATED: f64 = 0.95;
@@ -16,6 +16,8 @@ const SATURATED: f64 = 0.95;
 const DEADLINE_NS: u64 = 1_000_000;
 /// Missed deadlines that do not spoil the result.
 const MISSED_MAX: f64 = 0.001;
+/// Part of the scheduled messages that may leave after the measured interval.
+const SHORT_MAX: f64 = 0.01;
 
 /// All figures of a run, as `--json` prints them.
 #[derive(Debug, Serialize)]
@@ -93,6 +95,10 @@ impl Report {
         let received = tally.received_measured;
         let missed = missed(&tally.slip_ns);
         let late = missed as f64 > tally.slip_ns.len() as f64 * MISSED_MAX;
+        // A schedule that is seconds behind has not even come to the measured messages.
+        let short =
+            |rate: f64| rate * seconds * (1.0 - SHORT_MAX) > tally.sent_measured as f64 + 2.0;
+        let behind = args.rate.is_some_and(short);
         let ramp_s = outcome.ramp.as_secs_f64();
         let millis = |ns: u64| ns as f64 / 1e6;
         Self {
@@ -133,7 +139,7 @@ impl Report {
                 schedule_slip_us: Percentiles::of(&tally.slip_ns),
                 missed_deadlines: missed,
                 // In an open loop a busy thread is one that polls before its deadlines.
-                saturated: late || args.rate.is_none() && tally.busiest > SATURATED,
+                saturated: late || behind || args.rate.is_none() && tally.busiest > SATURATED,
             },
             broker: outcome.broker.map(|usage| {
                 let cpu = usage.after.cpu.saturating_sub(usage.before.cpu);
@@ -155,7 +161,12 @@ impl Report {
         let mut broken = Vec::new();
         if self.qos > 0 && self.lost > 0 {
             let (lost, expected) = (self.lost, self.expected_total);
-            broken.push(format!("{lost} of {expected} messages were lost at QoS {}", self.qos));
+            let stood = match self.window {
+                Some(_) => ", and publishers that waited for them stood still",
+                None => "",
+            };
+            let qos = self.qos;
+            broken.push(format!("{lost} of {expected} messages were lost at QoS {qos}{stood}"));
         }
         if self.qos == 2 && self.duplicated > 0 {
             broken.push(format!("{} messages arrived twice at QoS 2", self.duplicated));
@@ -194,8 +205,9 @@ impl fmt::Display for Report {
             broker.fmt_usage(f)?;
         }
         if generator.saturated {
-            let doubt = "generator was saturated: latency figures include its own queueing";
-            line(f, "beware", format_args!("{doubt}"))?;
+            let why = if self.rate_per_s.is_some() { ", or the broker held it back" } else { "" };
+            let doubt = "latency figures include its own queueing";
+            line(f, "beware", format_args!("generator was saturated{why}: {doubt}"))?;
         }
         if self.interrupted {
             line(f, "interrupted", format_args!("this is what there was until then"))?;

@@ -1,5 +1,5 @@
-//! One run from the first connection to the last message: starts the threads, moves them through the
-//! phases, looks at the broker's process before and after, and merges what was measured.
+//! One run from the first connection to the last message: starts the threads, moves them through
+//! the phases, looks at the broker's process before and after, and merges what was measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +16,10 @@ use crate::clock::Clock;
 use crate::phase::{Phase, Shared};
 use crate::proc::{self, Usage};
 use crate::scenario::{Layout, Scenario};
+use crate::settings::{Pace, Planned, Settings};
 use crate::tally::Tally;
 use crate::window::Progress;
-use crate::worker::{Pace, Planned, Settings, WAKE, Worker};
+use crate::worker::{WAKE, Worker};
 
 /// How often the phases look round.
 const TICK: Duration = Duration::from_millis(20);
@@ -224,8 +225,6 @@ impl Steering<'_> {
     fn drain(&self) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut moved = (0, Instant::now());
-        // Every thread says how far it is only after it has noticed the phase.
-        thread::sleep(TICK);
         while !self.shared.is_complete() && began.elapsed() < DRAIN_MAX {
             let arrived = self.shared.arrived();
             if arrived != moved.0 {
@@ -283,7 +282,7 @@ fn plan(layout: Layout, threads: usize) -> Vec<Vec<Planned>> {
     let mut planned = vec![Vec::new(); threads];
     let places = layout.threads(threads);
     for ((number, role), place) in layout.clients.into_iter().enumerate().zip(places) {
-        planned[place].push((number, role));
+        planned[place].push(Planned { number, role });
     }
     planned
 }

@@ -1,12 +1,14 @@
 //! Exact accounting of one publisher's messages at one subscriber: lost, duplicated, reordered.
 //! Called by `receive` per run of messages; knows no socket and no clock.
 //!
-//! A tracker expects the sequence numbers `first, first + stride, first + 2 × stride, …`. The stride
-//! is 1, except where a subscriber matches only every n-th message of a publisher (`wildcard`).
+//! A tracker expects the sequence numbers `first, first + stride, first + 2 × stride, …`. The
+//! stride is 1, except where a subscriber matches only every n-th message of a publisher
+//! (`wildcard`).
 //!
 //! # Invariant
 //!
-//! Every number below `next` that belongs to this pair has either arrived once or lies in `missing`.
+//! Every number below `next` that belongs to this pair has either arrived once or lies in
+//! `missing`.
 
 /// Gaps that are remembered per pair. A broker that tears more holes than this loses messages on a
 /// grand scale; the oldest gap is then taken for lost, and a message that fills it for a duplicate.

@@ -1,5 +1,6 @@
-//! A timer of microsecond resolution for the event loop: the timeout of `epoll` counts milliseconds.
-//! Named here only: `rustix` for `timerfd`, which fires within a few microseconds of its deadline.
+//! A timer of microsecond resolution for the event loop: the timeout of `epoll` counts
+//! milliseconds. Named here only: `rustix` for `timerfd`, which fires within a few microseconds of
+//! its deadline.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,37 +1,38 @@
 //! One thread of the generator: an event loop over its share of the clients.
 //!
-//! `run` starts one per core and moves it through the phases. A turn of the loop is: wait, read every
-//! socket that has something (parsing and accounting at once), then refill and flush every client
-//! that was touched, with one write each. So a turn costs two system calls per active pair, however
-//! many messages they carry, and the clock is read once per read and once per write.
+//! `run` starts one per core and moves it through the phases. A turn of the loop is: wait, read
+//! every socket that has something (parsing and accounting at once), then refill and flush every
+//! client that was touched, with one write each. So a turn costs two system calls per active pair,
+//! however many messages they carry, and the clock is read once per read and once per write.
+//! Connecting is in `ramp`; what may leave when, and the writes, are in `pacing`.
 //!
 //! # Invariant
 //!
 //! All state here belongs to this thread; other threads see only `phase::Shared`.
 
-use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use mailboxqtt::codec::{Packet, decode};
-use mailboxqtt::ids::{ProtocolVersion, Qos};
+use anyhow::Context;
+use mailboxqtt::ids::Qos;
 use mio::event::Event;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 
-use crate::block::Block;
-use crate::client::{Client, Login, Part, Publisher, Stage, Subscriber};
-use crate::payload::Stamp;
+use crate::client::{Client, Part, Stage};
 use crate::phase::{Phase, Shared};
 use crate::proc;
 use crate::receive::{self, Expected};
-use crate::scenario::Role;
-use crate::schedule::{Schedule, Timetable};
+use crate::schedule::Schedule;
 use crate::sequence::Tracker;
+use crate::settings::{Planned, Settings};
 use crate::tally::{Snapshot, Tally};
 use crate::timer::Timer;
 use crate::window::{Gate, Place};
+
+mod pacing;
+mod ramp;
 
 /// Wakes the loop when the phase changes or another thread left notes.
 pub(crate) const WAKE: Token = Token(usize::MAX);
@@ -47,61 +48,9 @@ const FRAME_OVERHEAD_BYTES_MAX: usize = 70_000;
 const IDLE: Duration = Duration::from_millis(100);
 /// How often a draining loop says how far it is.
 const DRAIN: Duration = Duration::from_millis(5);
-/// Closed loop at QoS 0: a window that stands still for so long is written off.
-const STALL_NS: u64 = 1_000_000_000;
-/// Open loop at QoS 1 and 2: unacknowledged messages per publisher, well below the 65,535 that
-/// packet identifiers allow. What is due beyond waits, and its latency counts from its due time.
-const UNACKNOWLEDGED_MAX: u64 = 16_384;
-/// Open loop: the last stretch before a deadline is spent polling. A sleeping core needs some 30 µs to
-/// wake up, which would otherwise be part of every latency.
+/// Open loop: the last stretch before a deadline is spent polling. A sleeping core needs some 30 µs
+/// to wake up, which would otherwise be part of every latency.
 const SPIN_NS: u64 = 50_000;
-/// Loopback connections from one source address; beyond, the next address of 127.0.0.0/8 is used.
-const CONNECTIONS_PER_SOURCE: usize = 20_000;
-/// More connections than this do not fit the usual range of ports of one address.
-const SOURCE_PORTS: usize = 28_000;
-
-/// What all threads of a run are told.
-#[derive(Debug)]
-pub(crate) struct Settings {
-    /// The broker.
-    pub(crate) target: SocketAddr,
-    /// Of publishing and of subscriptions.
-    pub(crate) qos: Qos,
-    /// Size of a payload.
-    pub(crate) payload_bytes: usize,
-    /// Open loop with this rate, or closed loop with this window.
-    pub(crate) pace: Pace,
-    /// How many subscribers each message reaches.
-    pub(crate) receivers: u64,
-    /// A subscriber receives every how-manieth message of its publishers.
-    pub(crate) stride: u64,
-    /// Tells this run from others.
-    pub(crate) run: u32,
-    /// Clients of all threads.
-    pub(crate) clients: usize,
-    /// Publishers of all threads.
-    pub(crate) publishers: u32,
-    /// Handshakes under way at the same time, per thread.
-    pub(crate) concurrent: usize,
-    /// First part of each client identifier.
-    pub(crate) client_prefix: String,
-    /// What CONNECT says.
-    pub(crate) user_name: Option<String>,
-    /// What CONNECT says.
-    pub(crate) password: Option<String>,
-}
-
-/// Who decides when the next message leaves.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Pace {
-    /// The subscribers: at most so many messages of a publisher are outstanding.
-    Window(u64),
-    /// The clock: so many messages per second over all publishers.
-    Rate(f64),
-}
-
-/// A client to be connected: its number in the run, and what it does.
-pub(crate) type Planned = (usize, Role);
 
 /// See the module.
 pub(crate) struct Worker<'a> {
@@ -129,7 +78,7 @@ pub(crate) struct Worker<'a> {
     phase: Phase,
     schedule: Option<Schedule>,
     /// Intended send times that are measured.
-    measured_ns: std::ops::Range<u64>,
+    measured_ns: Range<u64>,
     measure_began: Snapshot,
     stall_checked_ns: u64,
     tally: Tally,
@@ -203,92 +152,6 @@ impl<'a> Worker<'a> {
         Ok(self.tally)
     }
 
-    /// Keeps as many handshakes under way as are allowed.
-    fn open_more(&mut self) -> anyhow::Result<()> {
-        while self.opening < self.settings.concurrent {
-            let Some((number, role)) = self.planned.pop() else { return Ok(()) };
-            let part = self.part(role);
-            let settings = self.settings;
-            let now_ns = self.shared.clock.now_ns();
-            let mut client = Client::open(settings.target, self.source(number), part, now_ns)
-                .with_context(|| self.unreachable(number))?;
-            let client_id = format!("{}-{:08x}-{number}", settings.client_prefix, settings.run);
-            let login = Login {
-                user_name: settings.user_name.as_deref(),
-                password: settings.password.as_deref(),
-            };
-            client.say_connect(&client_id, login);
-            let index = self.clients.len();
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll.registry().register(&mut client.socket, Token(index), interest)?;
-            if let Part::Publisher(publisher) = &client.part {
-                self.owned[publisher.id as usize] = Some(index as u32);
-            }
-            self.clients.push(client);
-            self.numbers.push(number);
-            self.opening += 1;
-            self.enqueue(index);
-        }
-        Ok(())
-    }
-
-    /// What the role needs on this thread: frames, or trackers.
-    fn part(&mut self, role: Role) -> Part {
-        match role {
-            Role::Idle => Part::Idle,
-            Role::Publisher { id, topics } => {
-                let frames_min = match self.settings.pace {
-                    Pace::Window(window) => window,
-                    Pace::Rate(_) => {
-                        if self.settings.publishers > 1_000 {
-                            16
-                        } else {
-                            256
-                        }
-                    }
-                };
-                let stamp =
-                    Stamp { run: self.settings.run, publisher: id, sequence: 0, intended_ns: 0 };
-                let (qos, payload_bytes) = (self.settings.qos, self.settings.payload_bytes);
-                Part::Publisher(Publisher {
-                    id,
-                    block: Block::new(&topics, frames_min, qos, stamp, payload_bytes),
-                    acked: 0,
-                    due: 0,
-                    written_off: 0,
-                    moved: (0, 0),
-                })
-            }
-            Role::Subscriber { filters, publishers, first } => {
-                let trackers_at = self.trackers.len();
-                for publisher in publishers.clone() {
-                    self.gates[publisher as usize].add(self.trackers.len() as u32);
-                    self.trackers.push(Tracker::new(first, self.settings.stride));
-                }
-                let count = publishers.len() as u32;
-                let publisher_first = publishers.start;
-                Part::Subscriber(Subscriber {
-                    filters,
-                    trackers_at,
-                    publisher_first,
-                    publishers: count,
-                })
-            }
-        }
-    }
-
-    /// Over loopback, one address has too few ports for very many connections.
-    fn source(&self, number: usize) -> Option<SocketAddr> {
-        let many = self.settings.clients > SOURCE_PORTS;
-        let IpAddr::V4(target) = self.settings.target.ip() else { return None };
-        if !many || !target.is_loopback() {
-            return None;
-        }
-        let host = (number / CONNECTIONS_PER_SOURCE + 1) as u32;
-        let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() - 1 + host);
-        Some(SocketAddr::new(address.into(), 0))
-    }
-
     fn timeout(&self) -> anyhow::Result<Duration> {
         if self.phase == Phase::Drain {
             return Ok(DRAIN);
@@ -325,8 +188,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// A read that does not fill the buffer has emptied the socket, and the next bytes are a new event;
-    /// only a connection that was `closed` is read to its very end.
+    /// A read that does not fill the buffer has emptied the socket, and the next bytes are a new
+    /// event; only a connection that was `closed` is read to its very end.
     fn read(&mut self, index: usize, closed: bool) -> anyhow::Result<()> {
         let mut scratch = std::mem::take(&mut self.scratch);
         loop {
@@ -419,48 +282,6 @@ impl<'a> Worker<'a> {
         Ok(used?)
     }
 
-    /// CONNACK and SUBACK; anything that follows them in the same read is left to the caller.
-    fn shake_hands(&mut self, index: usize, bytes: &[u8]) -> anyhow::Result<usize> {
-        let mut used = 0;
-        while self.clients[index].stage != Stage::Ready {
-            let Some(frame) = receive::next_frame(&bytes[used..])? else { return Ok(used) };
-            used += frame.bytes.len();
-            let packet = decode(frame.bytes, ProtocolVersion::V311)
-                .context("the broker answered the handshake with a malformed packet")?;
-            let client = &mut self.clients[index];
-            match (client.stage, packet) {
-                (Stage::Connecting { since_ns }, Packet::ConnAck(answer)) => {
-                    if answer.reason.as_u8() >= 0x80 {
-                        let number = self.numbers[index];
-                        bail!("the broker refused client {number}: {}", answer.reason);
-                    }
-                    let now_ns = self.shared.clock.now_ns();
-                    self.tally.connect_ns.saturating_record(now_ns.saturating_sub(since_ns));
-                    if client.say_subscribe(self.settings.qos) {
-                        client.stage = Stage::Subscribing;
-                        self.enqueue(index);
-                    } else {
-                        self.ready(index);
-                    }
-                }
-                (Stage::Subscribing, Packet::SubAck(answer)) => {
-                    if let Some(reason) = answer.reasons.iter().find(|reason| **reason > 2) {
-                        bail!("the broker refused a subscription with 0x{reason:02x}");
-                    }
-                    self.ready(index);
-                }
-                (stage, _) => bail!("the broker sent an unexpected packet while {stage:?}"),
-            }
-        }
-        Ok(used + self.digest(index, &bytes[used..])?)
-    }
-
-    fn ready(&mut self, index: usize) {
-        self.clients[index].stage = Stage::Ready;
-        self.opening -= 1;
-        self.shared.ready.fetch_add(1, Ordering::AcqRel);
-    }
-
     /// Notices that the phase has changed.
     fn follow_phase(&mut self) -> anyhow::Result<()> {
         let phase = self.shared.phase();
@@ -484,145 +305,9 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn begin_load(&mut self) {
-        let start_ns = self.shared.began_ns(Phase::WarmUp);
-        let publishers: Vec<u32> = (0..self.settings.publishers)
-            .filter(|publisher| self.owned[*publisher as usize].is_some())
-            .collect();
-        match self.settings.pace {
-            Pace::Rate(rate) => {
-                let publishers_all = u64::from(self.settings.publishers);
-                let timetable = Timetable { start_ns, publishers: publishers_all, rate };
-                self.schedule = Some(Schedule::new(timetable, publishers));
-            }
-            Pace::Window(_) => {
-                let step = self.settings.pace.step();
-                for (publisher, gate) in (0..).zip(&mut self.gates) {
-                    let progress = &self.shared.progress;
-                    let place = Place { progress, thread: self.index, publisher, step };
-                    gate.arm(&mut self.trackers, place);
-                }
-                for publisher in publishers {
-                    self.enqueue_publisher(publisher);
-                }
-            }
-        }
-    }
-
-    /// Open loop: notes whose messages are due. While draining, only what was due before.
-    fn take_due(&mut self) {
-        let Some(mut schedule) = self.schedule.take() else { return };
-        let until_ns = self.shared.clock.now_ns().min(match self.phase {
-            Phase::Drain | Phase::Stop => self.measured_ns.end,
-            Phase::Ramp | Phase::WarmUp | Phase::Measure => u64::MAX,
-        });
-        while let Some(publisher) = schedule.pop_due(until_ns) {
-            if let Some(index) = self.owned[publisher as usize] {
-                if let Part::Publisher(publisher) = &mut self.clients[index as usize].part {
-                    publisher.due += 1;
-                }
-                self.enqueue(index as usize);
-            }
-        }
-        self.schedule = Some(schedule);
-    }
-
-    /// Closed loop at QoS 0: a message may be lost for good, and must not hold its publisher.
-    fn write_off_stalls(&mut self) {
-        let Pace::Window(_) = self.settings.pace else { return };
-        if self.settings.qos != Qos::AtMostOnce || self.phase < Phase::WarmUp {
-            return;
-        }
-        let now_ns = self.shared.clock.now_ns();
-        if now_ns < self.stall_checked_ns + STALL_NS / 4 {
-            return;
-        }
-        self.stall_checked_ns = now_ns;
-        for index in 0..self.clients.len() {
-            let Part::Publisher(publisher) = &mut self.clients[index].part else { continue };
-            let position = self.shared.progress.received(publisher.id).max(publisher.written_off);
-            let waits = position < publisher.block.patched() && publisher.block.is_flushed();
-            if position != publisher.moved.0 || !waits {
-                publisher.moved = (position, now_ns);
-            } else if publisher.moved.1 + STALL_NS <= now_ns {
-                publisher.written_off = publisher.block.patched();
-                self.enqueue(index);
-            }
-        }
-    }
-
-    fn flush_queue(&mut self) -> anyhow::Result<()> {
-        let mut queue = std::mem::take(&mut self.queue);
-        for &index in &queue {
-            let index = index as usize;
-            self.clients[index].queued = false;
-            // Once, unless the frames of the publisher hold less than what may leave.
-            loop {
-                let refilled = self.refill(index);
-                if let Err(error) = self.clients[index].flush() {
-                    return Err(self.broken(index, error));
-                }
-                if !refilled || !self.clients[index].is_flushed() {
-                    break;
-                }
-            }
-        }
-        queue.clear();
-        self.queue = queue;
-        Ok(())
-    }
-
-    /// Patches as many messages as may leave now; true when there were any.
-    #[inline]
-    fn refill(&mut self, index: usize) -> bool {
-        let Part::Publisher(publisher) = &mut self.clients[index].part else { return false };
-        let acknowledged = self.settings.qos != Qos::AtMostOnce;
-        let Publisher { id, block, acked, due, written_off, .. } = publisher;
-        match self.settings.pace {
-            Pace::Window(window) => {
-                if self.phase != Phase::WarmUp && self.phase != Phase::Measure {
-                    return false;
-                }
-                let received = self.shared.progress.received(*id);
-                let done = if acknowledged { received.min(*acked) } else { received };
-                let outstanding = block.patched() - done.max(*written_off).min(block.patched());
-                let free = window.saturating_sub(outstanding).min(block.room());
-                if free < self.settings.pace.step().min(block.frames()) {
-                    return false;
-                }
-                let now_ns = self.shared.clock.now_ns();
-                block.patch(free, |_| now_ns);
-                self.tally.sent += free;
-                true
-            }
-            Pace::Rate(_) => {
-                let Some(schedule) = &self.schedule else { return false };
-                let timetable = schedule.timetable();
-                let unacknowledged =
-                    if acknowledged { block.patched().saturating_sub(*acked) } else { 0 };
-                let allowed = UNACKNOWLEDGED_MAX.saturating_sub(unacknowledged);
-                let count = due.saturating_sub(block.patched()).min(block.room()).min(allowed);
-                if count == 0 {
-                    return false;
-                }
-                let now_ns = self.shared.clock.now_ns();
-                for sequence in block.patched()..block.patched() + count {
-                    let intended_ns = timetable.intended_ns(*id, sequence);
-                    if self.measured_ns.contains(&intended_ns) {
-                        let slip_ns = now_ns.saturating_sub(intended_ns);
-                        self.tally.slip_ns.saturating_record(slip_ns);
-                    }
-                }
-                let id = *id;
-                block.patch(count, |sequence| timetable.intended_ns(id, sequence));
-                self.tally.sent += count;
-                true
-            }
-        }
-    }
-
     fn notify_abroad(&mut self) {
-        // Every other thread is told everything: threads are few, and each skips what is not its own.
+        // Every other thread is told everything: threads are few, and each skips what is not its
+        // own.
         let notes = std::mem::take(&mut self.abroad);
         for (index, thread) in self.shared.threads.iter().enumerate() {
             if index != self.index {
@@ -633,11 +318,14 @@ impl<'a> Worker<'a> {
 
     /// Draining: tells `run` whether something is still missing.
     fn say_how_far(&self) {
-        let mut unfinished = 0;
+        let next_ns = self.schedule.as_ref().and_then(Schedule::next_ns);
+        let mut unfinished = u64::from(next_ns.is_some_and(|next| next < self.measured_ns.end));
         for client in &self.clients {
             let Part::Publisher(publisher) = &client.part else { continue };
             let patched = publisher.block.patched();
-            unfinished += publisher.due.saturating_sub(patched);
+            if self.schedule.is_some() {
+                unfinished += publisher.due.saturating_sub(patched);
+            }
             unfinished += u64::from(!publisher.block.is_flushed());
             if self.settings.qos != Qos::AtMostOnce {
                 unfinished += patched.saturating_sub(publisher.acked);
@@ -693,51 +381,6 @@ impl<'a> Worker<'a> {
     fn enqueue_publisher(&mut self, publisher: u32) {
         if let Some(index) = self.owned[publisher as usize] {
             self.enqueue(index as usize);
-        }
-    }
-
-    /// A connection that fails ends the run: the sentence says what it means.
-    fn broken(&self, index: usize, error: io::Error) -> anyhow::Error {
-        let number = self.numbers[index];
-        let closed = matches!(
-            error.kind(),
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
-        );
-        let target = self.settings.target;
-        match self.clients[index].stage {
-            Stage::Connecting { .. } if closed => anyhow::anyhow!(
-                "the broker at {target} closed connection {number} before CONNACK \
-                 (it may be out of open files, or limit its connections)"
-            ),
-            Stage::Connecting { .. } => anyhow::Error::new(error).context(self.unreachable(number)),
-            _ if closed => anyhow::anyhow!(
-                "the broker at {target} closed the connection of client {number} during the run: \
-                 it has stopped, or the client broke one of its limits"
-            ),
-            _ => anyhow::Error::new(error)
-                .context(format!("the connection of client {number} to {target} broke")),
-        }
-    }
-
-    fn unreachable(&self, number: usize) -> String {
-        let target = self.settings.target;
-        if self.shared.ready.load(Ordering::Acquire) == 0 {
-            format!(
-                "no broker answers at {target}: start one with `just run`, \
-                 or say where it is with --addr HOST:PORT"
-            )
-        } else {
-            format!("connection {number} to {target} could not be opened")
-        }
-    }
-}
-
-impl Pace {
-    /// A quarter of the window: what a refill brings at least.
-    pub(crate) fn step(self) -> u64 {
-        match self {
-            Self::Window(window) => (window / 4).max(1),
-            Self::Rate(_) => u64::MAX,
         }
     }
 }

@@ -1,0 +1,232 @@
+//! The load generator as its users run it, against a small broker that misbehaves on demand.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use mailboxqtt::codec::{
+    Ack, ConnAck, Delivery, Packet, Properties, ReasonCode, SubAck, decode, frame_len,
+};
+use mailboxqtt::ids::{PacketId, ProtocolVersion};
+use serde_json::Value;
+
+const VERSION: ProtocolVersion = ProtocolVersion::V311;
+
+#[test]
+fn every_qos_delivers_everything_once() {
+    let broker = broker(Fault::None);
+    for qos in ["0", "1", "2"] {
+        for scenario in ["p2p", "fan-in", "fan-out"] {
+            let output = loadgen(broker, &["--scenario", scenario, "--qos", qos, "--json"]);
+            let report = report(&output);
+            assert_eq!(output.status.code(), Some(0), "{scenario} {qos}: {report}");
+            assert!(report["received"].as_u64() > Some(0), "{report}");
+            assert!(report["latency_us"]["p50"].as_f64() > Some(0.0), "{report}");
+            for sum in ["lost", "duplicated", "reordered", "unacknowledged"] {
+                assert_eq!(report[sum], 0, "{scenario} {qos} {sum}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_open_loop_keeps_its_rate() {
+    let output = loadgen(broker(Fault::None), &["--rate", "1000", "--json"]);
+    let sent_per_s = report(&output)["sent_per_s"].as_f64().unwrap();
+    assert!((500.0..1_500.0).contains(&sent_per_s), "{sent_per_s}");
+}
+
+#[test]
+fn threads_that_share_no_pair_still_move_each_other_on() {
+    let broker = broker(Fault::None);
+    let arguments = ["--scenario", "fan-out", "--threads", "3", "--qos", "1", "--json"];
+    let report = report(&loadgen(broker, &arguments));
+    assert!(report["received"].as_u64() > Some(100), "{report}");
+    assert_eq!(report["lost"], 0);
+}
+
+#[test]
+fn loss_at_qos_0_is_counted_and_allowed() {
+    let output = loadgen(broker(Fault::DropEvery(100)), &["--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(report(&output)["lost"].as_u64() > Some(0));
+}
+
+#[test]
+fn a_window_that_was_lost_at_qos_0_is_written_off_and_the_run_goes_on() {
+    let arguments = ["--window", "1", "--clients", "2", "--json"];
+    let output = loadgen_for("2.5", broker(Fault::DropEvery(2)), &arguments);
+    let report = report(&output);
+    // Every second message is the whole window: one loss per second, and one delivery after it.
+    assert!(report["lost"].as_u64() >= Some(2), "{report}");
+    assert!(report["received"].as_u64() >= Some(1), "{report}");
+}
+
+#[test]
+fn loss_at_qos_1_is_counted_and_is_exit_code_1() {
+    let output = loadgen(broker(Fault::DropEvery(100)), &["--qos", "1", "--rate", "2000"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("lost at QoS 1"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_second_copy_is_allowed_at_qos_1_and_exit_code_1_at_qos_2() {
+    let broker = broker(Fault::RepeatEvery(100));
+    assert_eq!(loadgen(broker, &["--qos", "1"]).status.code(), Some(0));
+    let output = loadgen(broker, &["--qos", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("twice at QoS 2"), "{}", stderr(&output));
+}
+
+#[test]
+fn no_broker_is_exit_code_2_and_a_sentence_that_helps() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let output = loadgen(nobody, &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let sentence = stderr(&output);
+    assert!(sentence.contains(&nobody.to_string()), "{sentence}");
+    assert!(sentence.contains("just run"), "{sentence}");
+}
+
+#[test]
+fn a_broker_that_dies_is_exit_code_2() {
+    let output = loadgen(broker(Fault::CloseAfter(1_000)), &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("closed the connection"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_table_names_every_percentile() {
+    let output = loadgen(broker(Fault::None), &[]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    for word in ["p50", "p90", "p99", "p99.9", "p99.99", "max", "lost 0", "messages/s"] {
+        assert!(table.contains(word), "{word} is not in\n{table}");
+    }
+}
+
+/// What the broker does wrong.
+#[derive(Clone, Copy)]
+enum Fault {
+    None,
+    /// Every n-th message reaches nobody.
+    DropEvery(u64),
+    /// Every n-th message is delivered twice.
+    RepeatEvery(u64),
+    /// Connections end with the n-th message.
+    CloseAfter(u64),
+}
+
+/// Shared by the connections of one broker.
+struct Exchange {
+    fault: Fault,
+    messages: AtomicU64,
+    subscribers: Mutex<Vec<(String, Arc<Mutex<TcpStream>>)>>,
+}
+
+/// Starts a broker that forwards frames as they are, to exact filters.
+fn broker(fault: Fault) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let subscribers = Mutex::default();
+    let exchange = Arc::new(Exchange { fault, messages: AtomicU64::new(0), subscribers });
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let exchange = Arc::clone(&exchange);
+            thread::spawn(move || serve(stream.unwrap(), &exchange));
+        }
+    });
+    address
+}
+
+fn serve(mut stream: TcpStream, exchange: &Exchange) {
+    stream.set_nodelay(true).unwrap();
+    let own = Arc::new(Mutex::new(stream.try_clone().unwrap()));
+    let (mut held, mut scratch) = (Vec::new(), [0; 16_384]);
+    while let Ok(bytes @ 1..) = stream.read(&mut scratch) {
+        held.extend_from_slice(&scratch[..bytes]);
+        let (mut used, mut answers) = (0, Vec::new());
+        while let Some(len) = frame_len(&held[used..], u32::MAX).unwrap() {
+            let Some(frame) = held[used..].get(..len) else { break };
+            used += len;
+            if !exchange.take(frame, &own, &mut answers) {
+                return stream.shutdown(std::net::Shutdown::Both).unwrap_or(());
+            }
+        }
+        held.drain(..used);
+        let _ = own.lock().unwrap().write_all(&answers);
+    }
+    exchange.subscribers.lock().unwrap().retain(|(_, subscriber)| !Arc::ptr_eq(subscriber, &own));
+}
+
+impl Exchange {
+    /// False when the connection is to end.
+    fn take(&self, frame: &[u8], own: &Arc<Mutex<TcpStream>>, answers: &mut Vec<u8>) -> bool {
+        let properties = Properties::EMPTY;
+        let ack = |id: PacketId| Ack { id, reason: ReasonCode::Success, properties };
+        let answer = match decode(frame, VERSION).unwrap() {
+            Packet::Connect(_) => {
+                let reason = ReasonCode::Success;
+                Packet::ConnAck(ConnAck { session_present: false, reason, properties })
+            }
+            Packet::Subscribe(subscribe) => {
+                let mut subscribers = self.subscribers.lock().unwrap();
+                for (filter, _) in subscribe.filters.iter() {
+                    subscribers.push((filter.to_owned(), Arc::clone(own)));
+                }
+                Packet::SubAck(SubAck { id: subscribe.id, properties, reasons: &[0] })
+            }
+            Packet::Publish(publish) => {
+                let number = self.messages.fetch_add(1, Ordering::Relaxed) + 1;
+                let copies = match self.fault {
+                    Fault::DropEvery(n) if number.is_multiple_of(n) => 0,
+                    Fault::RepeatEvery(n) if number.is_multiple_of(n) => 2,
+                    Fault::CloseAfter(n) if number > n => return false,
+                    _ => 1,
+                };
+                for (filter, subscriber) in self.subscribers.lock().unwrap().iter() {
+                    if filter == publish.topic {
+                        let _ = subscriber.lock().unwrap().write_all(&frame.repeat(copies));
+                    }
+                }
+                match publish.delivery {
+                    Delivery::AtMostOnce => return true,
+                    Delivery::AtLeastOnce { id, .. } => Packet::PubAck(ack(id)),
+                    Delivery::ExactlyOnce { id, .. } => Packet::PubRec(ack(id)),
+                }
+            }
+            Packet::PubRec(received) => Packet::PubRel(ack(received.id)),
+            Packet::PubRel(released) => Packet::PubComp(ack(released.id)),
+            Packet::PubAck(_) | Packet::PubComp(_) | Packet::Disconnect(_) => return true,
+            other => panic!("the load generator sent {other:?}"),
+        };
+        answer.encode(VERSION, answers);
+        true
+    }
+}
+
+/// A short run with ten clients, unless the arguments say otherwise.
+fn loadgen(broker: SocketAddr, arguments: &[&str]) -> Output {
+    loadgen_for("0.4", broker, arguments)
+}
+
+fn loadgen_for(seconds: &str, broker: SocketAddr, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
+    command.args(["--addr", &broker.to_string(), "--warmup", "0.1", "--duration", seconds]);
+    if !arguments.contains(&"--clients") {
+        command.args(["--clients", "10"]);
+    }
+    command.args(arguments).output().unwrap()
+}
+
+fn report(output: &Output) -> Value {
+    let error = || format!("no report, but: {}", stderr(output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", error()))
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
