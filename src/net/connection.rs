@@ -29,6 +29,7 @@ use crate::net::scratch::{READ_BYTES_MAX, Scratch, with_scratch};
 use crate::router::Router;
 use crate::router::links::Links;
 use crate::router::mailbox::{Inbox, Mail};
+use crate::router::registry::{Claim, Parked};
 use crate::router::shard::{Command, Publication};
 use crate::session::{CloseReason, Output, Place, Session};
 
@@ -43,6 +44,8 @@ const MAILS_MAX: usize = 1024;
 pub(super) struct Connection<S> {
     /// Both ways to the client.
     pub(super) stream: S,
+    /// The right to the session.
+    pub(super) claim: Claim,
     /// The protocol.
     pub(super) session: Box<Session>,
     /// From the shards.
@@ -59,6 +62,16 @@ pub(super) struct Connection<S> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
+/// What a connection begins with.
+pub(super) struct Start {
+    /// The answer to the CONNECT.
+    pub(super) connack: Vec<u8>,
+    /// What the client sent behind its CONNECT.
+    pub(super) received: Vec<u8>,
+    /// Largest packet that is read.
+    pub(super) packet_bytes_max: u32,
+}
+
 /// Whether a step got anything done.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Step {
@@ -67,27 +80,25 @@ enum Step {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    /// A connection whose CONNECT was accepted. `unsent` starts with the CONNACK, `tail` is what came
-    /// behind the CONNECT.
+    /// A connection whose CONNECT was accepted.
     pub(super) fn new(
         stream: S,
-        session: Box<Session>,
-        inbox: Inbox,
+        claim: Claim,
+        parked: Parked,
         router: Router,
-        packet_bytes_max: u32,
-        tail: Vec<u8>,
-        unsent: Vec<u8>,
+        start: Start,
     ) -> Self {
         let links = router.links();
         Self {
             stream,
-            session,
-            inbox,
+            claim,
+            session: parked.session,
+            inbox: parked.inbox,
             links,
             router,
-            packet_bytes_max,
-            tail,
-            unsent,
+            packet_bytes_max: start.packet_bytes_max,
+            tail: start.received,
+            unsent: start.connack,
             unsent_from: 0,
             timer: None,
         }
@@ -175,7 +186,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     }
                     self.session.handle_chunk(rest);
                 }
-                Mail::TakenOver => drop(out.close.get_or_insert(CloseReason::TakenOver)),
+                Mail::TakenOver { ticket } if ticket > self.claim.ticket() => {
+                    out.close.get_or_insert(CloseReason::TakenOver);
+                }
+                Mail::TakenOver { .. } => (),
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }

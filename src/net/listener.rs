@@ -15,9 +15,10 @@ use tracing::{debug, info, warn};
 use crate::codec::{DecodeError, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion};
 use crate::net::Limits;
-use crate::net::connection::Connection;
+use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{HandshakeError, read_hello};
 use crate::router::Router;
+use crate::router::mailbox::Mail;
 use crate::router::registry::{Claim, Parked};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate, refuse};
 
@@ -83,9 +84,9 @@ impl Serving {
         }
         // The CONNECT is read in a future of its own, so that its size is not that of an idle connection.
         let opened = Box::pin(self.open(stream, peer)).await;
-        if let Some((mut connection, claim)) = opened {
+        if let Some(mut connection) = opened {
             let reason = connection.run().await;
-            Box::pin(self.close(connection, claim, reason, peer)).await;
+            Box::pin(self.close(connection, reason, peer)).await;
         }
     }
 
@@ -94,7 +95,7 @@ impl Serving {
         &self,
         mut stream: S,
         peer: SocketAddr,
-    ) -> Option<(Connection<S>, Claim)> {
+    ) -> Option<Connection<S>> {
         let hello = tokio::select! {
             hello = timeout(self.limits.handshake_max, read_hello(
                 &mut stream,
@@ -151,7 +152,7 @@ impl Serving {
         opening: Opening,
         mut claim: Claim,
         rest: Vec<u8>,
-    ) -> (Connection<S>, Claim) {
+    ) -> Connection<S> {
         let now = Instant::now();
         let mut parked = claim.take();
         if let Some(parked) = parked
@@ -160,28 +161,32 @@ impl Serving {
             self.router.end_session(&parked.session, parked.inbox).await;
         }
         let session_present = parked.is_some();
-        let (session, inbox) = match parked {
-            Some(Parked { mut session, inbox, .. }) => {
-                session.attach(&opening, now);
-                inbox.mailbox().set_connected(true);
-                (session, inbox)
+        let parked = match parked {
+            Some(mut parked) => {
+                parked.session.attach(&opening, now);
+                parked.inbox.mailbox().set_connected(true);
+                parked
             }
             None => {
                 self.router.metrics().sessions.add(1);
-                let session = Session::new(self.limits.session, &opening, now);
-                (Box::new(session), self.router.open_mailbox())
+                let session = Box::new(Session::new(self.limits.session, &opening, now));
+                Parked { session, inbox: self.router.open_mailbox(), expires_at: None }
             }
         };
-        claim.announce(inbox.mailbox());
+        claim.announce(parked.inbox.mailbox());
+        if self.stop.is_cancelled() {
+            // Whoever told the owners to go may have looked before we were one.
+            parked.inbox.mailbox().send(Mail::ShuttingDown);
+        }
         self.router.metrics().clients_connected.add(1);
+        self.router.metrics().packets_received.add(1);
+        self.router.metrics().packets_sent.add(1);
         debug!(%peer, client = %opening.client_id, session_present, "client connected");
         let mut connack = Vec::new();
         opening.accept(session_present, &self.limits.session, &mut connack);
-        self.router.metrics().packets_sent.add(1);
-        self.router.metrics().packets_received.add(1);
-        let router = self.router.clone();
-        let bytes_max = self.limits.session.packet_bytes_max;
-        (Connection::new(stream, session, inbox, router, bytes_max, rest, connack), claim)
+        let packet_bytes_max = self.limits.session.packet_bytes_max;
+        let start = Start { connack, received: rest, packet_bytes_max };
+        Connection::new(stream, claim, parked, self.router.clone(), start)
     }
 
     /// Gives everything back in an order in which nothing is lost: batches to the shards, the will, the
@@ -189,11 +194,10 @@ impl Serving {
     async fn close<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut connection: Connection<S>,
-        claim: Claim,
         reason: CloseReason,
         peer: SocketAddr,
     ) {
-        let client = claim.client_id().clone();
+        let client = connection.claim.client_id().clone();
         if reason.is_protocol_error() {
             self.router.metrics().protocol_errors.add(1);
             info!(%peer, %client, %reason, "connection closed");
@@ -201,7 +205,7 @@ impl Serving {
             debug!(%peer, %client, %reason, "connection closed");
         }
         let last_words = connection.last_words(&reason);
-        let Connection { mut stream, mut session, inbox, mut links, .. } = connection;
+        let Connection { mut stream, claim, mut session, inbox, mut links, .. } = connection;
         std::future::poll_fn(|cx| links.poll_flush(cx)).await;
         self.router.metrics().clients_connected.add(-1);
         inbox.mailbox().set_connected(false);

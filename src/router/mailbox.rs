@@ -46,8 +46,12 @@ pub enum Mail {
         /// To be asked for next.
         rest: Option<Replay>,
     },
-    /// Another connection wants the session.
-    TakenOver,
+    /// Another connection wants the session. Meant for every owner with an older ticket: the mail may
+    /// still be there when the session has a new owner.
+    TakenOver {
+        /// Of the connection that wants it.
+        ticket: u64,
+    },
     /// The broker stops.
     ShuttingDown,
 }

@@ -99,7 +99,7 @@ impl Registry {
             let ticket = slot.newest_ticket.fetch_add(1, SeqCst) + 1;
             slot.ticket_taken.notify_waiters();
             if let Some(owner) = slot.owner() {
-                owner.send(Mail::TakenOver);
+                owner.send(Mail::TakenOver { ticket });
             }
             let place = slot.clone().wait_for_place(ticket).await?;
             if !matches!(*place, Place::Removed) {
@@ -172,6 +172,11 @@ impl Claim {
         &self.client_id
     }
 
+    /// A [`Mail::TakenOver`] with a higher number is meant for the holder of this claim.
+    pub fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
     /// The parked session, if there is one.
     pub fn take(&mut self) -> Option<Parked> {
         match std::mem::take(&mut *self.place) {
@@ -183,8 +188,9 @@ impl Claim {
     /// From now on `mailbox` is told when another connection wants the session; at once, if one does.
     pub fn announce(&self, mailbox: &Arc<Mailbox>) {
         self.slot.set_owner(Some(mailbox.clone()));
-        if self.slot.newest_ticket.load(SeqCst) != self.ticket {
-            mailbox.send(Mail::TakenOver);
+        let newest = self.slot.newest_ticket.load(SeqCst);
+        if newest != self.ticket {
+            mailbox.send(Mail::TakenOver { ticket: newest });
         }
     }
 
