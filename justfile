@@ -29,3 +29,8 @@ ci: test
 # Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
 bench *ARGS:
     cargo bench --workspace --bench '*' -- {{ ARGS }}
+
+# Run the same load against this broker and the system's mosquitto, alternating; ARGS as in `just compare 3 --only p2p`.
+compare *ARGS:
+    cargo build --release --workspace
+    @python3 loadgen/compare.py {{ ARGS }}
