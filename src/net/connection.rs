@@ -99,7 +99,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let read = std::mem::take(&mut self.tail);
             let router = self.router.clone();
             let close = with_scratch(&router, |scratch| {
-                self.take_packets(&read, &mut scratch.out);
+                let taken = self.take_packets(&read, &mut scratch.out);
+                self.tail.extend_from_slice(read.get(taken..).unwrap_or_default());
                 self.settle(&mut scratch.out);
                 self.unsent.append(&mut scratch.out.bytes);
                 scratch.out.close.take()
