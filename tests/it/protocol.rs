@@ -658,6 +658,29 @@ fn message_over_the_clients_packet_size_is_left_out_and_the_others_arrive() {
     broker.stop();
 }
 
+/// [MQTT-4.4.0-1]: what wakes a connection belongs to it and not to the one before it.
+#[test]
+fn message_after_a_resume_arrives_without_a_word_from_the_client() {
+    let broker = Broker::start();
+    for version in VERSIONS {
+        let (id, topic) = (unique("woken"), unique("woken"));
+        let hello = Hello::persistent(version, &id);
+        let mut sender = Client::connect(&broker, version);
+        let (mut client, _) = hello.open(broker.addr());
+        client.subscribe(&topic, 0);
+        for number in 0..10 {
+            client.assert_silent();
+            client.disconnect();
+            client = hello.open(broker.addr()).0;
+            sender.deliver(&topic, number.to_string());
+            assert_eq!(client.message().text(), number.to_string());
+            sender.deliver(&topic, "once more");
+            assert_eq!(client.message().text(), "once more");
+        }
+    }
+    broker.stop();
+}
+
 /// [MQTT-3.1.2-25]: an open message does not block the window of a connection that cannot take it.
 #[test]
 fn open_message_that_the_returning_client_cannot_take_any_more_is_given_up() {
