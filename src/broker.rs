@@ -92,7 +92,7 @@ impl Broker {
             connections.clone(),
             stop.clone(),
         ));
-        services.spawn(sys::run(router.clone(), stop.clone()));
+        services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(expire(router.clone(), stop.clone()));
 
         shutdown.await;

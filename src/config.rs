@@ -91,6 +91,8 @@ pub struct File {
     pub retained_messages_max: u64,
     /// Bytes of retained messages and their topics.
     pub retained_bytes_max: u64,
+    /// Seconds between two rounds of `$SYS` messages.
+    pub sys_interval_s: u16,
 }
 
 impl Default for File {
@@ -110,6 +112,7 @@ impl Default for File {
             queue_bytes_max: 64 * 1024 * 1024,
             retained_messages_max: 1_000_000,
             retained_bytes_max: 1024 * 1024 * 1024,
+            sys_interval_s: 10,
         }
     }
 }
@@ -125,6 +128,8 @@ pub struct Config {
     pub net: net::Limits,
     /// For `router`.
     pub router: router::Limits,
+    /// For `sys`.
+    pub sys_interval: Duration,
 }
 
 /// Why there are no settings. Names the key and the rule, so that the operator need not read code.
@@ -195,6 +200,7 @@ impl File {
         not_zero("receive_max", self.receive_max.into())?;
         not_zero("queue_messages_max", self.queue_messages_max)?;
         not_zero("queue_bytes_max", self.queue_bytes_max as u64)?;
+        not_zero("sys_interval_s", self.sys_interval_s.into())?;
         if !(64..=268_435_460).contains(&self.packet_bytes_max) {
             let rule = "must be from 64 to 268435460, the largest packet of the standard";
             return Err(InvalidConfig::Value { key: "packet_bytes_max", rule });
@@ -234,6 +240,7 @@ impl File {
                     bytes_max: self.retained_bytes_max,
                 },
             },
+            sys_interval: Duration::from_secs(self.sys_interval_s.into()),
         })
     }
 }

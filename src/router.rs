@@ -132,7 +132,7 @@ impl Router {
         let id = inbox.mailbox().session();
         self.metrics.sessions.add(-1);
         self.metrics.subscriptions.add(-(session.subscriptions() as i64));
-        if session.subscriptions() == 0 {
+        if !session.has_subscribed() {
             return;
         }
         let (exact, _) = self.remove_wildcards(id, session.filters().cloned().collect());

@@ -149,6 +149,11 @@ impl Session {
         self.subscribing.len()
     }
 
+    /// Whether any shard may know the session, also if it has unsubscribed from everything since.
+    pub fn has_subscribed(&self) -> bool {
+        self.subscribing.has_asked()
+    }
+
     /// Messages that were sent to the client and are not complete.
     pub fn inflight(&self) -> usize {
         self.outgoing.inflight()

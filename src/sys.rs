@@ -9,15 +9,11 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::{DropReason, Metrics};
 use crate::router::Router;
 
-/// Time between two rounds.
-const INTERVAL: Duration = Duration::from_secs(10);
-
-/// Publishes every ten seconds, at once for the first time, until `stop`. Sessions whose time has come
-/// are ended on the same beat of the clock.
-pub async fn run(router: Router, stop: CancellationToken) {
+/// Publishes every `interval`, at once for the first time, until `stop`.
+pub async fn run(router: Router, interval: Duration, stop: CancellationToken) {
     let started = Instant::now();
     let inbox = router.open_mailbox();
-    let mut ticks = tokio::time::interval(INTERVAL);
+    let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut clients_max = 0;
     loop {

@@ -110,7 +110,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let read = std::mem::take(&mut self.tail);
             let router = self.router.clone();
             let close = with_scratch(&router, |scratch| {
-                self.take_packets(&read, &mut scratch.out);
+                let taken = self.take_packets(&read, &mut scratch.out);
+                self.tail.extend_from_slice(read.get(taken..).unwrap_or_default());
                 self.settle(&mut scratch.out);
                 self.unsent.append(&mut scratch.out.bytes);
                 scratch.out.close.take()
@@ -126,13 +127,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         .await
     }
 
-    /// What is left to be written, and the DISCONNECT that `reason` calls for.
+    /// What is left to be written, and the DISCONNECT that `reason` calls for. At a shutdown also
+    /// what waits for the client, as far as its window goes: the publishers were told that it is
+    /// in good hands.
     pub(super) fn last_words(&mut self, reason: &CloseReason) -> Vec<u8> {
         let router = self.router.clone();
         let mut bytes = self.unsent.split_off(self.unsent_from.min(self.unsent.len()));
         self.unsent = Vec::new();
         self.unsent_from = 0;
         with_scratch(&router, |scratch| {
+            if *reason == CloseReason::ShuttingDown {
+                while self.take_mail(&mut scratch.out) == Step::Progress {}
+                while self.session.fill(&mut scratch.out) {
+                    bytes.append(&mut scratch.out.bytes);
+                }
+                // There is a reason already, and the next user of the buffers must not find one.
+                scratch.out.close = None;
+            }
             self.session.say_goodbye(reason, &mut scratch.out);
             self.settle(&mut scratch.out);
             bytes.append(&mut scratch.out.bytes);

@@ -148,9 +148,11 @@ impl Mailbox {
         }
     }
 
-    /// The client came or went.
+    /// The client came or went. The next one to wait is another task: the waker of the last one
+    /// must not be taken for its own.
     pub fn set_connected(&self, is_connected: bool) {
         self.is_connected.store(is_connected, Release);
+        self.armed.store(false, Release);
     }
 
     fn charge(&self, delivery: &Delivery) {

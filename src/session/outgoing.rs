@@ -111,14 +111,29 @@ impl Outgoing {
                 for _ in 0..index {
                     frames = next_frame(frames).and_then(|len| frames.get(len..)).unwrap_or(&[]);
                 }
-                let flow = flow(body.qos, id, true);
-                if let Some(view) = PublishView::parse(frames, body.version) {
-                    encode(&view, flow, body.retain, link, out);
+                let (qos, retain) = (body.qos, body.retain);
+                let is_sent = PublishView::parse(frames, body.version)
+                    .is_some_and(|view| encode(&view, flow(qos, id, true), retain, link, out));
+                if !is_sent {
+                    self.window.resent();
+                    self.leave_out(id, qos, out);
+                    return true;
                 }
             }
         }
         self.window.resent();
         true
+    }
+
+    /// Too large for this client: as if it had been sent and acknowledged [MQTT-3.1.2-25].
+    fn leave_out(&mut self, id: PacketId, qos: Qos, out: &mut Output) {
+        let outcome = match qos {
+            Qos::AtMostOnce | Qos::AtLeastOnce => self.window.puback(id),
+            Qos::ExactlyOnce => self.window.pubrec_refused(id),
+        };
+        if let Acknowledged::Expected { released_bytes } = outcome {
+            out.tally.released_bytes += released_bytes;
+        }
     }
 
     fn send_acknowledged(&mut self, link: &Link, out: &mut Output) -> bool {
@@ -140,14 +155,7 @@ impl Outgoing {
         let bytes = body.frames.clone();
         let first = self.window.push(body, piece.count as usize);
         for id in send_stretch(&piece, &bytes, first, link, out) {
-            // Too large for this client: as if it had been sent and acknowledged [MQTT-3.1.2-25].
-            let outcome = match piece.qos {
-                Qos::AtMostOnce | Qos::AtLeastOnce => self.window.puback(id),
-                Qos::ExactlyOnce => self.window.pubrec_refused(id),
-            };
-            if let Acknowledged::Expected { released_bytes } = outcome {
-                out.tally.released_bytes += released_bytes;
-            }
+            self.leave_out(id, piece.qos, out);
         }
         true
     }

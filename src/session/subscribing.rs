@@ -67,6 +67,11 @@ impl Subscribing {
         self.filters.len()
     }
 
+    /// Whether there ever was a request.
+    pub(super) fn has_asked(&self) -> bool {
+        self.next_token > 0
+    }
+
     /// SUBSCRIBE: remembers what is granted and asks the router for it.
     pub(super) fn subscribe(
         &mut self,

@@ -10,6 +10,7 @@
 //! are tried against another broker. [`Broker::start_with`] asks for particular settings and so
 //! always starts its own.
 
+use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::{Command, Stdio};
 
@@ -46,6 +47,35 @@ impl Broker {
             rest.split(' ').next()?.parse().ok()
         });
         Self { addr, process: Some(process) }
+    }
+
+    /// A broker with this text as its settings file.
+    pub(crate) fn start_configured(settings: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settings.toml");
+        fs::write(&path, settings).unwrap();
+        // It has read the file when it serves.
+        Self::start_with(&["--config", path.to_str().unwrap()])
+    }
+
+    /// Memory that it occupies, in bytes; for a broker of our own.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let id = self.process.as_ref().expect("a broker of our own").id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kilobytes * 1024
+    }
+
+    /// Sends it a signal without waiting for what it does.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("a broker of our own").signal(signal);
+    }
+
+    /// Waits for its end after [`Broker::signal`]: exit code 0, no other word.
+    pub(crate) fn end(mut self) {
+        let rest = self.process.as_mut().expect("a broker of our own").succeed();
+        assert!(rest.is_empty(), "the broker prints one line, then also {rest:?}");
     }
 
     /// Where it accepts connections.

@@ -1,7 +1,7 @@
-//! Real clients against the running broker, one integration test binary.
+//! The running broker seen from outside, one integration test binary.
 //!
 //! Each test starts its own broker ([`broker::Broker`]), talks to it through a client program or
-//! library that other people wrote, and stops it. Nothing here looks inside the broker: a test may
+//! library that other people wrote, or with raw bytes ([`wire`]), and stops it. Nothing here looks inside the broker: a test may
 //! rely on what a client can see and on the line that the broker prints when it serves.
 //!
 //! `just setup` installs the clients. A test whose client is missing fails and says so, because a
@@ -16,9 +16,13 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may")]
 
+mod abuse;
 mod broker;
+mod lifecycle;
 mod mosquitto;
 mod mqttjs;
 mod paho;
 mod process;
+mod protocol;
 mod rumqttc;
+mod wire;

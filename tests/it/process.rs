@@ -104,6 +104,20 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// The child's process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the end of the child: how it ended, the lines not yet read, and everything that it
+    /// wrote to its standard error.
+    pub(crate) fn finish_with_stderr(&mut self) -> (ExitStatus, Vec<String>, String) {
+        let (status, lines) = self.finish();
+        // Hangs up when all has been read.
+        let _ = self.stderr_end.recv_timeout(PATIENCE);
+        (status, lines, self.stderr())
+    }
+
     /// Everything that the child wrote to its standard error so far.
     pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().unwrap().clone()

@@ -1,0 +1,412 @@
+//! The smallest client that can say anything: a blocking socket, bytes out, packets in.
+//!
+//! Used by `protocol`, `abuse` and `lifecycle`. It does nothing by itself: no acknowledgement, no
+//! ping, no reconnect. Every wait ends after [`PATIENCE`] and fails the test. Packets are decoded by
+//! the broker's own codec, whose golden bytes are tested elsewhere.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
+
+use mailboxqtt::codec::{
+    Ack, Connect, Delivery, Packet, Properties, PropertiesBuf, Property, Publish, Subscribe,
+    SubscribeFiltersBuf, SubscribeOptions, Unsubscribe, UnsubscribeFiltersBuf, Will, decode,
+    frame_len,
+};
+use mailboxqtt::ids::ProtocolVersion::{V5, V31, V311};
+use mailboxqtt::ids::{PacketId, ProtocolVersion, Qos};
+
+use crate::broker::Broker;
+use crate::process::{PATIENCE, unique};
+
+/// The versions that most tests are run with.
+pub(crate) const VERSIONS: [ProtocolVersion; 2] = [V311, V5];
+
+/// First bytes of the acknowledgements.
+pub(crate) const PUBACK: u8 = 0x40;
+pub(crate) const PUBREC: u8 = 0x50;
+pub(crate) const PUBREL: u8 = 0x62;
+pub(crate) const PUBCOMP: u8 = 0x70;
+
+/// A packet from the broker, or the end of the connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Got {
+    /// Session present, return or reason code, properties as on the wire.
+    ConnAck(bool, u8, Vec<u8>),
+    Publish(Message),
+    /// First byte, identifier, reason code.
+    Ack(u8, u16, u8),
+    SubAck(u16, Vec<u8>),
+    UnsubAck(u16, Vec<u8>),
+    PingResp,
+    /// Reason code.
+    Disconnect(u8),
+    /// No more bytes will come.
+    Closed,
+}
+
+/// A PUBLISH from the broker.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Message {
+    pub(crate) topic: String,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) qos: u8,
+    /// Zero at QoS 0.
+    pub(crate) id: u16,
+    pub(crate) dup: bool,
+    pub(crate) retain: bool,
+    /// As on the wire.
+    pub(crate) properties: Vec<u8>,
+}
+
+impl Message {
+    /// The payload as text.
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.payload).unwrap()
+    }
+}
+
+/// What a CONNECT says.
+#[derive(Clone, Debug)]
+pub(crate) struct Hello<'a> {
+    pub(crate) version: ProtocolVersion,
+    pub(crate) id: &'a str,
+    pub(crate) clean_start: bool,
+    pub(crate) keep_alive_s: u16,
+    pub(crate) properties: PropertiesBuf,
+    /// Topic, payload, QoS, retain.
+    pub(crate) will: Option<(&'a str, &'a str, u8, bool)>,
+}
+
+impl<'a> Hello<'a> {
+    /// A clean session, without a keep-alive that could end it.
+    pub(crate) fn new(version: ProtocolVersion, id: &'a str) -> Self {
+        let properties = PropertiesBuf::new();
+        Self { version, id, clean_start: true, keep_alive_s: 0, properties, will: None }
+    }
+
+    /// A session that outlives its connection, with what it already holds.
+    pub(crate) fn persistent(version: ProtocolVersion, id: &'a str) -> Self {
+        let hello = Self { clean_start: false, ..Self::new(version, id) };
+        if version == V5 { hello.with(Property::SessionExpiryInterval(3600)) } else { hello }
+    }
+
+    pub(crate) fn with(mut self, property: Property<'_>) -> Self {
+        self.properties.push(property);
+        self
+    }
+
+    pub(crate) fn will(self, topic: &'a str, payload: &'a str, qos: u8, retain: bool) -> Self {
+        Self { will: Some((topic, payload, qos, retain)), ..self }
+    }
+
+    /// The CONNECT packet.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let connect = Connect {
+            version: self.version,
+            clean_start: self.clean_start,
+            keep_alive_s: self.keep_alive_s,
+            client_id: self.id,
+            properties: self.properties.as_properties(),
+            will: self.will.map(|(topic, payload, qos, retain)| Will {
+                topic,
+                payload: payload.as_bytes(),
+                qos: Qos::new(qos).unwrap(),
+                retain,
+                properties: Properties::EMPTY,
+            }),
+            user_name: None,
+            password: None,
+        };
+        Packet::Connect(connect).encode(self.version, &mut bytes);
+        bytes
+    }
+
+    /// Connects and returns the client with its answer, whichever it is.
+    pub(crate) fn try_open(&self, addr: SocketAddr) -> (Client, Got) {
+        let mut client = Client::raw(addr, self.version);
+        client.send(&self.bytes());
+        let answer = client.next();
+        (client, answer)
+    }
+
+    /// Connects; says whether there was a session.
+    pub(crate) fn open(&self, addr: SocketAddr) -> (Client, bool) {
+        match self.try_open(addr) {
+            (client, Got::ConnAck(present, 0, _)) => (client, present),
+            (_, other) => panic!("{self:?} was answered by {other:?}"),
+        }
+    }
+}
+
+/// A connection.
+pub(crate) struct Client {
+    stream: TcpStream,
+    version: ProtocolVersion,
+    /// Received and not yet taken.
+    received: Vec<u8>,
+    next_id: u16,
+}
+
+impl Client {
+    /// A connection on which nothing has been said.
+    pub(crate) fn raw(addr: SocketAddr, version: ProtocolVersion) -> Self {
+        let stream = TcpStream::connect_timeout(&addr, PATIENCE).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, version, received: Vec::new(), next_id: 1 }
+    }
+
+    /// A client with a clean session and a name of its own.
+    pub(crate) fn connect(broker: &Broker, version: ProtocolVersion) -> Self {
+        Hello::new(version, &unique("wire")).open(broker.addr()).0
+    }
+
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Sends what the broker may refuse to take to its end, because it closes in the middle.
+    pub(crate) fn send_in_vain(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    pub(crate) fn send_packet(&mut self, packet: &Packet<'_>) {
+        let mut bytes = Vec::new();
+        packet.encode(self.version, &mut bytes);
+        self.send(&bytes);
+    }
+
+    /// PUBLISH; `id` means nothing at QoS 0.
+    pub(crate) fn publish(&mut self, topic: &str, payload: impl AsRef<[u8]>, qos: u8, id: u16) {
+        let bytes = publish(self.version, topic, payload.as_ref(), qos, id, false);
+        self.send(&bytes);
+    }
+
+    /// PUBLISH with RETAIN.
+    pub(crate) fn retain(&mut self, topic: &str, payload: impl AsRef<[u8]>, qos: u8, id: u16) {
+        let bytes = publish(self.version, topic, payload.as_ref(), qos, id, true);
+        self.send(&bytes);
+    }
+
+    /// PUBLISH with QoS 1, and its PUBACK: when this returns every subscriber's mailbox has it.
+    pub(crate) fn deliver(&mut self, topic: &str, payload: impl AsRef<[u8]>) {
+        let id = self.fresh_id();
+        self.publish(topic, payload, 1, id);
+        assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id));
+    }
+
+    /// The same with RETAIN.
+    pub(crate) fn deliver_retained(&mut self, topic: &str, payload: impl AsRef<[u8]>) {
+        let id = self.fresh_id();
+        self.retain(topic, payload, 1, id);
+        assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id));
+    }
+
+    /// An acknowledgement with `first_byte`.
+    pub(crate) fn ack(&mut self, first_byte: u8, id: u16) {
+        let [high, low] = id.to_be_bytes();
+        self.send(&[first_byte, 2, high, low]);
+    }
+
+    /// SUBSCRIBE with one filter; returns when it is granted.
+    pub(crate) fn subscribe(&mut self, filter: &str, qos: u8) {
+        assert_eq!(self.subscribe_all(&[(filter, qos)]), [qos]);
+    }
+
+    /// SUBSCRIBE; returns the codes of the SUBACK, which has to come next.
+    pub(crate) fn subscribe_all(&mut self, filters: &[(&str, u8)]) -> Vec<u8> {
+        let options = |qos| SubscribeOptions::new(Qos::new(qos).unwrap());
+        let filters: Vec<_> = filters.iter().map(|(text, qos)| (*text, options(*qos))).collect();
+        self.subscribe_with(&filters)
+    }
+
+    /// SUBSCRIBE with options.
+    pub(crate) fn subscribe_with(&mut self, filters: &[(&str, SubscribeOptions)]) -> Vec<u8> {
+        let id = self.fresh_id();
+        let mut list = SubscribeFiltersBuf::new();
+        for (filter, options) in filters {
+            list.push(filter, *options);
+        }
+        let properties = Properties::EMPTY;
+        let raw_id = PacketId::new(id).unwrap();
+        let packet = Subscribe { id: raw_id, properties, filters: list.as_filters() };
+        self.send_packet(&Packet::Subscribe(packet));
+        match self.next() {
+            Got::SubAck(got, codes) if got == id => codes,
+            other => panic!("SUBSCRIBE {id} was answered by {other:?}"),
+        }
+    }
+
+    /// UNSUBSCRIBE; returns when it is acknowledged, with the codes.
+    pub(crate) fn unsubscribe(&mut self, filter: &str) -> Vec<u8> {
+        let id = self.fresh_id();
+        let mut list = UnsubscribeFiltersBuf::new();
+        list.push(filter);
+        let properties = Properties::EMPTY;
+        let raw_id = PacketId::new(id).unwrap();
+        let packet = Unsubscribe { id: raw_id, properties, filters: list.as_filters() };
+        self.send_packet(&Packet::Unsubscribe(packet));
+        match self.next() {
+            Got::UnsubAck(got, codes) if got == id => codes,
+            other => panic!("UNSUBSCRIBE {id} was answered by {other:?}"),
+        }
+    }
+
+    /// DISCONNECT without a word, then waits for the broker to close.
+    pub(crate) fn disconnect(mut self) {
+        self.send(&[0xE0, 0]);
+        self.assert_closed();
+    }
+
+    /// The next packet as it came; `None` at the end of the connection.
+    pub(crate) fn next_frame(&mut self) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(len) = frame_len(&self.received, u32::MAX).unwrap()
+                && len <= self.received.len()
+            {
+                return Some(self.received.drain(..len).collect());
+            }
+            if self.read_before(deadline, 64 * 1024) == 0 {
+                assert!(self.received.is_empty(), "closed within a packet");
+                return None;
+            }
+        }
+    }
+
+    /// The next packet, or the end.
+    pub(crate) fn next(&mut self) -> Got {
+        match self.next_frame() {
+            Some(frame) => understand(&frame, self.version),
+            None => Got::Closed,
+        }
+    }
+
+    /// The next packet, which has to be a PUBLISH.
+    #[track_caller]
+    pub(crate) fn message(&mut self) -> Message {
+        match self.next() {
+            Got::Publish(message) => message,
+            other => panic!("waited for PUBLISH, got {other:?}"),
+        }
+    }
+
+    /// Nothing is on its way to this client. What was in its mailbox before comes ahead of the second
+    /// PINGRESP: the broker answers a read before it sends the mail that it took with it.
+    #[track_caller]
+    pub(crate) fn assert_silent(&mut self) {
+        for _ in 0..2 {
+            self.send(&[0xC0, 0]);
+            assert_eq!(self.next(), Got::PingResp);
+        }
+    }
+
+    /// The connection ends without another packet.
+    #[track_caller]
+    pub(crate) fn assert_closed(&mut self) {
+        assert_eq!(self.next(), Got::Closed);
+    }
+
+    /// The connection ends; a v5 client is told `code` before it, a v3 client nothing.
+    #[track_caller]
+    pub(crate) fn assert_closed_with(&mut self, code: u8) {
+        if self.version == V5 {
+            assert_eq!(self.next(), Got::Disconnect(code));
+        }
+        self.assert_closed();
+    }
+
+    /// Reads what there is, at most `bytes_max`; returns how much, 0 at the end of the connection.
+    pub(crate) fn read_before(&mut self, deadline: Instant, bytes_max: usize) -> usize {
+        let mut chunk = vec![0; bytes_max];
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "the broker sent nothing in time");
+        self.stream.set_read_timeout(Some(left)).unwrap();
+        match self.stream.read(&mut chunk) {
+            Ok(count) => {
+                self.received.extend_from_slice(&chunk[..count]);
+                count
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => 0,
+            Err(error) => panic!("the broker sent nothing in time: {error}"),
+        }
+    }
+
+    fn fresh_id(&mut self) -> u16 {
+        let id = self.next_id;
+        self.next_id = id % u16::MAX + 1;
+        id
+    }
+}
+
+/// The bytes of a PUBLISH.
+pub(crate) fn publish(
+    version: ProtocolVersion,
+    topic: &str,
+    payload: &[u8],
+    qos: u8,
+    id: u16,
+    retain: bool,
+) -> Vec<u8> {
+    let id = PacketId::new(id).unwrap_or(PacketId::FIRST);
+    let delivery = match qos {
+        0 => Delivery::AtMostOnce,
+        1 => Delivery::AtLeastOnce { id, dup: false },
+        _ => Delivery::ExactlyOnce { id, dup: false },
+    };
+    let properties = Properties::EMPTY;
+    let mut bytes = Vec::new();
+    let packet = Publish { topic, payload, properties, delivery, retain };
+    Packet::Publish(packet).encode(version, &mut bytes);
+    bytes
+}
+
+/// Waits until the counter `$SYS/broker/{name}` is at least `least`. The broker should publish its
+/// counters every second.
+pub(crate) fn wait_for_counter(broker: &Broker, name: &str, least: u64) -> u64 {
+    let deadline = Instant::now() + PATIENCE;
+    let mut client = Client::connect(broker, V311);
+    client.subscribe(&format!("$SYS/broker/{name}"), 0);
+    loop {
+        let value: u64 = client.message().text().parse().unwrap();
+        if value >= least {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{name} is {value}, not {least}");
+    }
+}
+
+fn understand(frame: &[u8], version: ProtocolVersion) -> Got {
+    let ack = |ack: &Ack<'_>| Got::Ack(frame[0], ack.id.get(), ack.reason.as_u8());
+    match decode(frame, if version == V31 { V311 } else { version }).unwrap() {
+        Packet::ConnAck(connack) => {
+            // The code as it is on the wire, whose meaning depends on the version.
+            let properties = connack.properties.as_bytes().to_vec();
+            Got::ConnAck(connack.session_present, frame[3], properties)
+        }
+        Packet::Publish(publish) => Got::Publish(Message {
+            topic: publish.topic.into(),
+            payload: publish.payload.into(),
+            qos: publish.delivery.qos() as u8,
+            id: publish.delivery.id().map_or(0, PacketId::get),
+            dup: publish.delivery.dup(),
+            retain: publish.retain,
+            properties: publish.properties.as_bytes().into(),
+        }),
+        Packet::PubAck(packet)
+        | Packet::PubRec(packet)
+        | Packet::PubRel(packet)
+        | Packet::PubComp(packet) => ack(&packet),
+        Packet::SubAck(packet) => Got::SubAck(packet.id.get(), packet.reasons.into()),
+        Packet::UnsubAck(packet) => Got::UnsubAck(packet.id.get(), packet.reasons.into()),
+        Packet::PingResp => Got::PingResp,
+        Packet::Disconnect(packet) => Got::Disconnect(packet.reason.as_u8()),
+        other => panic!("a broker does not send {other:?}"),
+    }
+}
