@@ -103,6 +103,7 @@ impl Outgoing {
     }
 
     fn resend(&mut self, link: &Link, out: &mut Output) -> bool {
+        let mut too_large = None;
         match self.window.next_resend() {
             None => return false,
             Some(Resend::PubRel { id }) => pubrel(id, ReasonCode::Success, link, out),
@@ -112,13 +113,30 @@ impl Outgoing {
                     frames = next_frame(frames).and_then(|len| frames.get(len..)).unwrap_or(&[]);
                 }
                 let flow = flow(body.qos, id, true);
-                if let Some(view) = PublishView::parse(frames, body.version) {
-                    encode(&view, flow, body.retain, link, out);
+                if let Some(view) = PublishView::parse(frames, body.version)
+                    && !encode(&view, flow, body.retain, link, out)
+                {
+                    too_large = Some((id, body.qos));
                 }
             }
         }
         self.window.resent();
+        if let Some((id, qos)) = too_large {
+            self.skip(id, qos, out);
+        }
         true
+    }
+
+    /// The message is too large for this client: as if it had been sent and
+    /// acknowledged [MQTT-3.1.2-25].
+    fn skip(&mut self, id: PacketId, qos: Qos, out: &mut Output) {
+        let outcome = match qos {
+            Qos::AtMostOnce | Qos::AtLeastOnce => self.window.puback(id),
+            Qos::ExactlyOnce => self.window.pubrec_refused(id),
+        };
+        if let Acknowledged::Expected { released_bytes } = outcome {
+            out.tally.released_bytes += released_bytes;
+        }
     }
 
     fn send_acknowledged(&mut self, link: &Link, out: &mut Output) -> bool {
@@ -140,14 +158,7 @@ impl Outgoing {
         let bytes = body.frames.clone();
         let first = self.window.push(body, piece.count as usize);
         for id in send_stretch(&piece, &bytes, first, link, out) {
-            // Too large for this client: as if it had been sent and acknowledged [MQTT-3.1.2-25].
-            let outcome = match piece.qos {
-                Qos::AtMostOnce | Qos::AtLeastOnce => self.window.puback(id),
-                Qos::ExactlyOnce => self.window.pubrec_refused(id),
-            };
-            if let Acknowledged::Expected { released_bytes } = outcome {
-                out.tally.released_bytes += released_bytes;
-            }
+            self.skip(id, piece.qos, out);
         }
         true
     }
