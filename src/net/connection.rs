@@ -175,7 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     }
                     self.session.handle_chunk(rest);
                 }
-                Mail::TakenOver => drop(out.close.get_or_insert(CloseReason::TakenOver)),
+                Mail::TakenOver { .. } => drop(out.close.get_or_insert(CloseReason::TakenOver)),
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }

@@ -160,7 +160,7 @@ impl Serving {
             self.router.end_session(&parked.session, parked.inbox).await;
         }
         let session_present = parked.is_some();
-        let (session, inbox) = match parked {
+        let (session, mut inbox) = match parked {
             Some(Parked { mut session, inbox, .. }) => {
                 session.attach(&opening, now);
                 inbox.mailbox().set_connected(true);
@@ -172,7 +172,7 @@ impl Serving {
                 (Box::new(session), self.router.open_mailbox())
             }
         };
-        claim.announce(inbox.mailbox());
+        claim.announce(&mut inbox);
         self.router.metrics().clients_connected.add(1);
         debug!(%peer, client = %opening.client_id, session_present, "client connected");
         let mut connack = Vec::new();

@@ -53,7 +53,10 @@ pub enum Mail {
         rest: Option<Replay>,
     },
     /// Another connection wants the session.
-    TakenOver,
+    TakenOver {
+        /// Of the connection that wants it.
+        ticket: u64,
+    },
     /// The broker stops.
     ShuttingDown,
 }
@@ -86,6 +89,8 @@ pub struct Mailbox {
 pub struct Inbox {
     mailbox: Arc<Mailbox>,
     receiver: flume::Receiver<Mail>,
+    /// Of the connection that reads it.
+    ticket: u64,
 }
 
 /// A new mailbox for `session`, whose client is connected.
@@ -102,7 +107,7 @@ pub fn mailbox(session: SessionId, limits: QueueLimits, metrics: Arc<Metrics>) -
         waker: AtomicWaker::new(),
         metrics,
     };
-    Inbox { mailbox: Arc::new(mailbox), receiver }
+    Inbox { mailbox: Arc::new(mailbox), receiver, ticket: 0 }
 }
 
 impl Mailbox {
@@ -187,9 +192,19 @@ impl Inbox {
         &self.mailbox
     }
 
-    /// The next mail, if there is one.
+    /// The connection with `ticket` is the reader from now on. The earlier one may have armed the
+    /// wake-up, but with its own waker.
+    pub(super) fn set_ticket(&mut self, ticket: u64) {
+        self.ticket = ticket;
+        self.mailbox.armed.store(false, Release);
+    }
+
+    /// The next mail, if there is one. A call to go that was meant for an earlier reader, because it
+    /// came when that one was on its way out already, is left out.
     pub fn try_next(&self) -> Option<Mail> {
-        self.receiver.try_recv().ok()
+        let is_stale =
+            |mail: &Mail| matches!(mail, Mail::TakenOver { ticket } if *ticket <= self.ticket);
+        self.receiver.try_iter().find(|mail| !is_stale(mail))
     }
 
     /// Ready when there is mail; else the task is woken when some comes.
@@ -215,5 +230,64 @@ impl Drop for Inbox {
         self.mailbox.metrics.queued_messages.add(-(messages as i64));
         self.mailbox.metrics.queued_bytes.add(-(bytes as i64));
         self.mailbox.metrics.dropped(DropReason::SessionEnded, messages);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::task::{Wake, Waker};
+
+    use super::*;
+
+    #[test]
+    fn next_reader_is_woken_by_its_own_waker() {
+        let mut inbox = inbox();
+        let (first, second) = (Arc::new(Bell::default()), Arc::new(Bell::default()));
+        inbox.set_ticket(1);
+        assert!(poll(&inbox, &first).is_pending());
+
+        inbox.set_ticket(2);
+        assert!(poll(&inbox, &second).is_pending());
+        inbox.mailbox().send(Mail::Accepted { turn: 0 });
+        assert!(second.0.load(SeqCst));
+        assert!(poll(&inbox, &second).is_ready());
+    }
+
+    #[test]
+    fn call_to_go_is_heard_by_the_reader_it_was_meant_for_only() {
+        let mut inbox = inbox();
+        inbox.set_ticket(1);
+        for ticket in [2, 3, 4] {
+            inbox.mailbox().send(Mail::TakenOver { ticket });
+        }
+        assert!(matches!(inbox.try_next(), Some(Mail::TakenOver { ticket: 2 })));
+
+        inbox.set_ticket(3);
+        assert!(matches!(inbox.try_next(), Some(Mail::TakenOver { ticket: 4 })));
+
+        inbox.mailbox().send(Mail::TakenOver { ticket: 4 });
+        inbox.mailbox().send(Mail::Accepted { turn: 0 });
+        inbox.set_ticket(4);
+        assert!(matches!(inbox.try_next(), Some(Mail::Accepted { turn: 0 })));
+        assert!(inbox.try_next().is_none());
+    }
+
+    #[derive(Default)]
+    struct Bell(AtomicBool);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, SeqCst);
+        }
+    }
+
+    fn poll(inbox: &Inbox, bell: &Arc<Bell>) -> Poll<()> {
+        inbox.poll_ready(&mut Context::from_waker(&Waker::from(bell.clone())))
+    }
+
+    fn inbox() -> Inbox {
+        let limits = QueueLimits { messages_max: 10, bytes_max: 1000 };
+        mailbox(SessionId(0), limits, Arc::default())
     }
 }

@@ -7,8 +7,8 @@
 //! # Takeover
 //!
 //! Each CONNECT takes a ticket from its slot. Only the holder of the newest ticket may wait or stay: a
-//! waiter that sees a newer one gives up, an owner that sees one is told by [`Mail::TakenOver`]. So
-//! a thousand connections with one id cost one handover, not a thousand.
+//! waiter that sees a newer one gives up, an owner that sees one is told by [`Mail::TakenOver`], which
+//! names it, so that the next owner does not obey what was said to the last one. So a thousand connections with one id cost one handover, not a thousand.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -99,7 +99,7 @@ impl Registry {
             let ticket = slot.newest_ticket.fetch_add(1, SeqCst) + 1;
             slot.ticket_taken.notify_waiters();
             if let Some(owner) = slot.owner() {
-                owner.send(Mail::TakenOver);
+                owner.send(Mail::TakenOver { ticket });
             }
             let place = slot.clone().wait_for_place(ticket).await?;
             if !matches!(*place, Place::Removed) {
@@ -180,11 +180,14 @@ impl Claim {
         }
     }
 
-    /// From now on `mailbox` is told when another connection wants the session; at once, if one does.
-    pub fn announce(&self, mailbox: &Arc<Mailbox>) {
-        self.slot.set_owner(Some(mailbox.clone()));
-        if self.slot.newest_ticket.load(SeqCst) != self.ticket {
-            mailbox.send(Mail::TakenOver);
+    /// From now on the reader of `inbox` is told when another connection wants the session; at once,
+    /// if one does.
+    pub fn announce(&self, inbox: &mut Inbox) {
+        inbox.set_ticket(self.ticket);
+        self.slot.set_owner(Some(inbox.mailbox().clone()));
+        let ticket = self.slot.newest_ticket.load(SeqCst);
+        if ticket != self.ticket {
+            inbox.mailbox().send(Mail::TakenOver { ticket });
         }
     }
 
