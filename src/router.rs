@@ -131,7 +131,8 @@ impl Router {
         let id = inbox.mailbox().session();
         self.metrics.sessions.add(-1);
         self.metrics.subscriptions.add(-(session.subscriptions() as i64));
-        if session.subscriptions() == 0 {
+        // Shards keep an outbox for whoever was subscribed once, also after UNSUBSCRIBE.
+        if !session.has_ever_subscribed() {
             return;
         }
         let (exact, _) = self.remove_wildcards(id, session.filters().cloned().collect());

@@ -149,6 +149,11 @@ impl Session {
         self.subscribing.len()
     }
 
+    /// Whether the router was ever asked for a subscription, and so may know the session.
+    pub fn has_ever_subscribed(&self) -> bool {
+        self.subscribing.has_ever_asked()
+    }
+
     /// Messages that were sent to the client and are not complete.
     pub fn inflight(&self) -> usize {
         self.outgoing.inflight()

@@ -67,6 +67,11 @@ impl Subscribing {
         self.filters.len()
     }
 
+    /// Whether there was a request, on any connection.
+    pub(super) fn has_ever_asked(&self) -> bool {
+        self.next_token > 0
+    }
+
     /// SUBSCRIBE: remembers what is granted and asks the router for it.
     pub(super) fn subscribe(
         &mut self,
