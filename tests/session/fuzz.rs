@@ -176,8 +176,10 @@ impl Game {
         if !self.link_is_up || self.due.is_empty() {
             return;
         }
-        let receipt = self.due.swap_remove(self.rng.usize(..self.due.len()));
-        self.pair.accept(&receipt);
+        for _ in 0..self.rng.usize(1..=self.due.len()) {
+            let receipt = self.due.swap_remove(self.rng.usize(..self.due.len()));
+            self.pair.accept(&receipt);
+        }
     }
 
     fn answer(&mut self) {
