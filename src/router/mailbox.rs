@@ -148,11 +148,9 @@ impl Mailbox {
         }
     }
 
-    /// The client came or went. The next one to wait is another task: the waker of the last one
-    /// must not be taken for its own.
+    /// The client came or went.
     pub fn set_connected(&self, is_connected: bool) {
         self.is_connected.store(is_connected, Release);
-        self.armed.store(false, Release);
     }
 
     fn charge(&self, delivery: &Delivery) {
