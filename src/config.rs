@@ -73,6 +73,8 @@ pub struct File {
     pub connections_max: usize,
     /// Seconds that a new connection may take to send its CONNECT.
     pub handshake_s_max: u16,
+    /// Largest CONNECT that is read, in bytes; a will of this size stays in memory.
+    pub connect_bytes_max: u32,
     /// Largest packet that is read, in bytes.
     pub packet_bytes_max: u32,
     /// Unacknowledged QoS 1 and 2 messages towards one client.
@@ -81,6 +83,10 @@ pub struct File {
     pub receive_max: u16,
     /// Topic filters that one session may be subscribed to.
     pub subscriptions_max: usize,
+    /// Bytes of the filters that one session may be subscribed to.
+    pub subscription_bytes_max: usize,
+    /// Sessions, their clients connected or away; one more client is refused.
+    pub sessions_max: u64,
     /// Longest keep-alive of an MQTT 5 client in seconds; 0 leaves it to the client.
     pub keep_alive_s_max: u16,
     /// Messages that wait for one session, its client connected or away.
@@ -103,10 +109,13 @@ impl Default for File {
             allow_anonymous: false,
             connections_max: 0,
             handshake_s_max: 10,
+            connect_bytes_max: 256 * 1024,
             packet_bytes_max: 16 * 1024 * 1024,
             inflight_max: 1_000,
             receive_max: 1_000,
             subscriptions_max: 100_000,
+            subscription_bytes_max: 16 * 1024 * 1024,
+            sessions_max: 1_000_000,
             keep_alive_s_max: 0,
             queue_messages_max: 100_000,
             queue_bytes_max: 64 * 1024 * 1024,
@@ -200,6 +209,8 @@ impl File {
         not_zero("receive_max", self.receive_max.into())?;
         not_zero("queue_messages_max", self.queue_messages_max)?;
         not_zero("queue_bytes_max", self.queue_bytes_max as u64)?;
+        not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
+        not_zero("sessions_max", self.sessions_max)?;
         not_zero("sys_interval_s", self.sys_interval_s.into())?;
         if !(64..=268_435_460).contains(&self.packet_bytes_max) {
             let rule = "must be from 64 to 268435460, the largest packet of the standard";
@@ -221,12 +232,15 @@ impl File {
                     0 => connections_possible,
                     max => max.min(connections_possible),
                 },
+                sessions_max: self.sessions_max,
+                connect_bytes_max: self.connect_bytes_max.min(self.packet_bytes_max),
                 handshake_max: Duration::from_secs(self.handshake_s_max.into()),
                 session: session::Limits {
                     inflight_max: self.inflight_max,
                     receive_max: self.receive_max,
                     packet_bytes_max: self.packet_bytes_max,
                     subscriptions_max: self.subscriptions_max,
+                    subscription_bytes_max: self.subscription_bytes_max,
                     keep_alive_s_max: (self.keep_alive_s_max > 0).then_some(self.keep_alive_s_max),
                 },
             },

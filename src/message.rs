@@ -270,7 +270,9 @@ pub struct Delivery {
 }
 
 /// Memory of a queued delivery besides its buffers, charged to the queue limit.
-const DELIVERY_OVERHEAD_BYTES: usize = 160;
+fn overhead_bytes(pieces: &[Piece]) -> usize {
+    160 + size_of_val(pieces)
+}
 
 impl Delivery {
     /// Takes the parts and works out the sums. Where the pieces are less than a quarter of the
@@ -279,7 +281,7 @@ impl Delivery {
         let messages = pieces.iter().map(|piece| piece.count).sum();
         let piece_bytes = pieces.iter().map(|piece| piece.len as usize).sum();
         let buffer_bytes: usize = buffers.iter().map(Bytes::len).sum();
-        let held_bytes = buffer_bytes + DELIVERY_OVERHEAD_BYTES;
+        let held_bytes = buffer_bytes + overhead_bytes(&pieces);
         let delivery = Self { buffers, pieces, messages, piece_bytes, held_bytes, kind };
         if piece_bytes < buffer_bytes / 4 { delivery.copied_out() } else { delivery }
     }
@@ -299,7 +301,7 @@ impl Delivery {
             copied.offset = copy.len() as u32;
             copy.extend_from_slice(self.frames(piece));
         }
-        let held_bytes = copy.len() + DELIVERY_OVERHEAD_BYTES;
+        let held_bytes = copy.len() + overhead_bytes(&pieces);
         Self { buffers: vec![copy.into()], pieces, held_bytes, ..self }
     }
 }
@@ -324,6 +326,8 @@ pub struct Grant {
 pub struct Replay {
     /// Which shard it belongs to.
     pub shard: usize,
+    /// The session's request that asked for it.
+    pub token: u64,
     /// The filters that are still to be replayed from `filter` on.
     pub filters: Arc<[(TopicFilter, Grant)]>,
     /// Index of the filter that is being replayed.

@@ -17,6 +17,10 @@ use crate::session;
 pub struct Limits {
     /// Connections at the same time; one more is closed as soon as it is accepted.
     pub connections_max: usize,
+    /// Sessions, their clients connected or away.
+    pub sessions_max: u64,
+    /// Largest CONNECT, in bytes.
+    pub connect_bytes_max: u32,
     /// How long a new connection may take to send its CONNECT.
     pub handshake_max: Duration,
     /// Of each session.

@@ -76,9 +76,9 @@ impl Store {
         }
     }
 
-    /// Whether `topic` has a message.
-    pub fn contains(&self, topic: &str) -> bool {
-        self.by_topic.contains_key(topic)
+    /// Bytes of the frame that `topic` has.
+    pub fn frame_len(&self, topic: &str) -> Option<usize> {
+        self.by_topic.get(topic).map(|stored| stored.frame.len())
     }
 
     /// A number that everything stored so far is not above.
@@ -263,6 +263,7 @@ mod tests {
         let filters = filters.iter().map(|text| (TopicFilter::parse(text).unwrap(), grant));
         Replay {
             shard: 0,
+            token: 0,
             filters: filters.collect(),
             filter: 0,
             after: None,

@@ -70,6 +70,8 @@ pub struct Limits {
     pub packet_bytes_max: u32,
     /// Filters that a session may be subscribed to.
     pub subscriptions_max: usize,
+    /// Bytes of the texts of those.
+    pub subscription_bytes_max: usize,
     /// Longest keep-alive that a v5 client may have, in seconds; `None` leaves it to the client.
     pub keep_alive_s_max: Option<u16>,
 }
@@ -217,7 +219,7 @@ impl Session {
             Packet::Unsubscribe(unsubscribe) => {
                 self.subscribing.unsubscribe(unsubscribe, &self.link, out);
             }
-            Packet::PingReq => out.send(&Packet::PingResp, self.link.version),
+            Packet::PingReq => out.send(&Packet::PingResp, &self.link),
             Packet::Disconnect(disconnect) => self.disconnect(disconnect, out),
             Packet::Connect(_) => out.close(CloseReason::Protocol("second CONNECT")),
             Packet::Auth(_) => {
@@ -300,7 +302,7 @@ impl Session {
         if let (ProtocolVersion::V5, Some(reason)) = (self.link.version, reason.reason_code()) {
             let properties = Properties::EMPTY;
             let packet = Packet::Disconnect(Disconnect { reason, properties });
-            out.send(&packet, self.link.version);
+            out.send(&packet, &self.link);
         }
     }
 
@@ -327,7 +329,7 @@ impl Session {
         let is_v5 = self.link.version == ProtocolVersion::V5;
         let reason = if is_v5 { reason } else { ReasonCode::Success };
         let ack = crate::codec::Ack { id, reason, properties: Properties::EMPTY };
-        out.send(&Packet::PubComp(ack), self.link.version);
+        out.send(&Packet::PubComp(ack), &self.link);
     }
 
     fn subscribe(&mut self, packet: &crate::codec::Subscribe<'_>, out: &mut Output) {
@@ -336,7 +338,7 @@ impl Session {
                 "subscription identifier, though CONNACK said that there are none",
             ));
         }
-        self.subscribing.subscribe(packet, self.limits.subscriptions_max, &self.link, out);
+        self.subscribing.subscribe(packet, &self.limits, &self.link, out);
     }
 
     fn disconnect(&mut self, packet: &Disconnect<'_>, out: &mut Output) {

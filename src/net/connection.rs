@@ -60,6 +60,8 @@ pub(super) struct Connection<S> {
     unsent: Vec<u8>,
     unsent_from: usize,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The last poll did not try to read.
+    is_held_back: bool,
 }
 
 /// What a connection begins with.
@@ -101,6 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             unsent: start.connack,
             unsent_from: 0,
             timer: None,
+            is_held_back: false,
         }
     }
 
@@ -159,6 +162,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let was_blocked = !self.has_sent_all();
             let more = !was_blocked && out.close.is_none() && self.session.fill(out);
             self.settle(out);
+            // What `fill` asked of the shards must have a waker, too, if they are full.
+            let held_by_shards = self.links.poll_flush(cx).is_pending();
             if let Err(error) = self.poll_write(cx, &mut out.bytes) {
                 out.close.get_or_insert(CloseReason::Lost(error.to_string()));
             }
@@ -166,7 +171,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Poll::Ready(reason);
             }
             let can_go_on = (more || was_blocked) && self.has_sent_all();
-            if can_go_on || mail == Step::Progress || read == Step::Progress {
+            // A read that was held back registered no waker: try again as soon as the cause is gone.
+            let may_read = self.is_held_back && !held_by_shards && !self.has_much_unsent();
+            if can_go_on || may_read || mail == Step::Progress || read == Step::Progress {
                 continue;
             }
             if self.poll_timer(cx, out) == Step::Nothing && self.inbox.poll_ready(cx).is_pending() {
@@ -210,7 +217,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// One read, if there may be one, and everything that it brought.
     fn poll_read(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Step {
         let Scratch { read, out, .. } = scratch;
-        if out.close.is_some() || self.is_held_back(cx) {
+        self.is_held_back = self.links.poll_flush(cx).is_pending() || self.has_much_unsent();
+        if out.close.is_some() || self.is_held_back {
             return Step::Nothing;
         }
         let is_large = self.tail.len() > READ_BYTES_MAX / 2;
@@ -231,16 +239,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Poll::Ready(Err(error)) => return lost(&error.to_string(), out),
         };
         self.router.metrics().bytes_received.add(count as u64);
-        self.session.handle_read(Instant::now());
+        let taken;
         if is_large {
             let mut packets = std::mem::take(&mut self.tail);
-            let taken = self.take_packets(&packets, out);
+            taken = self.take_packets(&packets, out);
             packets.drain(..taken);
             self.tail = packets;
         } else {
-            let taken = self.take_packets(read, out);
+            taken = self.take_packets(read, out);
             self.tail.clear();
             self.tail.extend_from_slice(read.get(taken..).unwrap_or_default());
+        }
+        if taken > 0 {
+            // Whole packets count, not bytes [MQTT-3.1.2-22].
+            self.session.handle_read(Instant::now());
         }
         if self.tail.is_empty() {
             self.tail = Vec::new();
@@ -248,9 +260,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Step::Progress
     }
 
-    fn is_held_back(&mut self, cx: &mut Context<'_>) -> bool {
-        self.links.poll_flush(cx).is_pending()
-            || self.unsent.len() - self.unsent_from > UNSENT_BYTES_MAX
+    fn has_much_unsent(&self) -> bool {
+        self.unsent.len() - self.unsent_from > UNSENT_BYTES_MAX
     }
 
     /// Hands all whole packets of `read` to the session; returns how many bytes they were.
@@ -315,7 +326,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.router.request(request, self.inbox.mailbox(), &mut self.links);
         }
         let tally = std::mem::take(&mut out.tally);
-        self.inbox.mailbox().release(tally.released_messages, tally.released_bytes);
+        let _ = self.inbox.mailbox().release(tally.released_messages, tally.released_bytes);
         let metrics = self.router.metrics();
         metrics.packets_received.add(tally.packets_received);
         metrics.packets_sent.add(tally.packets_sent);
@@ -366,7 +377,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if timer.as_mut().poll(cx).is_pending() {
                 return Step::Nothing;
             }
-            if self.unsent.len() - self.unsent_from > UNSENT_BYTES_MAX {
+            if self.is_held_back {
                 // We do not listen, so silence proves nothing.
                 self.session.handle_read(Instant::now());
             }

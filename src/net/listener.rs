@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use crate::codec::{DecodeError, ReasonCode};
-use crate::ids::{ClientId, ProtocolVersion};
+use crate::codec::ReasonCode;
+use crate::ids::ClientId;
 use crate::net::Limits;
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{HandshakeError, read_hello};
@@ -96,83 +96,97 @@ impl Serving {
         mut stream: S,
         peer: SocketAddr,
     ) -> Option<Connection<S>> {
-        let hello = tokio::select! {
-            hello = timeout(self.limits.handshake_max, read_hello(
-                &mut stream,
-                self.limits.session.packet_bytes_max,
-            )) => hello,
+        let shaken = tokio::select! {
+            shaken = self.shake_hands(&mut stream, peer) => shaken,
             () = self.stop.cancelled() => return None,
         };
-        let Ok(hello) = hello else {
-            info!(%peer, "connection closed: no CONNECT in time");
-            return None;
-        };
-        let outcome = hello.and_then(|hello| {
-            let connect = hello.connect()?;
-            let version = connect.version;
-            let negotiated = negotiate(&connect, &self.limits.session, || self.spare_client_id());
-            Ok((negotiated, version, hello))
-        });
-        let (opening, hello) = match outcome {
-            Ok((Ok(opening), _, hello)) => (opening, hello),
-            Ok((Err(reason), version, _)) => {
-                info!(%peer, %reason, "connection refused");
-                self.refuse(&mut stream, version, reason).await;
-                return None;
-            }
-            Err(error) => {
-                self.router.metrics().protocol_errors.add(1);
-                info!(%peer, %error, "connection closed");
-                if let HandshakeError::Malformed(DecodeError::UnsupportedProtocolVersion {
-                    ..
-                }) = error
-                {
-                    let reason = ReasonCode::UnsupportedProtocolVersion;
-                    self.refuse(&mut stream, ProtocolVersion::V311, reason).await;
+        let error = match shaken {
+            Ok(None) => return None,
+            Ok(Some((opening, claim, rest))) => match self.session_for(&opening, claim).await {
+                Ok((claim, parked, was_present)) => {
+                    debug!(%peer, client = %opening.client_id, was_present, "client connected");
+                    return Some(self.begin(stream, &opening, claim, parked, was_present, rest));
                 }
-                return None;
-            }
+                Err(error) => error,
+            },
+            Err(error) => error,
         };
-        let claim = tokio::select! {
-            claim = self.router.registry().claim(&opening.client_id) => claim,
-            () = self.stop.cancelled() => return None,
-        };
-        let Ok(claim) = claim else {
-            debug!(%peer, client = %opening.client_id, "a newer connection has the client id");
-            return None;
-        };
-        Some(self.begin(stream, peer, opening, claim, hello.into_rest()).await)
+        match &error {
+            // Port probes and health checks do this all day.
+            HandshakeError::Lost(_) => debug!(%peer, %error, "connection closed"),
+            _ => info!(%peer, %error, "connection closed"),
+        }
+        self.router.metrics().protocol_errors.add(error.is_protocol_error().into());
+        if let Some((version, reason)) = error.answer() {
+            let mut connack = Vec::new();
+            refuse(version, reason, &mut connack);
+            write_last(&mut stream, &connack).await;
+        }
+        None
     }
 
-    /// Finds or makes the session and writes the CONNACK into the new connection's output.
-    async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
+    /// Reads the CONNECT, settles the terms and waits for the right to the client id. `None` where a
+    /// newer connection has it.
+    async fn shake_hands<S: AsyncRead + Unpin>(
         &self,
-        stream: S,
+        stream: &mut S,
         peer: SocketAddr,
-        opening: Opening,
+    ) -> Result<Option<(Opening, Claim, Vec<u8>)>, HandshakeError> {
+        let reading = read_hello(stream, self.limits.connect_bytes_max);
+        let reading = timeout(self.limits.handshake_max, reading).await;
+        let hello = reading.map_err(|_| HandshakeError::TooSlow)??;
+        self.router.metrics().bytes_received.add(hello.bytes.len() as u64);
+        let connect = hello.connect()?;
+        let version = connect.version;
+        let opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())
+            .map_err(|reason| HandshakeError::Refused { version, reason })?;
+        let Ok(claim) = self.router.registry().claim(&opening.client_id).await else {
+            debug!(%peer, client = %opening.client_id, "a newer connection has the client id");
+            return Ok(None);
+        };
+        Ok(Some((opening, claim, hello.into_rest())))
+    }
+
+    /// Finds the session of the client, or makes one. The flag is CONNACK's session present.
+    async fn session_for(
+        &self,
+        opening: &Opening,
         mut claim: Claim,
-        rest: Vec<u8>,
-    ) -> Connection<S> {
+    ) -> Result<(Claim, Parked, bool), HandshakeError> {
         let now = Instant::now();
+        let metrics = self.router.metrics();
         let mut parked = claim.take();
-        if let Some(parked) = parked
-            .take_if(|parked| opening.clean_start || parked.expires_at.is_some_and(|at| at <= now))
-        {
+        let is_over = |parked: &mut Parked| {
+            opening.clean_start || parked.expires_at.is_some_and(|at| at <= now)
+        };
+        if let Some(parked) = parked.take_if(is_over) {
             self.router.end_session(&parked.session, parked.inbox).await;
         }
-        let session_present = parked.is_some();
-        let parked = match parked {
-            Some(mut parked) => {
-                parked.session.attach(&opening, now);
-                parked.inbox.mailbox().set_connected(true);
-                parked
-            }
-            None => {
-                self.router.metrics().sessions.add(1);
-                let session = Box::new(Session::new(self.limits.session, &opening, now));
-                Parked { session, inbox: self.router.open_mailbox(), expires_at: None }
-            }
-        };
+        if let Some(mut parked) = parked {
+            parked.session.attach(opening, now);
+            parked.inbox.mailbox().set_connected(true);
+            return Ok((claim, parked, true));
+        }
+        if metrics.sessions.value() >= self.limits.sessions_max {
+            claim.end(self.router.registry());
+            let (version, reason) = (opening.link.version, ReasonCode::QuotaExceeded);
+            return Err(HandshakeError::Refused { version, reason });
+        }
+        metrics.sessions.add(1);
+        let session = Box::new(Session::new(self.limits.session, opening, now));
+        Ok((claim, Parked { session, inbox: self.router.open_mailbox(), expires_at: None }, false))
+    }
+
+    /// The connection with its CONNACK still to be written.
+    fn begin<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        opening: &Opening,
+        claim: Claim,
+        parked: Parked,
+        was_present: bool,
+        received: Vec<u8>,
+    ) -> Connection<S> {
         claim.announce(parked.inbox.mailbox());
         if self.stop.is_cancelled() {
             // Whoever told the owners to go may have looked before we were one.
@@ -181,11 +195,10 @@ impl Serving {
         self.router.metrics().clients_connected.add(1);
         self.router.metrics().packets_received.add(1);
         self.router.metrics().packets_sent.add(1);
-        debug!(%peer, client = %opening.client_id, session_present, "client connected");
         let mut connack = Vec::new();
-        opening.accept(session_present, &self.limits.session, &mut connack);
+        opening.accept(was_present, &self.limits.session, &mut connack);
         let packet_bytes_max = self.limits.session.packet_bytes_max;
-        let start = Start { connack, received: rest, packet_bytes_max };
+        let start = Start { connack, received, packet_bytes_max };
         Connection::new(stream, claim, parked, self.router.clone(), start)
     }
 
@@ -219,22 +232,15 @@ impl Serving {
             }
             Expiry::After(duration) => {
                 let expires_at = Some(Instant::now() + duration);
-                claim.park(Parked { session, inbox, expires_at });
+                let parked = Parked { session, inbox, expires_at };
+                claim.park(parked, self.router.registry());
             }
-            Expiry::Never => claim.park(Parked { session, inbox, expires_at: None }),
+            Expiry::Never => {
+                let parked = Parked { session, inbox, expires_at: None };
+                claim.park(parked, self.router.registry());
+            }
         }
         write_last(&mut stream, &last_words).await;
-    }
-
-    async fn refuse<S: AsyncWrite + Unpin>(
-        &self,
-        stream: &mut S,
-        version: ProtocolVersion,
-        reason: ReasonCode,
-    ) {
-        let mut connack = Vec::new();
-        refuse(version, reason, &mut connack);
-        write_last(stream, &connack).await;
     }
 
     /// For a client that sends no identifier: unique among this broker's sessions [MQTT-3.1.3-6].

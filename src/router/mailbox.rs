@@ -136,16 +136,21 @@ impl Mailbox {
         self.bell.ring();
     }
 
-    /// Takes what the session has put on the wire out of the account.
-    pub fn release(&self, messages: u64, bytes: usize) {
+    /// Takes what the session has put on the wire out of the account; at most what is in it, and
+    /// returns how many messages that were. The account may be empty already: it is, when the
+    /// inbox was dropped while a shard was sending.
+    pub fn release(&self, messages: u64, bytes: usize) -> u64 {
+        let mut released = 0;
         if messages > 0 {
-            self.messages.fetch_sub(messages, Relaxed);
-            self.metrics.queued_messages.add(-(messages as i64));
+            let before = self.messages.update(Relaxed, Relaxed, |all| all.saturating_sub(messages));
+            released = before.min(messages);
+            self.metrics.queued_messages.add(-(released as i64));
         }
         if bytes > 0 {
-            self.bytes.fetch_sub(bytes, Relaxed);
-            self.metrics.queued_bytes.add(-(bytes as i64));
+            let before = self.bytes.update(Relaxed, Relaxed, |all| all.saturating_sub(bytes));
+            self.metrics.queued_bytes.add(-(before.min(bytes) as i64));
         }
+        released
     }
 
     /// The client came or went.
@@ -168,9 +173,8 @@ impl Mailbox {
             _ => &[],
         };
         for delivery in deliveries {
-            let messages = u64::from(delivery.messages);
-            self.release(messages, delivery.held_bytes);
-            self.metrics.dropped(DropReason::SessionEnded, messages);
+            let released = self.release(delivery.messages.into(), delivery.held_bytes);
+            self.metrics.dropped(DropReason::SessionEnded, released);
         }
     }
 }

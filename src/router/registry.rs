@@ -10,8 +10,8 @@
 //! waiter that sees a newer one gives up, an owner that sees one is told by [`Mail::TakenOver`]. So
 //! a thousand connections with one id cost one handover, not a thousand.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -38,6 +38,8 @@ pub struct Parked {
 pub struct Registry {
     slots: DashMap<ClientId, Arc<Slot>>,
     sessions: AtomicU64,
+    /// Set when a session is parked that will expire: else nobody needs to look for one.
+    may_expire: AtomicBool,
 }
 
 /// The place of one client id.
@@ -120,20 +122,27 @@ impl Registry {
 
     /// Takes the sessions out whose time has come.
     pub fn take_expired(&self, now: Instant) -> Vec<Parked> {
+        if !self.may_expire.swap(false, SeqCst) {
+            return Vec::new();
+        }
         let slots: Vec<(ClientId, Arc<Slot>)> =
             self.slots.iter().map(|slot| (slot.key().clone(), slot.value().clone())).collect();
         let mut expired = Vec::new();
         for (client_id, slot) in slots {
             // A slot that is in use has no session to expire.
             let Ok(mut place) = slot.place.clone().try_lock_owned() else { continue };
-            if let Place::Parked(Parked { expires_at: Some(at), .. }) = &*place
-                && *at <= now
-            {
-                if let Place::Parked(parked) = std::mem::replace(&mut *place, Place::Removed) {
-                    expired.push(parked);
+            match &*place {
+                Place::Parked(Parked { expires_at: Some(at), .. }) if *at <= now => (),
+                Place::Parked(Parked { expires_at: Some(_), .. }) => {
+                    self.may_expire.store(true, SeqCst);
+                    continue;
                 }
-                self.slots.remove_if(&client_id, |_, other| Arc::ptr_eq(other, &slot));
+                _ => continue,
             }
+            if let Place::Parked(parked) = std::mem::replace(&mut *place, Place::Removed) {
+                expired.push(parked);
+            }
+            self.slots.remove_if(&client_id, |_, other| Arc::ptr_eq(other, &slot));
         }
         expired
     }
@@ -195,9 +204,15 @@ impl Claim {
     }
 
     /// Leaves the session for the next connection.
-    pub fn park(mut self, parked: Parked) {
+    pub fn park(mut self, parked: Parked, registry: &Registry) {
         self.slot.set_owner(None);
+        let expires = parked.expires_at.is_some();
         *self.place = Place::Parked(parked);
+        drop(self);
+        // Behind the unlock: whoever looks for expired sessions after this finds it.
+        if expires {
+            registry.may_expire.store(true, SeqCst);
+        }
     }
 
     /// Leaves nothing.

@@ -1,11 +1,11 @@
 //! Compiled routes: topic to list of subscribers, per shard. Floor 4, owned by `router::shard`.
 //!
-//! The trie is touched only to compile a route. A route is valid while neither the trie's generation nor
-//! the shard's own moved; exact subscriptions touch only the route of their own topic.
+//! The trie is touched only to compile a route. A route is valid while the trie's generation has not
+//! moved; exact subscriptions touch only the route of their own topic.
 //!
 //! # Limits
 //!
-//! At most [`ROUTES_MAX`] routes; at the limit those that were not used since the last time are
+//! At most [`ROUTES_MAX`] routes and [`ROUTES_BYTES_MAX`] bytes; at the limit those that were not used since the last time are
 //! forgotten, or all of them if all were used.
 
 use std::collections::HashMap;
@@ -17,10 +17,12 @@ use crate::ids::SessionId;
 use crate::message::{Grant, TopicHasher};
 use crate::router::mailbox::Mailbox;
 use crate::router::shard::Outbox;
-use crate::subscriptions::Trie;
+use crate::subscriptions::{Subscribers, Trie};
 
 /// Routes that one shard keeps.
 const ROUTES_MAX: usize = 65_536;
+/// Bytes of topics and targets that one shard keeps; a single route may be larger.
+const ROUTES_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Who gets a message, and how.
 #[derive(Clone, Debug)]
@@ -45,8 +47,8 @@ pub(super) struct Routes {
     trie: Arc<Trie<Subscriber>>,
     hasher: TopicHasher,
     table: HashTable<Route>,
-    /// Moves when an outbox goes to another session.
-    generation: u64,
+    /// Bytes of topics and targets in `table`.
+    bytes: usize,
     outbox_of: HashMap<SessionId, u32>,
     free_outboxes: Vec<u32>,
 }
@@ -66,7 +68,7 @@ impl Routes {
             trie,
             hasher,
             table: HashTable::new(),
-            generation: 0,
+            bytes: 0,
             outbox_of: HashMap::new(),
             free_outboxes: Vec::new(),
         }
@@ -77,11 +79,10 @@ impl Routes {
         &mut self,
         hash: u64,
         topic: &[u8],
-        exact: &HashMap<Box<str>, Vec<Subscriber>>,
+        exact: &HashMap<Box<str>, Subscribers<Subscriber>>,
         outboxes: &mut Vec<Outbox>,
     ) -> &[Target] {
-        // Both parts only grow, so their sum changes whenever one of them does.
-        let generation = self.trie.generation().wrapping_add(self.generation);
+        let generation = self.trie.generation();
         let is_current = |route: &Route| route.generation == generation;
         let found = self.table.find(hash, |route| *route.topic == *topic);
         if !found.is_some_and(is_current) {
@@ -100,14 +101,14 @@ impl Routes {
     pub(super) fn invalidate(&mut self, topic: &str) {
         let hash = self.hasher.hash(topic.as_bytes());
         if let Ok(route) = self.table.find_entry(hash, |route| *route.topic == *topic.as_bytes()) {
-            route.remove();
+            self.bytes -= route.remove().0.bytes();
         }
     }
 
-    /// `session` has ended: its outbox may go to another one.
+    /// `session` has ended: its outbox may go to another one. Routes that lead to it are out of date
+    /// already: its exact ones were invalidated, its wildcard filters have left the trie.
     pub(super) fn forget(&mut self, session: SessionId, outboxes: &mut [Outbox]) {
         if let Some(index) = self.outbox_of.remove(&session) {
-            self.generation += 1;
             self.free_outboxes.push(index);
             if let Some(outbox) = outboxes.get_mut(index as usize) {
                 *outbox = Outbox::default();
@@ -120,7 +121,7 @@ impl Routes {
         hash: u64,
         topic: &[u8],
         generation: u64,
-        exact: &HashMap<Box<str>, Vec<Subscriber>>,
+        exact: &HashMap<Box<str>, Subscribers<Subscriber>>,
         outboxes: &mut Vec<Outbox>,
     ) {
         let Ok(text) = std::str::from_utf8(topic) else { return };
@@ -133,8 +134,8 @@ impl Routes {
                 found.insert(session, subscriber.clone());
             }
         };
-        for subscriber in exact.get(text).into_iter().flatten() {
-            add(subscriber.mailbox.session(), subscriber);
+        for (session, subscriber) in exact.get(text).into_iter().flat_map(Subscribers::iter) {
+            add(*session, subscriber);
         }
         self.trie.for_each_match(text, |session, subscriber| add(session, subscriber));
 
@@ -145,14 +146,13 @@ impl Routes {
                 grant: subscriber.grant,
             })
             .collect();
-        self.make_room();
-        let route = Route { hash, topic: topic.into(), generation, is_used: true, targets };
-        match self.table.find_mut(hash, |route| *route.topic == *topic) {
-            Some(earlier) => *earlier = route,
-            None => {
-                self.table.insert_unique(hash, route, |route| route.hash);
-            }
+        if let Ok(stale) = self.table.find_entry(hash, |route| *route.topic == *topic) {
+            self.bytes -= stale.remove().0.bytes();
         }
+        let route = Route { hash, topic: topic.into(), generation, is_used: true, targets };
+        self.make_room(route.bytes());
+        self.bytes += route.bytes();
+        self.table.insert_unique(hash, route, |route| route.hash);
     }
 
     fn outbox(&mut self, mailbox: &Arc<Mailbox>, outboxes: &mut Vec<Outbox>) -> u32 {
@@ -177,14 +177,24 @@ impl Routes {
         index
     }
 
-    fn make_room(&mut self) {
-        if self.table.len() < ROUTES_MAX {
-            return;
+    fn make_room(&mut self, bytes: usize) {
+        let is_full = |routes: &Self| {
+            routes.table.len() >= ROUTES_MAX || routes.bytes + bytes > ROUTES_BYTES_MAX
+        };
+        if is_full(self) {
+            self.table.retain(|route| std::mem::take(&mut route.is_used));
+            self.bytes = self.table.iter().map(Route::bytes).sum();
         }
-        self.table.retain(|route| std::mem::take(&mut route.is_used));
-        if self.table.len() >= ROUTES_MAX {
+        if is_full(self) {
             self.table.clear();
+            self.bytes = 0;
         }
+    }
+}
+
+impl Route {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.topic.len() + self.targets.len() * size_of::<Target>()
     }
 }
 

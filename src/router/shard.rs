@@ -29,6 +29,7 @@ use crate::retained;
 use crate::router::bell::Bell;
 use crate::router::mailbox::{Mail, Mailbox};
 use crate::router::route::{Routes, Subscriber};
+use crate::subscriptions::Subscribers;
 use crate::topic::TopicFilter;
 
 /// Commands that wait for one shard at most. A batch holds at most one read of one connection, so a
@@ -36,6 +37,11 @@ use crate::topic::TopicFilter;
 pub const COMMANDS_MAX: usize = 1024;
 /// Commands that one turn takes at most, so that the first of them is not kept waiting.
 const TURN_COMMANDS_MAX: usize = 1024;
+/// A turn ends early when it has appended this many pieces to outboxes: only at its end are the limits of
+/// the mailboxes applied.
+const TURN_PIECES_MAX: usize = 64 * 1024;
+/// And when its batches hold this many bytes.
+const TURN_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What a shard is asked to do.
 pub enum Command {
@@ -138,15 +144,19 @@ pub(super) struct Shard {
     index: usize,
     receiver: flume::Receiver<Command>,
     bell: Arc<Bell>,
-    exact: HashMap<Box<str>, Vec<Subscriber>>,
+    exact: HashMap<Box<str>, Subscribers<Subscriber>>,
     retained: retained::Store,
     retained_limits: RetainedLimits,
     routes: Routes,
     outboxes: Vec<Outbox>,
     /// Outboxes that this turn has put something into.
     touched: Vec<u32>,
-    /// Frames of the batches of this turn.
-    buffers: Vec<Bytes>,
+    /// Pieces that this turn has put into them.
+    pieces: usize,
+    /// Bytes of the batches of this turn.
+    bytes: usize,
+    /// Number of the batch that is being routed; never used twice.
+    batch: u64,
     /// Publishers to be told at the end of this turn.
     receipts: Vec<(Arc<Mailbox>, u64)>,
     metrics: Arc<Metrics>,
@@ -163,8 +173,8 @@ pub(super) struct Outbox {
 #[derive(Default)]
 struct Pile {
     buffers: Vec<Bytes>,
-    /// Which of the turn's buffers is the last of `buffers`.
-    newest: usize,
+    /// Number of the batch whose frames are the last of `buffers`.
+    newest: u64,
     pieces: Vec<Piece>,
 }
 
@@ -188,7 +198,9 @@ pub(super) fn shard(
         routes,
         outboxes: Vec::new(),
         touched: Vec::new(),
-        buffers: Vec::new(),
+        pieces: 0,
+        bytes: 0,
+        batch: 0,
         receipts: Vec::new(),
         metrics,
     };
@@ -230,7 +242,7 @@ impl Shard {
                 for (filter, grant) in exact {
                     self.subscribe(&mailbox, &filter, grant);
                 }
-                let replay = self.plan_replay(replay);
+                let replay = self.plan_replay(replay, token);
                 mailbox.send(Mail::PartDone { token, parts_due, replay });
             }
             Command::Unsubscribe { mailbox, exact, token, parts_due } => {
@@ -252,7 +264,8 @@ impl Shard {
 
     fn publish(&mut self, publication: Publication) {
         let Publication { batch, mailbox, turn } = publication;
-        let number = self.buffers.len();
+        self.batch += 1;
+        self.bytes += batch.frames.len();
         for run in &batch.runs {
             if run.retain {
                 self.retain(&batch, run);
@@ -267,12 +280,18 @@ impl Shard {
                 if outbox.is_empty() {
                     self.touched.push(target.outbox);
                 }
-                outbox.add(run, batch.version, target.grant, number, &batch.frames);
+                outbox.add(run, batch.version, target.grant, self.batch, &batch.frames);
+            }
+            self.pieces += route.len();
+            if self.pieces >= TURN_PIECES_MAX {
+                self.end_turn();
             }
         }
-        self.buffers.push(batch.frames);
         if let Some(turn) = turn {
             self.receipts.push((mailbox, turn));
+        }
+        if self.bytes >= TURN_BYTES_MAX {
+            self.end_turn();
         }
     }
 
@@ -286,23 +305,21 @@ impl Shard {
         for (mailbox, turn) in self.receipts.drain(..) {
             mailbox.send(Mail::Accepted { turn });
         }
-        self.buffers.clear();
+        self.pieces = 0;
+        self.bytes = 0;
     }
 
     fn subscribe(&mut self, mailbox: &Arc<Mailbox>, filter: &TopicFilter, grant: Grant) {
         let subscriber = Subscriber { mailbox: mailbox.clone(), grant };
         let subscribers = self.exact.entry(filter.as_str().into()).or_default();
-        match subscribers.iter_mut().find(|other| other.mailbox.session() == mailbox.session()) {
-            Some(earlier) => *earlier = subscriber,
-            None => subscribers.push(subscriber),
-        }
+        subscribers.insert(mailbox.session(), subscriber);
         self.routes.invalidate(filter.as_str());
     }
 
     fn unsubscribe(&mut self, session: SessionId, filters: &[TopicFilter]) {
         for filter in filters {
             if let Some(subscribers) = self.exact.get_mut(filter.as_str()) {
-                subscribers.retain(|subscriber| subscriber.mailbox.session() != session);
+                subscribers.remove(session);
                 if subscribers.is_empty() {
                     self.exact.remove(filter.as_str());
                 }
@@ -311,14 +328,14 @@ impl Shard {
         }
     }
 
-    fn plan_replay(&self, filters: Vec<(TopicFilter, Grant)>) -> Option<Replay> {
-        let mut filters = filters;
+    fn plan_replay(&self, mut filters: Vec<(TopicFilter, Grant)>, token: u64) -> Option<Replay> {
         filters.retain(|(filter, _)| self.retained.may_match(filter));
         if filters.is_empty() {
             return None;
         }
         Some(Replay {
             shard: self.index,
+            token,
             filters: filters.into(),
             filter: 0,
             after: None,
@@ -332,18 +349,27 @@ impl Shard {
         let Some((topic, frame, is_empty)) = newest_of(batch, run) else { return };
         let change = if is_empty {
             self.retained.remove(topic)
-        } else if self.retained.contains(topic) || self.has_room_to_retain(frame.len()) {
+        } else if self.has_room_to_retain(topic, frame) {
             self.retained.set(topic, frame, batch.version, run.qos)
         } else {
-            return self.metrics.dropped(DropReason::RetainedFull, 1);
+            // The earlier message is not the topic's newest any more: none is better than a stale one.
+            self.metrics.dropped(DropReason::RetainedFull, 1);
+            self.retained.remove(topic)
         };
         self.metrics.retained_messages.add(change.messages);
         self.metrics.retained_bytes.add(change.bytes);
     }
 
-    fn has_room_to_retain(&self, bytes: usize) -> bool {
-        self.metrics.retained_messages.value() < self.retained_limits.messages_max
-            && self.metrics.retained_bytes.value() + bytes as u64 <= self.retained_limits.bytes_max
+    fn has_room_to_retain(&self, topic: &str, frame: &[u8]) -> bool {
+        let (messages, bytes) =
+            (self.metrics.retained_messages.value(), self.metrics.retained_bytes.value());
+        let (new_messages, freed) = match self.retained.frame_len(topic) {
+            Some(earlier) => (0, earlier as u64),
+            None => (1, 0),
+        };
+        let added = (frame.len() + topic.len()) as u64;
+        messages + new_messages <= self.retained_limits.messages_max
+            && (bytes + added).saturating_sub(freed) <= self.retained_limits.bytes_max
     }
 }
 
@@ -380,7 +406,7 @@ impl Outbox {
         run: &Run,
         version: ProtocolVersion,
         grant: Grant,
-        number: usize,
+        batch: u64,
         frames: &Bytes,
     ) {
         let qos = run.qos.min(grant.qos);
@@ -388,9 +414,9 @@ impl Outbox {
             Qos::AtMostOnce => &mut self.unacknowledged,
             Qos::AtLeastOnce | Qos::ExactlyOnce => &mut self.acknowledged,
         };
-        if pile.buffers.is_empty() || pile.newest != number {
+        if pile.buffers.is_empty() || pile.newest != batch {
             pile.buffers.push(frames.clone());
-            pile.newest = number;
+            pile.newest = batch;
         }
         pile.pieces.push(Piece {
             buffer: (pile.buffers.len() - 1) as u32,

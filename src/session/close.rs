@@ -32,6 +32,9 @@ pub enum CloseReason {
     /// More unacknowledged messages than the Receive Maximum [MQTT-3.3.4-7].
     #[error("more than {0} unacknowledged messages received")]
     ReceiveMaximumExceeded(u16),
+    /// An answer is larger than the client's Maximum Packet Size.
+    #[error("answer of {0} bytes is over the client's maximum packet size")]
+    AnswerTooLarge(usize),
     /// A topic alias, though none is allowed [MQTT-3.3.2-9].
     #[error("topic alias used, but none is allowed")]
     TopicAliasInvalid,
@@ -48,6 +51,7 @@ impl CloseReason {
             Self::Malformed(error) => Some(error.reason_code()),
             Self::Protocol(_) => Some(ReasonCode::ProtocolError),
             Self::ReceiveMaximumExceeded(_) => Some(ReasonCode::ReceiveMaximumExceeded),
+            Self::AnswerTooLarge(_) => Some(ReasonCode::PacketTooLarge),
             Self::TopicAliasInvalid => Some(ReasonCode::TopicAliasInvalid),
         }
     }

@@ -157,7 +157,7 @@ fn send_answer(id: PacketId, waiting: &Waiting, link: &Link, out: &mut Output) {
         Answer::PubAck => Packet::PubAck(ack),
         Answer::PubRec => Packet::PubRec(ack),
     };
-    out.send(&packet, link.version);
+    out.send(&packet, link);
 }
 
 /// Packet identifiers are 16 bits: there are too few to attack a table with.

@@ -343,5 +343,5 @@ fn flow(qos: Qos, id: PacketId, dup: bool) -> Flow {
 
 fn pubrel(id: PacketId, reason: ReasonCode, link: &Link, out: &mut Output) {
     let reason = if link.version == ProtocolVersion::V5 { reason } else { ReasonCode::Success };
-    out.send(&Packet::PubRel(Ack { id, reason, properties: Properties::EMPTY }), link.version);
+    out.send(&Packet::PubRel(Ack { id, reason, properties: Properties::EMPTY }), link);
 }

@@ -3,9 +3,8 @@
 use std::collections::VecDeque;
 
 use crate::codec::Packet;
-use crate::ids::ProtocolVersion;
 use crate::message::{Collector, Grant, Replay};
-use crate::session::CloseReason;
+use crate::session::{CloseReason, Link};
 use crate::topic::TopicFilter;
 
 /// Filled by the session, emptied by its caller.
@@ -100,8 +99,16 @@ impl Output {
         }
     }
 
-    pub(super) fn send(&mut self, packet: &Packet<'_>, version: ProtocolVersion) {
-        packet.encode(version, &mut self.bytes);
+    /// Writes `packet`; where the client does not take one of its size, the connection ends, for
+    /// these packets cannot be left out [MQTT-3.1.2-24].
+    pub(super) fn send(&mut self, packet: &Packet<'_>, link: &Link) {
+        let start = self.bytes.len();
+        packet.encode(link.version, &mut self.bytes);
+        let len = self.bytes.len() - start;
+        if link.packet_bytes_max.is_some_and(|max| len > max as usize) {
+            self.bytes.truncate(start);
+            return self.close(CloseReason::AnswerTooLarge(len));
+        }
         self.tally.packets_sent += 1;
     }
 

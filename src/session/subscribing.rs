@@ -17,17 +17,23 @@ use crate::codec::{
 use crate::ids::{PacketId, ProtocolVersion};
 use crate::message::{Grant, Replay};
 use crate::session::output::{Request, Retained};
-use crate::session::{Link, Output};
+use crate::session::{Limits, Link, Output};
 use crate::topic::TopicFilter;
 
 /// See the module comment.
 #[derive(Debug, Default)]
 pub(super) struct Subscribing {
-    filters: HashMap<TopicFilter, Grant>,
+    /// To each filter the newest request that asked for its retained messages: the replay of an earlier
+    /// one is out of date.
+    filters: HashMap<TopicFilter, u64>,
+    /// Bytes of the texts in `filters`.
+    filter_bytes: usize,
     requests: VecDeque<Pending>,
     /// Token of the next request; a token is never used twice in a session's life.
     next_token: u64,
     replays: VecDeque<Replay>,
+    /// When `replays` is this long, those that nobody wants any more are looked for.
+    replays_checked_at: usize,
     replay_is_out: bool,
 }
 
@@ -76,17 +82,18 @@ impl Subscribing {
     pub(super) fn subscribe(
         &mut self,
         packet: &Subscribe<'_>,
-        filters_max: usize,
+        limits: &Limits,
         link: &Link,
         out: &mut Output,
     ) {
-        let mut wanted = Vec::with_capacity(packet.filters.len());
+        // A filter that comes twice counts once, as it was given last [MQTT-3.8.4-3].
+        let mut wanted: HashMap<TopicFilter, (Grant, Retained)> = HashMap::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
         for (text, options) in packet.filters.iter() {
-            let outcome = self.grant(text, options, filters_max, out);
+            let outcome = self.grant(text, options, limits, out);
             reasons.push(match outcome {
-                Ok(granted) => {
-                    wanted.push(granted);
+                Ok((filter, grant, retained)) => {
+                    wanted.insert(filter, (grant, retained));
                     options.qos as u8
                 }
                 Err(reason) => suback_failure(reason, link.version),
@@ -96,7 +103,9 @@ impl Subscribing {
         if wanted.is_empty() {
             self.answer(link, out);
         } else {
-            out.requests.push_back(Request::Subscribe { token, filters: wanted });
+            let wanted = wanted.into_iter();
+            let filters = wanted.map(|(filter, (grant, retained))| (filter, grant, retained));
+            out.requests.push_back(Request::Subscribe { token, filters: filters.collect() });
         }
     }
 
@@ -107,6 +116,7 @@ impl Subscribing {
         for text in packet.filters.iter() {
             let filter = TopicFilter::parse(text);
             let known = filter.as_ref().is_ok_and(|filter| self.filters.remove(filter).is_some());
+            self.filter_bytes -= if known { text.len() } else { 0 };
             let reason = match (&filter, known) {
                 (Ok(_), true) => ReasonCode::Success,
                 (Ok(_), false) => ReasonCode::NoSubscriptionExisted,
@@ -129,9 +139,9 @@ impl Subscribing {
     /// One of `parts_due` shards has done what request `token` asked.
     pub(super) fn part_done(&mut self, token: u64, parts_due: usize, replay: Option<Replay>) {
         // A request of an earlier connection has no entry any more, and nobody waits for its replay.
-        let Some(pending) = self.requests.iter_mut().find(|pending| pending.token == token) else {
-            return;
-        };
+        let Some(first) = self.requests.front().map(|pending| pending.token) else { return };
+        let index = token.checked_sub(first).and_then(|index| usize::try_from(index).ok());
+        let Some(pending) = index.and_then(|index| self.requests.get_mut(index)) else { return };
         pending.parts += 1;
         pending.parts_due = Some(parts_due);
         pending.replays.extend(replay);
@@ -155,8 +165,14 @@ impl Subscribing {
                 Answer::SubAck => Packet::SubAck(SubAck { id, properties, reasons }),
                 Answer::UnsubAck => Packet::UnsubAck(UnsubAck { id, properties, reasons }),
             };
-            out.send(&packet, link.version);
+            out.send(&packet, link);
             self.replays.extend(pending.replays);
+        }
+        if self.replays.len() > self.replays_checked_at {
+            let mut replays = std::mem::take(&mut self.replays);
+            replays.retain_mut(|replay| self.narrow(replay));
+            self.replays_checked_at = 2 * replays.len() + 64;
+            self.replays = replays;
         }
     }
 
@@ -165,17 +181,38 @@ impl Subscribing {
         if self.replay_is_out {
             return;
         }
-        if let Some(replay) = self.replays.pop_front() {
-            self.replay_is_out = true;
-            out.requests.push_back(Request::Replay(replay));
+        while let Some(mut replay) = self.replays.pop_front() {
+            if self.narrow(&mut replay) {
+                self.replay_is_out = true;
+                return out.requests.push_back(Request::Replay(replay));
+            }
         }
+    }
+
+    /// Leaves out of `replay` what the client has unsubscribed from or subscribed to anew
+    /// since [MQTT-3.10.4-2]. False where nothing is left.
+    fn narrow(&self, replay: &mut Replay) -> bool {
+        let is_wanted = |filter: &TopicFilter| {
+            self.filters.get(filter).is_some_and(|newest| *newest == replay.token)
+        };
+        let rest = replay.filters.get(replay.filter..).unwrap_or_default();
+        if rest.iter().all(|(filter, _)| is_wanted(filter)) {
+            return !rest.is_empty();
+        }
+        if !rest.first().is_some_and(|(filter, _)| is_wanted(filter)) {
+            replay.after = None;
+        }
+        let wanted = rest.iter().filter(|(filter, _)| is_wanted(filter)).cloned();
+        replay.filters = wanted.collect();
+        replay.filter = 0;
+        !replay.filters.is_empty()
     }
 
     fn grant(
         &mut self,
         text: &str,
         options: SubscribeOptions,
-        filters_max: usize,
+        limits: &Limits,
         out: &mut Output,
     ) -> Result<(TopicFilter, Grant, Retained), ReasonCode> {
         let filter = TopicFilter::parse(text).map_err(|_| ReasonCode::TopicFilterInvalid)?;
@@ -187,17 +224,27 @@ impl Subscribing {
             no_local: options.no_local,
             retain_as_published: options.retain_as_published,
         };
-        let is_new = !self.filters.contains_key(&filter);
-        if is_new && self.filters.len() >= filters_max {
-            return Err(ReasonCode::QuotaExceeded);
+        let earlier = self.filters.get(&filter).copied();
+        let is_new = earlier.is_none();
+        if is_new {
+            let bytes = self.filter_bytes + text.len();
+            let too_many = self.filters.len() >= limits.subscriptions_max;
+            if too_many || bytes > limits.subscription_bytes_max {
+                return Err(ReasonCode::QuotaExceeded);
+            }
+            self.filter_bytes = bytes;
+            out.tally.subscriptions += 1;
         }
-        self.filters.insert(filter.clone(), grant);
-        out.tally.subscriptions += i64::from(is_new);
         let retained = match options.retain_handling {
             RetainHandling::Send => Retained::Replay,
             RetainHandling::SendIfNew if is_new => Retained::Replay,
             RetainHandling::SendIfNew | RetainHandling::DoNotSend => Retained::Skip,
         };
+        let replay_token = match (retained, earlier) {
+            (Retained::Skip, Some(earlier)) => earlier,
+            _ => self.next_token,
+        };
+        self.filters.insert(filter.clone(), replay_token);
         Ok((filter, grant, retained))
     }
 

@@ -1,4 +1,4 @@
-//! The sessions that subscribe with one filter. Used by `trie` alone. Floor 2.
+//! The sessions that subscribe with one filter. Used by `trie` and `router::shard`. Floor 2.
 //!
 //! Invariant: once an index exists it maps each session to its place in `entries`, and nothing else.
 
@@ -14,28 +14,37 @@ const SCANNED_MAX: usize = 16;
 
 /// A map that is an array to read, and stays fast to change when thousands share one filter.
 #[derive(Debug)]
-pub(super) struct Subscribers<S> {
+pub struct Subscribers<S> {
     entries: Vec<(SessionId, S)>,
     /// Boxed, because nearly always there is none.
     #[expect(clippy::box_collection, reason = "8 bytes in each of many nodes instead of 40")]
     index: Option<Box<HashMap<SessionId, usize, RandomState>>>,
 }
 
+impl<S> Default for Subscribers<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<S> Subscribers<S> {
-    pub(super) const fn new() -> Self {
+    /// Nobody.
+    pub const fn new() -> Self {
         Self { entries: Vec::new(), index: None }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether there is nobody.
+    pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    pub(super) fn iter(&self) -> slice::Iter<'_, (SessionId, S)> {
+    /// In no order that means anything.
+    pub fn iter(&self) -> slice::Iter<'_, (SessionId, S)> {
         self.entries.iter()
     }
 
     /// Returns the earlier value of this session.
-    pub(super) fn insert(&mut self, session: SessionId, value: S) -> Option<S> {
+    pub fn insert(&mut self, session: SessionId, value: S) -> Option<S> {
         if let Some((_, present)) = self.position(session).and_then(|at| self.entries.get_mut(at)) {
             return Some(std::mem::replace(present, value));
         }
@@ -54,7 +63,8 @@ impl<S> Subscribers<S> {
         None
     }
 
-    pub(super) fn remove(&mut self, session: SessionId) -> Option<S> {
+    /// Returns the value of this session.
+    pub fn remove(&mut self, session: SessionId) -> Option<S> {
         let at = self.position(session)?;
         let (_, value) = self.entries.swap_remove(at);
         if let Some(index) = &mut self.index {
