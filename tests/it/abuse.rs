@@ -109,9 +109,8 @@ fn subscribe_with_10000_filters_has_10000_codes() {
             (0..10_000).map(|number| if number % 3 == 2 { invalid } else { 1 }).collect();
         assert_eq!(codes, expected);
         let mut sender = Client::connect(&broker, version);
-        for topic in ["exact/9999", "tree/9998/x"] {
-            let number = topic.contains("9999");
-            sender.deliver(topic, number.to_string());
+        for topic in ["exact/9999", "tree/9997/x"] {
+            sender.deliver(topic, "x");
             assert_eq!(client.message().topic, topic);
         }
     }
@@ -208,7 +207,6 @@ fn publisher_that_never_reads_its_acknowledgements_is_held_back() {
     let before = broker.resident_bytes();
     let mut client = Client::connect(&broker, V311);
     let mut stream = client.stream().try_clone().unwrap();
-    SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
     let all_ids: Vec<u8> =
         (1..=u16::MAX).flat_map(|id| publish(V311, "a", b"", 1, id, false)).collect();
     let frame_len = publish(V311, "a", b"", 1, 1, false).len();
