@@ -50,6 +50,8 @@ pub(super) struct Connection<S> {
     /// To the shards.
     pub(super) links: Links,
     router: Router,
+    /// From the claim on the session.
+    ticket: u64,
     packet_bytes_max: u32,
     /// The start of a packet whose end has not arrived.
     tail: Vec<u8>,
@@ -74,17 +76,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         session: Box<Session>,
         inbox: Inbox,
         router: Router,
-        packet_bytes_max: u32,
+        ticket: u64,
         tail: Vec<u8>,
         unsent: Vec<u8>,
     ) -> Self {
         let links = router.links();
+        let packet_bytes_max = session.packet_bytes_max();
         Self {
             stream,
             session,
             inbox,
             links,
             router,
+            ticket,
             packet_bytes_max,
             tail,
             unsent,
@@ -186,7 +190,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     }
                     self.session.handle_chunk(rest);
                 }
-                Mail::TakenOver => drop(out.close.get_or_insert(CloseReason::TakenOver)),
+                Mail::TakenOver { by } if by > self.ticket => {
+                    out.close.get_or_insert(CloseReason::TakenOver);
+                }
+                // Sent to the connection that had the session before.
+                Mail::TakenOver { .. } => (),
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }

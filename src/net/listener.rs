@@ -180,8 +180,8 @@ impl Serving {
         self.router.metrics().packets_sent.add(1);
         self.router.metrics().packets_received.add(1);
         let router = self.router.clone();
-        let bytes_max = self.limits.session.packet_bytes_max;
-        (Connection::new(stream, session, inbox, router, bytes_max, rest, connack), claim)
+        let ticket = claim.ticket();
+        (Connection::new(stream, session, inbox, router, ticket, rest, connack), claim)
     }
 
     /// Gives everything back in an order in which nothing is lost: batches to the shards, the will, the

@@ -53,7 +53,10 @@ pub enum Mail {
         rest: Option<Replay>,
     },
     /// Another connection wants the session.
-    TakenOver,
+    TakenOver {
+        /// Its ticket. The mail may be late: it is for connections with an older ticket only.
+        by: u64,
+    },
     /// The broker stops.
     ShuttingDown,
 }

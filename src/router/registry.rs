@@ -9,6 +9,9 @@
 //! Each CONNECT takes a ticket from its slot. Only the holder of the newest ticket may wait or stay: a
 //! waiter that sees a newer one gives up, an owner that sees one is told by [`Mail::TakenOver`]. So
 //! a thousand connections with one id cost one handover, not a thousand.
+//!
+//! A session that is taken over keeps its mailbox, so that mail may reach the new owner. It names the
+//! ticket that it was sent for, and an owner ignores it unless its own ticket is older.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -99,7 +102,7 @@ impl Registry {
             let ticket = slot.newest_ticket.fetch_add(1, SeqCst) + 1;
             slot.ticket_taken.notify_waiters();
             if let Some(owner) = slot.owner() {
-                owner.send(Mail::TakenOver);
+                owner.send(Mail::TakenOver { by: ticket });
             }
             let place = slot.clone().wait_for_place(ticket).await?;
             if !matches!(*place, Place::Removed) {
@@ -172,6 +175,11 @@ impl Claim {
         &self.client_id
     }
 
+    /// Its place in the order of the connections with this client id.
+    pub fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
     /// The parked session, if there is one.
     pub fn take(&mut self) -> Option<Parked> {
         match std::mem::take(&mut *self.place) {
@@ -183,8 +191,9 @@ impl Claim {
     /// From now on `mailbox` is told when another connection wants the session; at once, if one does.
     pub fn announce(&self, mailbox: &Arc<Mailbox>) {
         self.slot.set_owner(Some(mailbox.clone()));
-        if self.slot.newest_ticket.load(SeqCst) != self.ticket {
-            mailbox.send(Mail::TakenOver);
+        let newest = self.slot.newest_ticket.load(SeqCst);
+        if newest != self.ticket {
+            mailbox.send(Mail::TakenOver { by: newest });
         }
     }
 
