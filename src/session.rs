@@ -141,6 +141,11 @@ impl Session {
         &self.link
     }
 
+    /// Largest packet that is read, in bytes with its header.
+    pub fn packet_bytes_max(&self) -> u32 {
+        self.limits.packet_bytes_max
+    }
+
     /// What the session is subscribed to.
     pub fn filters(&self) -> impl Iterator<Item = &TopicFilter> {
         self.subscribing.filters()

@@ -6,7 +6,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mailboxqtt::codec::{
     Ack, Connect, Delivery, Packet, Properties, PropertiesBuf, Property, Publish, Subscribe,
@@ -305,6 +305,14 @@ impl Client {
             self.send(&[0xC0, 0]);
             assert_eq!(self.next(), Got::PingResp);
         }
+    }
+
+    /// Waits `time` for bytes that must not come; the pause of a test that measures time.
+    #[track_caller]
+    pub(crate) fn assert_silent_for(&mut self, time: Duration) {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let error = self.stream.read(&mut [0]).expect_err("something came, or the end");
+        assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
     }
 
     /// The connection ends without another packet.
