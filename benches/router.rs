@@ -1,10 +1,11 @@
-//! What the way through the router costs: batches from one mailbox's session to many others, over the
-//! real shards on a runtime.
+//! What the way through the router costs: batches from one mailbox's session to many others, over
+//! the real shards on a runtime.
 //!
-//! Ids are `router/hop/<flow>`. One round is [`BATCHES`] batches of 100 messages, sent through the links
-//! of one connection; it ends when every subscriber's inbox has all of them and, where they
+//! Ids are `router/hop/<flow>`. One round is [`BATCHES`] batches of 100 messages, sent through the
+//! links of one connection; it ends when every subscriber's inbox has all of them and, where they
 //! are asked for, all receipts are back. Throughput is messages that reach an inbox; they travel by
-//! reference, so what writing them costs is in `session/deliver`. Counts are checked in every round.
+//! reference, so what writing them costs is in `session/deliver`. Counts are checked in every
+//! round.
 
 use std::future::poll_fn;
 use std::hint::black_box;

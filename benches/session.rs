@@ -1,9 +1,9 @@
 //! What the protocol costs per message, without sockets and shards.
 //!
-//! Ids are `session/<direction>/<flow>`. `publish_in` is what a connection does with one read of 100
-//! frames from its client, `deliver` with one delivery of 100 messages for it, each up to the last
-//! acknowledgement of the flow. Throughput is messages. What is measured is checked once before
-//! the clock starts.
+//! Ids are `session/<direction>/<flow>`. `publish_in` is what a connection does with one read of
+//! 100 frames from its client, `deliver` with one delivery of 100 messages for it, each up to the
+//! last acknowledgement of the flow. Throughput is messages. What is measured is checked once
+//! before the clock starts.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

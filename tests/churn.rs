@@ -111,8 +111,8 @@ struct Client {
     rng: fastrand::Rng,
     arena: Arc<Arena>,
     accidents_left: u32,
-    /// Connections that were given up at their start: the broker may see them in any order, and take
-    /// one of them for the newest.
+    /// Connections that were given up at their start: the broker may see them in any order, and
+    /// take one of them for the newest.
     rivals: u32,
     is_content: bool,
     /// The broker has a session of it.
@@ -276,7 +276,7 @@ impl Client {
             user_name: None,
             password: None,
         };
-        let mut stream = TcpStream::connect(arena.addr).await.unwrap();
+        let stream = TcpStream::connect(arena.addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let mut bytes = Vec::new();
         Packet::Connect(connect).encode(version, &mut bytes);

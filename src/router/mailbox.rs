@@ -199,8 +199,8 @@ impl Inbox {
         self.mailbox.armed.store(false, Release);
     }
 
-    /// The next mail, if there is one. A call to go that was meant for an earlier reader, because it
-    /// came when that one was on its way out already, is left out.
+    /// The next mail, if there is one. A call to go that was meant for an earlier reader, because
+    /// it came when that one was on its way out already, is left out.
     pub fn try_next(&self) -> Option<Mail> {
         let is_stale =
             |mail: &Mail| matches!(mail, Mail::TakenOver { ticket } if *ticket <= self.ticket);

@@ -180,8 +180,8 @@ impl Claim {
         }
     }
 
-    /// From now on the reader of `inbox` is told when another connection wants the session; at once,
-    /// if one does.
+    /// From now on the reader of `inbox` is told when another connection wants the session; at
+    /// once, if one does.
     pub fn announce(&self, inbox: &mut Inbox) {
         inbox.set_ticket(self.ticket);
         self.slot.set_owner(Some(inbox.mailbox().clone()));
