@@ -1,7 +1,7 @@
 //! Moves messages between sessions: N shards, one trie, one registry. Floor 4.
 //!
 //! `net` holds a clone of [`Router`] per connection; `sys` publishes through it. See the modules for who
-//! owns what: [`shard`] topics, [`mailbox`] the way to one session, [`registry`] which session is
+//! owns what: [`shard`] topics, [`mod@mailbox`] the way to one session, [`registry`] which session is
 //! where, `route` who gets a topic.
 
 use std::sync::Arc;

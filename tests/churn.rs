@@ -1,5 +1,6 @@
-//! A thousand clients that publish, drop their sockets, resume and take each other over at random,
-//! against a broker in this process; every client checks what it gets.
+//! A thousand clients that publish, drop their sockets, resume and take their own sessions over at
+//! random, against a broker in this process; every client checks what it gets. And a thousand
+//! connections that want the same session.
 //!
 //! Each client has one persistent session and publishes numbered messages to two others, at QoS 2
 //! and at QoS 1; what it has not seen acknowledged it sends again when it comes back. A client
@@ -40,8 +41,8 @@ const WINDOW: usize = 8;
 const ACCIDENTS: u32 = 15;
 /// Connections that are being opened at the same time.
 const OPENING_MAX: usize = 200;
-/// Each client has up to two sockets, and the broker the other ends of them.
-const FILES: u64 = 4 * CLIENTS as u64 + 500;
+/// The broker has the other end of each socket; a client has up to two, and tests run in parallel.
+const FILES: u64 = 6 * CLIENTS as u64 + 500;
 /// Far over what it takes; a test that hangs has lost something.
 const DEADLINE: Duration = Duration::from_secs(40);
 
@@ -58,10 +59,73 @@ fn nothing_is_lost_doubled_or_reordered_while_a_thousand_clients_come_and_go() {
     runtime.block_on(churn(seed));
 }
 
-async fn churn(seed: u64) {
+/// [MQTT-3.1.4-3]
+#[test]
+fn one_of_a_thousand_connections_with_the_same_client_id_stays() {
+    rlimit::increase_nofile_limit(FILES).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let broker = broker();
+        let (addr, stop) = (broker.local_addr(), CancellationToken::new());
+        let serving = tokio::spawn(broker.run(stop.clone().cancelled_owned()));
+        let others_are_gone = CancellationToken::new();
+        let gone = Arc::new(AtomicUsize::new(0));
+        let mut rivals = JoinSet::new();
+        for _ in 0..CLIENTS {
+            rivals.spawn(rival(addr, gone.clone(), others_are_gone.clone()));
+        }
+        let outcomes = tokio::time::timeout(DEADLINE, rivals.join_all()).await.unwrap();
+        assert_eq!(outcomes.into_iter().filter(|outcome| *outcome == Outcome::Stays).count(), 1);
+        stop.cancel();
+        serving.await.unwrap();
+    });
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Outcome {
+    Stays,
+    Closed,
+}
+
+/// Connects, and stays until it is closed or alone.
+async fn rival(
+    addr: SocketAddr,
+    gone: Arc<AtomicUsize>,
+    others_are_gone: CancellationToken,
+) -> Outcome {
+    let mut link = Link::connect(addr, ProtocolVersion::V311, "one", Properties::EMPTY).await;
+    loop {
+        tokio::select! {
+            count = link.stream.read_buf(&mut link.read) => {
+                if count.is_ok_and(|count| count > 0) {
+                    continue;
+                }
+                if gone.fetch_add(1, Ordering::SeqCst) + 2 == CLIENTS {
+                    others_are_gone.cancel();
+                }
+                return Outcome::Closed;
+            }
+            () = others_are_gone.cancelled() => break,
+        }
+    }
+    // It is served, and not only forgotten. The CONNACK may have been read or not.
+    link.write_all(&[0xc0, 0]).await;
+    while !link.read.ends_with(&[0xd0, 0]) {
+        if !link.stream.read_buf(&mut link.read).await.is_ok_and(|count| count > 0) {
+            return Outcome::Closed;
+        }
+    }
+    Outcome::Stays
+}
+
+fn broker() -> Broker {
     let listen = ([127, 0, 0, 1], 0).into();
     let config = File { listen, shards: 3, ..File::default() }.check(FILES as usize).unwrap();
-    let broker = Broker::bind(config).unwrap();
+    Broker::bind(config).unwrap()
+}
+
+async fn churn(seed: u64) {
+    let broker = broker();
     let stop = CancellationToken::new();
     let arena = Arc::new(Arena {
         addr: broker.local_addr(),
@@ -111,8 +175,8 @@ struct Client {
     rng: fastrand::Rng,
     arena: Arc<Arena>,
     accidents_left: u32,
-    /// Connections that were given up at their start: the broker may see them in any order, and take
-    /// one of them for the newest.
+    /// Connections that were given up at their start: the broker may see them in any order, and
+    /// take one of them for the newest.
     rivals: u32,
     is_content: bool,
     /// The broker has a session of it.
@@ -266,23 +330,7 @@ impl Client {
             properties.push(Property::ReceiveMaximum(self.rng.u16(1..30)));
         }
         let client_id = format!("churn-{}", self.index);
-        let connect = Connect {
-            version,
-            clean_start: false,
-            keep_alive_s: 0,
-            client_id: &client_id,
-            properties: properties.as_properties(),
-            will: None,
-            user_name: None,
-            password: None,
-        };
-        let mut stream = TcpStream::connect(arena.addr).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let mut bytes = Vec::new();
-        Packet::Connect(connect).encode(version, &mut bytes);
-        let mut link = Link { stream, version, read: Vec::new(), write: Vec::new() };
-        link.write_all(&bytes).await;
-        link
+        Link::connect(arena.addr, version, &client_id, properties.as_properties()).await
     }
 
     /// CONNECT to CONNACK; sends again what is open.
@@ -470,6 +518,32 @@ enum Dup {
 }
 
 impl Link {
+    /// A connection on which CONNECT was sent; the session is persistent.
+    async fn connect(
+        addr: SocketAddr,
+        version: ProtocolVersion,
+        client_id: &str,
+        properties: Properties<'_>,
+    ) -> Self {
+        let connect = Connect {
+            version,
+            clean_start: false,
+            keep_alive_s: 0,
+            client_id,
+            properties,
+            will: None,
+            user_name: None,
+            password: None,
+        };
+        let stream = TcpStream::connect(addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut link = Self { stream, version, read: Vec::new(), write: Vec::new() };
+        link.send(&Packet::Connect(connect));
+        let bytes = std::mem::take(&mut link.write);
+        link.write_all(&bytes).await;
+        link
+    }
+
     fn send(&mut self, packet: &Packet<'_>) {
         packet.encode(self.version, &mut self.write);
     }

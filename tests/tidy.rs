@@ -8,8 +8,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One line per file or folder directly under `src`. A module imports only from lower floors; on the
-/// floors of [`ORDERED`] also from lines further up in this list.
+/// One line per file or folder directly under `src`. A module imports only from lower floors; on
+/// the floors of [`ORDERED`] also from lines further up in this list.
 const FLOORS: &[(&str, u8)] = &[
     ("ids", 0),
     ("topic", 0),

@@ -70,9 +70,9 @@ struct Subscriber {
 
 #[derive(Clone, Copy, Debug)]
 enum Answer {
-    PubAck(u16),
-    PubRec(u16),
-    PubComp(u16),
+    Ack(u16),
+    Rec(u16),
+    Comp(u16),
 }
 
 /// The client as it publishes.
@@ -190,11 +190,11 @@ impl Game {
         let at = if self.rng.u8(..5) == 0 { self.rng.usize(..count) } else { 0 };
         let answer = self.subscriber.answers.remove(at).unwrap();
         let packet = match answer {
-            Answer::PubAck(id) => puback(id),
-            Answer::PubRec(id) => pubrec(id),
-            Answer::PubComp(id) => pubcomp(id),
+            Answer::Ack(id) => puback(id),
+            Answer::Rec(id) => pubrec(id),
+            Answer::Comp(id) => pubcomp(id),
         };
-        if let Answer::PubAck(id) | Answer::PubComp(id) = answer {
+        if let Answer::Ack(id) | Answer::Comp(id) = answer {
             self.subscriber.open.remove(&id);
             self.subscriber.unacknowledged.remove(&id);
         }
@@ -271,13 +271,13 @@ impl Game {
                     }
                     match qos {
                         0 => (),
-                        1 => subscriber.answers.push_back(Answer::PubAck(*id)),
-                        _ => subscriber.answers.push_back(Answer::PubRec(*id)),
+                        1 => subscriber.answers.push_back(Answer::Ack(*id)),
+                        _ => subscriber.answers.push_back(Answer::Rec(*id)),
                     }
                 }
                 Heard::PubRel(id) => {
                     subscriber.received.remove(id);
-                    subscriber.answers.push_back(Answer::PubComp(*id));
+                    subscriber.answers.push_back(Answer::Comp(*id));
                 }
                 Heard::PubAck(id, 0) => self.publisher.complete(*id, 1),
                 Heard::PubRec(id, 0) => release.extend(self.publisher.release(*id)),
