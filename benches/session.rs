@@ -30,6 +30,7 @@ const LIMITS: Limits = Limits {
     receive_max: 1_000,
     packet_bytes_max: 1024 * 1024,
     subscriptions_max: 10,
+    subscription_bytes_max: usize::MAX,
     keep_alive_s_max: None,
 };
 

@@ -8,6 +8,7 @@
 //! - Retained messages follow their SUBACK: a replay is asked for after it was sent.
 //! - One chunk of one replay is on its way at a time.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
 use crate::codec::{
@@ -86,14 +87,21 @@ impl Subscribing {
         link: &Link,
         out: &mut Output,
     ) {
-        // A filter that comes twice counts once, as it was given last [MQTT-3.8.4-3].
-        let mut wanted: HashMap<TopicFilter, (Grant, Retained)> = HashMap::new();
+        let mut wanted = Vec::with_capacity(packet.filters.len());
+        let mut places = HashMap::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
         for (text, options) in packet.filters.iter() {
             let outcome = self.grant(text, options, limits, out);
             reasons.push(match outcome {
-                Ok((filter, grant, retained)) => {
-                    wanted.insert(filter, (grant, retained));
+                Ok(granted) => {
+                    // A filter that comes twice counts once, as it was given last [MQTT-3.8.4-3].
+                    match places.entry(granted.0.clone()) {
+                        Entry::Occupied(place) => wanted[*place.get()] = granted,
+                        Entry::Vacant(place) => {
+                            place.insert(wanted.len());
+                            wanted.push(granted);
+                        }
+                    }
                     options.qos as u8
                 }
                 Err(reason) => suback_failure(reason, link.version),
@@ -103,9 +111,7 @@ impl Subscribing {
         if wanted.is_empty() {
             self.answer(link, out);
         } else {
-            let wanted = wanted.into_iter();
-            let filters = wanted.map(|(filter, (grant, retained))| (filter, grant, retained));
-            out.requests.push_back(Request::Subscribe { token, filters: filters.collect() });
+            out.requests.push_back(Request::Subscribe { token, filters: wanted });
         }
     }
 

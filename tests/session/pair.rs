@@ -43,6 +43,7 @@ pub(crate) const LIMITS: Limits = Limits {
     receive_max: 10,
     packet_bytes_max: 1024 * 1024,
     subscriptions_max: 5,
+    subscription_bytes_max: usize::MAX,
     keep_alive_s_max: None,
 };
 

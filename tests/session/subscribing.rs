@@ -5,8 +5,9 @@ use mailboxqtt::codec::{
     UnsubscribeFiltersBuf,
 };
 use mailboxqtt::ids::Qos;
-use mailboxqtt::message::Replay;
+use mailboxqtt::message::{Grant, Replay};
 use mailboxqtt::session::{Request, Retained};
+use mailboxqtt::topic::TopicFilter;
 
 use crate::pair::{Heard, LIMITS, Pair, Run, Terms, delivery, first_time, pid, puback};
 
@@ -66,7 +67,7 @@ fn parts_of_a_request_of_an_earlier_connection_answer_nothing() {
     pair.lose_link();
     pair.resume(Terms::V311, LIMITS);
     let newer = pair.subscribe(1, &["c"]);
-    pair.session.handle_part_done(token, 2, Some(replay(0)), &mut pair.out);
+    pair.session.handle_part_done(token, 2, Some(replay(0, token)), &mut pair.out);
     assert_eq!(pair.hear(), []);
     pair.session.handle_part_done(newer, 1, None, &mut pair.out);
     assert_eq!(pair.hear(), [Heard::SubAck(1, vec![1])]);
@@ -77,16 +78,16 @@ fn parts_of_a_request_of_an_earlier_connection_answer_nothing() {
 fn replay_is_asked_for_behind_the_suback_one_chunk_at_a_time() {
     let mut pair = Pair::new(Terms::V311);
     let token = pair.subscribe(1, &["#"]);
-    pair.session.handle_part_done(token, 2, Some(replay(0)), &mut pair.out);
+    pair.session.handle_part_done(token, 2, Some(replay(0, token)), &mut pair.out);
     pair.hear();
     assert!(pair.requests().is_empty(), "the subscription is not in force everywhere");
-    pair.session.handle_part_done(token, 2, Some(replay(1)), &mut pair.out);
+    pair.session.handle_part_done(token, 2, Some(replay(1, token)), &mut pair.out);
     assert_eq!(pair.hear(), [Heard::SubAck(1, vec![1])]);
     assert_eq!(pair.asked_shards(), [0]);
     pair.hear();
     assert!(pair.asked_shards().is_empty(), "one chunk is on its way");
 
-    pair.session.handle_chunk(Some(replay(0)));
+    pair.session.handle_chunk(Some(replay(0, token)));
     pair.hear();
     assert_eq!(pair.asked_shards(), [0], "the rest of the first replay comes first");
     pair.session.handle_chunk(None);
@@ -102,7 +103,7 @@ fn next_chunk_is_asked_for_only_when_everything_before_it_is_sent() {
     let mut pair = Pair::new(Terms { receive_max: Some(2), ..Terms::V5 });
     let token = pair.subscribe(1, &["#"]);
     pair.deliver(delivery(Run::new(1, 0, 3)));
-    pair.session.handle_part_done(token, 1, Some(replay(0)), &mut pair.out);
+    pair.session.handle_part_done(token, 1, Some(replay(0, token)), &mut pair.out);
     pair.hear();
     assert!(pair.asked_shards().is_empty(), "a live message waits behind the window");
     pair.say(&[puback(1)]);
@@ -110,7 +111,7 @@ fn next_chunk_is_asked_for_only_when_everything_before_it_is_sent() {
     assert_eq!(pair.asked_shards(), [0]);
 
     pair.deliver(delivery(Run::new(1, 10, 2)));
-    pair.session.handle_chunk(Some(replay(0)));
+    pair.session.handle_chunk(Some(replay(0, token)));
     pair.hear();
     assert!(pair.asked_shards().is_empty(), "the chunk itself is not sent");
     pair.say(&[puback(2), puback(3)]);
@@ -119,15 +120,52 @@ fn next_chunk_is_asked_for_only_when_everything_before_it_is_sent() {
 }
 
 #[test]
+fn replay_ends_when_the_client_unsubscribes() {
+    let mut pair = Pair::new(Terms::V311);
+    let token = pair.subscribe(1, &["#"]);
+    pair.session.handle_part_done(token, 1, Some(replay(0, token)), &mut pair.out);
+    pair.hear();
+    assert_eq!(pair.asked_shards(), [0]);
+    pair.unsubscribe(2, &["#"]);
+    pair.session.handle_chunk(Some(replay(0, token)));
+    pair.hear();
+    assert!(pair.asked_shards().is_empty());
+}
+
+#[test]
+fn newer_subscription_takes_the_place_of_an_unfinished_replay() {
+    let mut pair = Pair::new(Terms::V311);
+    let first = pair.subscribe(1, &["#"]);
+    pair.session.handle_part_done(first, 1, Some(replay(0, first)), &mut pair.out);
+    pair.hear();
+    assert_eq!(pair.asked_shards(), [0]);
+    let second = pair.subscribe(2, &["#"]);
+    pair.session.handle_part_done(second, 1, Some(replay(7, second)), &mut pair.out);
+    pair.session.handle_chunk(Some(replay(0, first)));
+    pair.hear();
+    assert_eq!(pair.asked_shards(), [7], "the rest of the first one is not asked for");
+}
+
+#[test]
+fn filter_that_comes_twice_in_one_packet_is_asked_for_once() {
+    let mut pair = Pair::new(Terms::V311);
+    pair.say_subscribe(1, &["a", "#", "a", "#", "a"]);
+    match pair.requests().pop() {
+        Some(Request::Subscribe { filters, .. }) => assert_eq!(filters.len(), 2),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn replay_goes_on_with_the_next_connection() {
     let mut pair = Pair::new(Terms::V311);
     let token = pair.subscribe(1, &["#"]);
-    pair.session.handle_part_done(token, 1, Some(replay(3)), &mut pair.out);
+    pair.session.handle_part_done(token, 1, Some(replay(3, token)), &mut pair.out);
     pair.hear();
     assert_eq!(pair.asked_shards(), [3]);
     pair.lose_link();
     pair.resume(Terms::V311, LIMITS);
-    pair.session.handle_chunk(Some(replay(3)));
+    pair.session.handle_chunk(Some(replay(3, token)));
     pair.hear();
     assert_eq!(pair.asked_shards(), [3]);
 }
@@ -195,6 +233,9 @@ impl Pair {
     }
 }
 
-fn replay(shard: usize) -> Replay {
-    Replay { shard, filters: [].into(), filter: 0, after: None, stored_until: 0 }
+/// As a shard answers request `token` for the filter `#`.
+fn replay(shard: usize, token: u64) -> Replay {
+    let grant = Grant { qos: Qos::AtLeastOnce, no_local: false, retain_as_published: false };
+    let filters = [(TopicFilter::parse("#").unwrap(), grant)].into();
+    Replay { shard, token, filters, filter: 0, after: None, stored_until: 0 }
 }
