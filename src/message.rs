@@ -97,6 +97,10 @@ impl Batch {
     }
 }
 
+/// Runs that a collector gathers before it asks for a flush. Frames of five bytes with changing topics
+/// would else make lists ten times as large as the frames.
+const RUNS_MAX: usize = 1024;
+
 /// Gathers the PUBLISH frames of one read into at most one [`Batch`] per shard.
 ///
 /// Frames are not copied one by one: the collector notes where they are in the read buffer, and
@@ -109,6 +113,8 @@ pub struct Collector {
     touched: Vec<usize>,
     /// Where the region starts and ends in the read buffer.
     region: Range<usize>,
+    /// Runs in `lists`.
+    runs: usize,
     /// Shard of the newest run and the address and length of its topic.
     newest: Option<(usize, usize, usize)>,
 }
@@ -137,6 +143,7 @@ impl Collector {
             lists: vec![Vec::new(); shards],
             touched: Vec::new(),
             region: 0..0,
+            runs: 0,
             newest: None,
         }
     }
@@ -149,6 +156,11 @@ impl Collector {
     /// Whether nothing was added since the last flush.
     pub fn is_empty(&self) -> bool {
         self.touched.is_empty()
+    }
+
+    /// Whether it is time for a flush: the lists would become larger than the frames.
+    pub fn is_full(&self) -> bool {
+        self.runs >= RUNS_MAX
     }
 
     /// How many shards the next flush touches.
@@ -188,6 +200,7 @@ impl Collector {
         if list.is_empty() {
             self.touched.push(shard);
         }
+        self.runs += 1;
         list.push(Run {
             hash,
             offset,
@@ -215,6 +228,7 @@ impl Collector {
             send(shard, Batch { frames: frames.clone(), runs, version: self.version });
         }
         self.newest = None;
+        self.runs = 0;
         touched
     }
 }

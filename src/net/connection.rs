@@ -290,6 +290,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                             topic_at: taken + header_len(frame) + 2,
                         };
                         self.session.handle_publish(&publish, place, out);
+                        if out.routes.is_full() {
+                            self.route(read, out);
+                        }
                     }
                     Err(error) => drop(out.close.get_or_insert(error.into())),
                 }
@@ -310,7 +313,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         taken
     }
 
-    /// Ends the session's turn: one batch for each shard that it touched.
+    /// Ends the session's turn at the end of a read, before a request, or when the lists are long: one batch for each shard that it touched.
     fn route(&mut self, read: &[u8], out: &mut Output) {
         let turn = self.session.end_turn(out.routes.touched(), out);
         let (links, mailbox) = (&mut self.links, self.inbox.mailbox());

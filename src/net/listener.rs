@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -250,11 +250,16 @@ impl Serving {
     }
 }
 
-/// Writes `bytes` and ends the stream; gives up after [`LAST_WORDS_MAX`].
-async fn write_last<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) {
+/// Writes `bytes`, ends the stream and reads what the client still sends until it ends too: a socket that is
+/// closed with unread input is reset, and the client might never see the last bytes. Gives up after
+/// [`LAST_WORDS_MAX`].
+async fn write_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) {
     let writing = async {
         stream.write_all(bytes).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        let mut ignored = [0; 1024];
+        while !bytes.is_empty() && stream.read(&mut ignored).await? > 0 {}
+        io::Result::Ok(())
     };
     // The connection is over either way.
     let _ = timeout(LAST_WORDS_MAX, writing).await;

@@ -32,8 +32,8 @@ use crate::router::route::{Routes, Subscriber};
 use crate::subscriptions::Subscribers;
 use crate::topic::TopicFilter;
 
-/// Commands that wait for one shard at most. A batch holds at most one read of one connection, so a
-/// shard's queue is at most this many times the read size.
+/// Commands that wait for one shard at most. A batch holds at most one read of one connection (64 KiB, or
+/// one larger packet) and a list of 1,024 runs (48 KiB): a shard's queue is at most this many times that.
 pub const COMMANDS_MAX: usize = 1024;
 /// Commands that one turn takes at most, so that the first of them is not kept waiting.
 const TURN_COMMANDS_MAX: usize = 1024;
