@@ -228,6 +228,15 @@ impl Client {
 
     /// SUBSCRIBE with options.
     pub(crate) fn subscribe_with(&mut self, filters: &[(&str, SubscribeOptions)]) -> Vec<u8> {
+        let id = self.send_subscribe(filters);
+        match self.next() {
+            Got::SubAck(got, codes) if got == id => codes,
+            other => panic!("SUBSCRIBE {id} was answered by {other:?}"),
+        }
+    }
+
+    /// SUBSCRIBE, without waiting for the answer; returns its identifier.
+    pub(crate) fn send_subscribe(&mut self, filters: &[(&str, SubscribeOptions)]) -> u16 {
         let id = self.fresh_id();
         let mut list = SubscribeFiltersBuf::new();
         for (filter, options) in filters {
@@ -237,14 +246,20 @@ impl Client {
         let raw_id = PacketId::new(id).unwrap();
         let packet = Subscribe { id: raw_id, properties, filters: list.as_filters() };
         self.send_packet(&Packet::Subscribe(packet));
-        match self.next() {
-            Got::SubAck(got, codes) if got == id => codes,
-            other => panic!("SUBSCRIBE {id} was answered by {other:?}"),
-        }
+        id
     }
 
     /// UNSUBSCRIBE; returns when it is acknowledged, with the codes.
     pub(crate) fn unsubscribe(&mut self, filter: &str) -> Vec<u8> {
+        let id = self.send_unsubscribe(filter);
+        match self.next() {
+            Got::UnsubAck(got, codes) if got == id => codes,
+            other => panic!("UNSUBSCRIBE {id} was answered by {other:?}"),
+        }
+    }
+
+    /// UNSUBSCRIBE, without waiting for the answer; returns its identifier.
+    pub(crate) fn send_unsubscribe(&mut self, filter: &str) -> u16 {
         let id = self.fresh_id();
         let mut list = UnsubscribeFiltersBuf::new();
         list.push(filter);
@@ -252,10 +267,7 @@ impl Client {
         let raw_id = PacketId::new(id).unwrap();
         let packet = Unsubscribe { id: raw_id, properties, filters: list.as_filters() };
         self.send_packet(&Packet::Unsubscribe(packet));
-        match self.next() {
-            Got::UnsubAck(got, codes) if got == id => codes,
-            other => panic!("UNSUBSCRIBE {id} was answered by {other:?}"),
-        }
+        id
     }
 
     /// DISCONNECT without a word, then waits for the broker to close.
