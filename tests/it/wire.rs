@@ -251,15 +251,6 @@ impl Client {
 
     /// UNSUBSCRIBE; returns when it is acknowledged, with the codes.
     pub(crate) fn unsubscribe(&mut self, filter: &str) -> Vec<u8> {
-        let id = self.send_unsubscribe(filter);
-        match self.next() {
-            Got::UnsubAck(got, codes) if got == id => codes,
-            other => panic!("UNSUBSCRIBE {id} was answered by {other:?}"),
-        }
-    }
-
-    /// UNSUBSCRIBE, without waiting for the answer; returns its identifier.
-    pub(crate) fn send_unsubscribe(&mut self, filter: &str) -> u16 {
         let id = self.fresh_id();
         let mut list = UnsubscribeFiltersBuf::new();
         list.push(filter);
@@ -267,7 +258,10 @@ impl Client {
         let raw_id = PacketId::new(id).unwrap();
         let packet = Unsubscribe { id: raw_id, properties, filters: list.as_filters() };
         self.send_packet(&Packet::Unsubscribe(packet));
-        id
+        match self.next() {
+            Got::UnsubAck(got, codes) if got == id => codes,
+            other => panic!("UNSUBSCRIBE {id} was answered by {other:?}"),
+        }
     }
 
     /// DISCONNECT without a word, then waits for the broker to close.
