@@ -1,6 +1,6 @@
 //! The `mailboxqtt` command: settings, runtime, signals, exit code. Floor 6.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -27,7 +27,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return print(&toml::to_string(&settings)?);
     }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 
     let config = settings.check(raise_open_file_limit())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

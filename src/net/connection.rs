@@ -25,7 +25,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::codec::{Publish, decode, frame_len};
 use crate::metrics::DropReason;
-use crate::net::scratch::{READ_BYTES_MAX, Scratch, with_scratch};
+use crate::net::scratch::{READ_BYTES_MAX, Scratch};
 use crate::router::Router;
 use crate::router::links::Links;
 use crate::router::mailbox::{Inbox, Mail};
@@ -110,47 +110,54 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Serves the client until one side has enough.
     pub(super) async fn run(&mut self) -> CloseReason {
         if !self.tail.is_empty() {
-            let read = std::mem::take(&mut self.tail);
-            let router = self.router.clone();
-            let close = with_scratch(&router, |scratch| {
-                let taken = self.take_packets(&read, &mut scratch.out);
-                self.tail.extend_from_slice(read.get(taken..).unwrap_or_default());
-                self.settle(&mut scratch.out);
-                self.unsent.append(&mut scratch.out.bytes);
-                scratch.out.close.take()
-            });
-            if let Some(reason) = close {
+            if let Some(reason) = self.take_received() {
                 return reason;
             }
         }
         std::future::poll_fn(|cx| {
-            let router = self.router.clone();
-            with_scratch(&router, |scratch| self.poll(cx, scratch))
+            let mut scratch = Scratch::take(&self.router);
+            let polled = self.poll(cx, &mut scratch);
+            scratch.give_back();
+            polled
         })
         .await
+    }
+
+    /// Handles what came in one read with the CONNECT.
+    fn take_received(&mut self) -> Option<CloseReason> {
+        let read = std::mem::take(&mut self.tail);
+        let mut scratch = Scratch::take(&self.router);
+        let out = &mut scratch.out;
+        let taken = self.take_packets(&read, out);
+        self.tail.extend_from_slice(read.get(taken..).unwrap_or_default());
+        self.settle(out);
+        self.unsent.append(&mut out.bytes);
+        let close = out.close.take();
+        scratch.give_back();
+        close
     }
 
     /// What is left to be written, and the DISCONNECT that `reason` calls for. At a shutdown also
     /// what waits for the client, as far as its window goes: the publishers were told that it is
     /// in good hands.
     pub(super) fn last_words(&mut self, reason: &CloseReason) -> Vec<u8> {
-        let router = self.router.clone();
         let mut bytes = self.unsent.split_off(self.unsent_from.min(self.unsent.len()));
         self.unsent = Vec::new();
         self.unsent_from = 0;
-        with_scratch(&router, |scratch| {
-            if *reason == CloseReason::ShuttingDown {
-                while self.take_mail(&mut scratch.out) == Step::Progress {}
-                while self.session.fill(&mut scratch.out) {
-                    bytes.append(&mut scratch.out.bytes);
-                }
-                // There is a reason already, and the next user of the buffers must not find one.
-                scratch.out.close = None;
+        let mut scratch = Scratch::take(&self.router);
+        let out = &mut scratch.out;
+        if *reason == CloseReason::ShuttingDown {
+            while self.take_mail(out) == Step::Progress {}
+            while self.session.fill(out) {
+                bytes.append(&mut out.bytes);
             }
-            self.session.say_goodbye(reason, &mut scratch.out);
-            self.settle(&mut scratch.out);
-            bytes.append(&mut scratch.out.bytes);
-        });
+        }
+        self.session.say_goodbye(reason, out);
+        self.settle(out);
+        bytes.append(&mut out.bytes);
+        // There is a reason already, and the next user of the buffers must not find one.
+        out.close = None;
+        scratch.give_back();
         bytes
     }
 

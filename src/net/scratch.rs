@@ -24,21 +24,25 @@ thread_local! {
     static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
 
-/// Calls `use_it` with the scratch buffers of this thread.
-pub(super) fn with_scratch<R>(router: &Router, use_it: impl FnOnce(&mut Scratch) -> R) -> R {
-    let own = SCRATCH.take().filter(|scratch| scratch.router == router.run_id());
-    let mut scratch = own.unwrap_or_else(|| {
-        Box::new(Scratch {
-            read: Vec::with_capacity(READ_BYTES_MAX),
-            out: Output::new(router.collector()),
-            router: router.run_id(),
+impl Scratch {
+    /// The buffers of this thread; give them back before the poll ends.
+    pub(super) fn take(router: &Router) -> Box<Self> {
+        let own = SCRATCH.take().filter(|scratch| scratch.router == router.run_id());
+        own.unwrap_or_else(|| {
+            Box::new(Self {
+                read: Vec::with_capacity(READ_BYTES_MAX),
+                out: Output::new(router.collector()),
+                router: router.run_id(),
+            })
         })
-    });
-    let result = use_it(&mut scratch);
-    scratch.read.clear();
-    scratch.out.bytes.clear();
-    // One large message must not stay behind in every worker.
-    scratch.out.bytes.shrink_to(2 * OUTPUT_BYTES_MAX);
-    SCRATCH.set(Some(scratch));
-    result
+    }
+
+    /// Empties the buffers for the next connection.
+    pub(super) fn give_back(mut self: Box<Self>) {
+        self.read.clear();
+        self.out.bytes.clear();
+        // One large message must not stay behind in every worker.
+        self.out.bytes.shrink_to(2 * OUTPUT_BYTES_MAX);
+        SCRATCH.set(Some(self));
+    }
 }
