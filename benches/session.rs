@@ -126,7 +126,9 @@ impl Bench {
         }
         let turn = session.end_turn(out.routes.touched(), out);
         let mut routed = 0;
-        out.routes.flush(read, |_, batch| routed += black_box(&batch).messages() as usize);
+        out.routes.flush(read, |_, batch| {
+            routed += black_box(&batch).runs.iter().map(|run| run.count as usize).sum::<usize>()
+        });
         if let Some(turn) = turn {
             session.handle_accepted(turn, out);
         }

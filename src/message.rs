@@ -91,9 +91,9 @@ impl Batch {
         self.frames.get(start..start + usize::from(run.topic_len)).unwrap_or_default()
     }
 
-    /// Messages in all runs.
-    pub fn messages(&self) -> u64 {
-        self.runs.iter().map(|run| u64::from(run.count)).sum()
+    /// Whether it is one message.
+    pub fn is_single(&self) -> bool {
+        matches!(self.runs[..], [Run { count: 1, .. }])
     }
 }
 

@@ -153,8 +153,8 @@ pub(super) struct Shard {
     touched: Vec<u32>,
     /// Pieces that this turn has put into them.
     pieces: usize,
-    /// The last deliveries were a single piece for a single session.
-    was_small: bool,
+    /// The batches of this turn are a single message.
+    is_single: bool,
     /// Bytes of the batches of this turn.
     bytes: usize,
     /// Number of the batch that is being routed; never used twice.
@@ -201,7 +201,7 @@ pub(super) fn shard(
         outboxes: Vec::new(),
         touched: Vec::new(),
         pieces: 0,
-        was_small: false,
+        is_single: false,
         bytes: 0,
         batch: 0,
         receipts: Vec::new(),
@@ -224,8 +224,9 @@ impl Shard {
                 self.handle(command);
                 taken += 1;
             }
+            let is_small = self.is_single && self.touched.len() == 1 && self.receipts.len() == 1;
             self.send_deliveries();
-            if self.receipts.len() == 1 && self.was_small {
+            if is_small {
                 // Waking two sessions at once wakes another worker thread for the second one, which costs more than
                 // all the rest of a single message. So the publisher is woken when the subscriber has run.
                 tokio::task::yield_now().await;
@@ -274,6 +275,7 @@ impl Shard {
     fn publish(&mut self, publication: Publication) {
         let Publication { batch, mailbox, turn } = publication;
         self.batch += 1;
+        self.is_single = self.bytes == 0 && batch.is_single();
         self.bytes += batch.frames.len();
         for run in &batch.runs {
             if run.retain {
@@ -311,7 +313,6 @@ impl Shard {
     }
 
     fn send_deliveries(&mut self) {
-        self.was_small = self.touched.len() == 1 && self.pieces == 1;
         for index in self.touched.drain(..) {
             if let Some(outbox) = self.outboxes.get_mut(index as usize) {
                 outbox.flush();
