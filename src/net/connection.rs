@@ -109,10 +109,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Serves the client until one side has enough.
     pub(super) async fn run(&mut self) -> CloseReason {
-        if !self.tail.is_empty() {
-            if let Some(reason) = self.take_received() {
-                return reason;
-            }
+        if !self.tail.is_empty()
+            && let Some(reason) = self.take_received()
+        {
+            return reason;
         }
         std::future::poll_fn(|cx| {
             let mut scratch = Scratch::take(&self.router);

@@ -24,6 +24,8 @@ use crate::session::{CloseReason, Expiry, Opening, Session, negotiate, refuse};
 
 /// How long a closing connection may take to write its last bytes.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
+/// How long it then waits for the client to end its side.
+const LINGER_MAX: Duration = Duration::from_millis(200);
 /// Pause after an accept that failed for want of a resource.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -250,17 +252,21 @@ impl Serving {
     }
 }
 
-/// Writes `bytes`, ends the stream and reads what the client still sends until it ends too: a socket that is
-/// closed with unread input is reset, and the client might never see the last bytes. Gives up after
-/// [`LAST_WORDS_MAX`].
+/// Writes `bytes`, ends the stream and reads for a moment what the client still sends: a socket that is
+/// closed with unread input is reset, and the client might never see the last bytes.
 async fn write_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) {
     let writing = async {
         stream.write_all(bytes).await?;
-        stream.shutdown().await?;
-        let mut ignored = [0; 1024];
-        while !bytes.is_empty() && stream.read(&mut ignored).await? > 0 {}
-        io::Result::Ok(())
+        stream.shutdown().await
     };
     // The connection is over either way.
-    let _ = timeout(LAST_WORDS_MAX, writing).await;
+    let written = timeout(LAST_WORDS_MAX, writing).await;
+    if bytes.is_empty() || !matches!(written, Ok(Ok(()))) {
+        return;
+    }
+    let reading = async {
+        let mut ignored = [0; 1024];
+        while stream.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
+    };
+    let _ = timeout(LINGER_MAX, reading).await;
 }
