@@ -153,11 +153,6 @@ impl Collector {
         self.version = version;
     }
 
-    /// Whether nothing was added since the last flush.
-    pub fn is_empty(&self) -> bool {
-        self.touched.is_empty()
-    }
-
     /// Whether it is time for a flush: the lists would become larger than the frames.
     pub fn is_full(&self) -> bool {
         self.runs >= RUNS_MAX
@@ -215,11 +210,9 @@ impl Collector {
     }
 
     /// Copies the collected region out of `read` once and hands one batch to each touched shard.
-    /// Returns how many shards that were.
-    pub fn flush(&mut self, read: &[u8], mut send: impl FnMut(usize, Batch)) -> usize {
-        let touched = self.touched.len();
-        if touched == 0 {
-            return 0;
+    pub fn flush(&mut self, read: &[u8], mut send: impl FnMut(usize, Batch)) {
+        if self.touched.is_empty() {
+            return;
         }
         let frames = Bytes::copy_from_slice(read.get(self.region.clone()).unwrap_or_default());
         for shard in self.touched.drain(..) {
@@ -229,7 +222,6 @@ impl Collector {
         }
         self.newest = None;
         self.runs = 0;
-        touched
     }
 }
 

@@ -6,8 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::codec::Delivery as Flow;
-use crate::codec::{Packet, Properties, Publish};
+use crate::codec::{Delivery as Flow, Packet, Properties, Publish, header_len};
 use crate::ids::{ProtocolVersion, Qos, SessionId};
 use crate::message::{Collector, Incoming, TopicHasher, shard_of};
 use crate::metrics::Metrics;
@@ -288,8 +287,7 @@ fn parts<T>(exact: &[Vec<T>], has_wildcards: bool) -> usize {
     }
 }
 
-/// Where the topic of a PUBLISH frame starts.
+/// Where the topic of a PUBLISH frame of our own starts.
 fn topic_at(frame: &[u8]) -> usize {
-    let length_bytes = frame.iter().skip(1).take_while(|byte| **byte & 0x80 != 0).count() + 1;
-    1 + length_bytes + 2
+    header_len(frame).unwrap_or(0) + 2
 }

@@ -13,6 +13,13 @@ use crate::codec::wire::{
 };
 use crate::ids::ProtocolVersion;
 
+/// Bytes of the first byte and the remaining length of the frame at the start of `bytes`; `None`
+/// where they are not whole or not right.
+#[inline]
+pub fn header_len(bytes: &[u8]) -> Option<usize> {
+    Some(remaining_length(bytes).ok()??.header_len)
+}
+
 /// Total length (fixed header and body) of the frame at the start of `bytes`; `None` while its
 /// header is not complete. The body need not be there yet: a frame over `packet_bytes_max` is
 /// refused before any of it is buffered.

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
-use crate::codec::{Publish, decode, frame_len};
+use crate::codec::{Publish, decode, frame_len, header_len};
 use crate::metrics::DropReason;
 use crate::net::scratch::{READ_BYTES_MAX, Scratch};
 use crate::router::Router;
@@ -294,7 +294,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         topic = Some(publish.topic);
                         let place = Place {
                             frame: taken..taken + frame.len(),
-                            topic_at: taken + header_len(frame) + 2,
+                            topic_at: taken + header_len(frame).unwrap_or(0) + 2,
                         };
                         self.session.handle_publish(&publish, place, out);
                         if out.routes.is_full() {
@@ -423,9 +423,4 @@ fn write_some<S: AsyncWrite + Unpin>(
     }
     router.metrics().bytes_sent.add(written as u64);
     Ok(written)
-}
-
-/// Bytes of the first byte and the remaining length.
-fn header_len(frame: &[u8]) -> usize {
-    2 + frame.iter().skip(1).take_while(|byte| **byte & 0x80 != 0).count()
 }

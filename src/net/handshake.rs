@@ -4,7 +4,7 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::codec::{DecodeError, Packet, ReasonCode, decode, frame_len};
+use crate::codec::{DecodeError, Packet, ReasonCode, decode, frame_len, header_len};
 use crate::ids::ProtocolVersion;
 
 /// What a connection starts with: a whole CONNECT and perhaps more.
@@ -106,8 +106,7 @@ impl Hello {
 
 /// Looks for the protocol level of a CONNECT that is not whole or not right.
 fn malformed(error: DecodeError, bytes: &[u8]) -> HandshakeError {
-    let length_bytes = bytes.iter().skip(1).take_while(|byte| **byte & 0x80 != 0).count() + 1;
-    let header = bytes.get(1 + length_bytes..).unwrap_or_default();
+    let header = header_len(bytes).and_then(|len| bytes.get(len..)).unwrap_or_default();
     let is_v5 = header.starts_with(b"\x00\x04MQTT\x05");
     let version = if is_v5 { ProtocolVersion::V5 } else { ProtocolVersion::V311 };
     HandshakeError::Malformed { error, version }

@@ -84,16 +84,6 @@ impl Registry {
         SessionId(self.sessions.fetch_add(1, Relaxed))
     }
 
-    /// Sessions, with and without a client.
-    pub fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// Whether there is no session.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
     /// Becomes the owner of `client_id`: whoever is it now is told to go, and is waited for.
     pub async fn claim(&self, client_id: &ClientId) -> Result<Claim, Superseded> {
         loop {
