@@ -10,7 +10,8 @@ default:
 
 # Build with optimisation and serve, by default on 127.0.0.1:1883; ARGS go to the broker.
 run *ARGS:
-    cargo run --release --bin mailboxqtt -- {{ ARGS }}
+    cargo build --release --bin mailboxqtt
+    @exec "${CARGO_TARGET_DIR:-target}/release/mailboxqtt" {{ ARGS }}
 
 # Install what the tests need: mosquitto clients, paho for Python, MQTT.js. Quick when all is there.
 setup:
