@@ -50,6 +50,8 @@ pub enum DropReason {
     Offline,
     /// Larger than the subscriber's Maximum Packet Size [MQTT-3.1.2-24].
     PacketTooLarge,
+    /// Its Message Expiry Interval passed before it could be sent [MQTT-3.3.2-5].
+    Expired,
     /// A retained message over the limit of messages or bytes: delivered, not stored.
     RetainedFull,
     /// The publisher may not publish to this topic.
@@ -60,10 +62,11 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::QueueFull,
         Self::Offline,
         Self::PacketTooLarge,
+        Self::Expired,
         Self::RetainedFull,
         Self::NotAuthorized,
         Self::SessionEnded,
@@ -75,6 +78,7 @@ impl DropReason {
             Self::QueueFull => "queue_full",
             Self::Offline => "offline",
             Self::PacketTooLarge => "packet_too_large",
+            Self::Expired => "expired",
             Self::RetainedFull => "retained_full",
             Self::NotAuthorized => "not_authorized",
             Self::SessionEnded => "session_ended",

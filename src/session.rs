@@ -25,16 +25,20 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Disconnect, Packet, Properties, Publish, ReasonCode};
+use crate::codec::{
+    Disconnect, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode, header_len,
+};
 use crate::ids::{PacketId, ProtocolVersion, Qos};
 use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
 use crate::message::Replay;
+use crate::session::aliases::ReceivedAliases;
 use crate::session::incoming::{Answer, Incoming, Novelty};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::subscribing::Subscribing;
 use crate::topic::TopicFilter;
 
+mod aliases;
 mod availability;
 mod close;
 mod connect;
@@ -90,6 +94,7 @@ pub struct Session {
     limits: Limits,
     link: Link,
     last_heard: Instant,
+    aliases: ReceivedAliases,
     incoming: Incoming,
     outgoing: Outgoing,
     subscribing: Subscribing,
@@ -113,6 +118,7 @@ impl Session {
             limits,
             link: opening.link.clone(),
             last_heard: now,
+            aliases: ReceivedAliases::default(),
             incoming: Incoming::default(),
             outgoing: Outgoing::new(),
             subscribing: Subscribing::default(),
@@ -129,6 +135,7 @@ impl Session {
         self.last_heard = now;
         self.will = opening.will.clone();
         self.expiry = opening.expiry;
+        self.aliases.clear();
         self.outgoing.attach(&self.link);
     }
 
@@ -185,12 +192,22 @@ impl Session {
         out.tally.packets_received += 1;
         out.tally.publishes_received += 1;
         out.tally.publish_bytes_received += place.frame.len() as u64;
-        if !publish.properties.is_empty()
-            && let Err(reason) = check_publish_properties(publish.properties)
+        let (mut alias, mut expires) = (None, false);
+        if !publish.properties.is_empty() {
+            if publish.properties.subscription_identifiers().next().is_some() {
+                let what = "subscription identifier in a client's PUBLISH";
+                return out.close(CloseReason::Protocol(what));
+            }
+            alias = publish.properties.topic_alias();
+            expires = publish.properties.message_expiry_interval_s().is_some();
+        }
+        if let Some(alias) = alias
+            && let Err(reason) = self.learn_alias(alias, publish.topic)
         {
             return out.close(reason);
         }
-        let refusal = publish.topic.starts_with("$SYS/").then_some(ReasonCode::NotAuthorized);
+        let is_refused = self.topic_of(publish, alias).starts_with("$SYS/");
+        let refusal = is_refused.then_some(ReasonCode::NotAuthorized);
         let route = match publish.delivery.id() {
             None => refusal.is_none(),
             Some(id) => {
@@ -205,13 +222,16 @@ impl Session {
             out.tally.not_authorized += 1;
             return;
         }
-        out.routes.add(Arrival {
-            topic: publish.topic,
-            qos: publish.delivery.qos(),
-            retain: publish.retain,
-            frame: place.frame,
-            topic_at: place.topic_at,
-        });
+        let topic = self.topic_of(publish, alias);
+        let (qos, retain) = (publish.delivery.qos(), publish.retain);
+        let message = Arrival { topic, qos, retain, expires };
+        match alias {
+            None => out.routes.add(message, place.frame, place.topic_at),
+            Some(_) => out.routes.add_rewritten(message, |frames| {
+                let version = self.link.version;
+                write_without_alias(publish, topic, version, frames)
+            }),
+        }
     }
 
     /// The client sent something other than PUBLISH.
@@ -288,8 +308,8 @@ impl Session {
 
     /// Puts what waits on the wire, as far as the window and the room in the output go. Call it when
     /// everything that arrived has been handled. Returns whether more could go once there is room.
-    pub fn fill(&mut self, out: &mut Output) -> bool {
-        let more = self.outgoing.fill(&self.link, out);
+    pub fn fill(&mut self, now: Instant, out: &mut Output) -> bool {
+        let more = self.outgoing.fill(&self.link, now, out);
         if self.outgoing.is_drained() {
             self.subscribing.ask_for_chunk(out);
         }
@@ -316,6 +336,27 @@ impl Session {
             let properties = Properties::EMPTY;
             let packet = Packet::Disconnect(Disconnect { reason, properties });
             out.send(&packet, &self.link);
+        }
+    }
+
+    /// Checks the alias of a PUBLISH, and remembers the topic if it comes with one.
+    fn learn_alias(&mut self, alias: u16, topic: &str) -> Result<(), CloseReason> {
+        if alias > self.limits.topic_alias_max {
+            return Err(CloseReason::TopicAliasInvalid);
+        }
+        if !topic.is_empty() {
+            self.aliases.set(alias, topic);
+        } else if self.aliases.get(alias).is_none() {
+            return Err(CloseReason::Protocol("topic alias that stands for no topic yet"));
+        }
+        Ok(())
+    }
+
+    /// The topic itself, or the one that its alias stands for.
+    fn topic_of<'t>(&'t self, publish: &Publish<'t>, alias: Option<u16>) -> &'t str {
+        match alias.and_then(|alias| self.aliases.get(alias)) {
+            Some(topic) => topic,
+            None => publish.topic,
         }
     }
 
@@ -374,15 +415,24 @@ impl Session {
     }
 }
 
-/// What a client may not put into a PUBLISH.
-fn check_publish_properties(properties: Properties<'_>) -> Result<(), CloseReason> {
-    if properties.topic_alias().is_some() {
-        return Err(CloseReason::TopicAliasInvalid);
+/// Writes `publish` with its topic and without its alias, which mean something on this connection
+/// only [MQTT-3.3.2-7]. Returns where the topic starts.
+fn write_without_alias(
+    publish: &Publish<'_>,
+    topic: &str,
+    version: ProtocolVersion,
+    frames: &mut Vec<u8>,
+) -> usize {
+    let mut properties = PropertiesBuf::new();
+    for property in publish.properties.iter() {
+        if !matches!(property, Property::TopicAlias(_)) {
+            properties.push(property);
+        }
     }
-    if properties.subscription_identifiers().next().is_some() {
-        return Err(CloseReason::Protocol("subscription identifier in a client's PUBLISH"));
-    }
-    Ok(())
+    let publish = Publish { topic, properties: properties.as_properties(), ..*publish };
+    let start = frames.len();
+    Packet::Publish(publish).encode(version, frames);
+    frames.get(start..).and_then(header_len).unwrap_or(0) + 2
 }
 
 /// One and a half keep-alive periods [MQTT-3.1.2-22].

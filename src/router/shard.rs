@@ -6,8 +6,8 @@
 //!
 //! # A turn
 //!
-//! Take everything that waits; append each run to the outbox of every subscriber of its topic; at the
-//! end send one delivery per touched outbox and kind, and then one receipt per batch. A command that is
+//! Take everything that waits; append each run to the outbox of every subscriber of its topic, and of one
+//! member of each of its shared subscriptions; at the end send one delivery per touched outbox and kind, and then one receipt per batch. A command that is
 //! not a batch first ends the turn so far, so that whatever it sends comes behind.
 //!
 //! # Invariants
@@ -18,17 +18,19 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-
-use bytes::Bytes;
+use std::time::{Duration, Instant};
 
 use crate::codec::PublishView;
-use crate::ids::{ProtocolVersion, Qos, SessionId};
-use crate::message::{Batch, Delivery, Grant, Kind, Piece, Replay, Run};
+use crate::ids::SessionId;
+use crate::message::{Batch, Grant, Replay, Run};
 use crate::metrics::{DropReason, Metrics};
 use crate::retained;
+use crate::retained::Retain;
 use crate::router::bell::Bell;
 use crate::router::mailbox::{Mail, Mailbox};
-use crate::router::route::{Routes, Subscriber};
+use crate::router::route::{Route, Routes, Subscriber};
+use crate::router::sharing::{Group, Strategy};
+use crate::router::turn::Turn;
 use crate::subscriptions::Subscribers;
 use crate::topic::TopicFilter;
 
@@ -77,6 +79,15 @@ pub enum Command {
         session: SessionId,
         /// Its exact filters of this shard.
         exact: Vec<TopicFilter>,
+    },
+    /// Give messages of a shared subscription, which one member did not get, to another one.
+    Share {
+        /// One run of one topic.
+        batch: Batch,
+        /// The shared subscription.
+        filter: TopicFilter,
+        /// Who did not get them: has them again only if nobody else can take them.
+        from: SessionId,
     },
     /// Send the next chunk of retained messages.
     Replay {
@@ -148,36 +159,14 @@ pub(super) struct Shard {
     retained: retained::Store,
     retained_limits: RetainedLimits,
     routes: Routes,
-    outboxes: Vec<Outbox>,
-    /// Outboxes that this turn has put something into.
-    touched: Vec<u32>,
-    /// Pieces that this turn has put into them.
-    pieces: usize,
+    turn: Turn,
     /// The batches of this turn are a single message.
     is_single: bool,
     /// Bytes of the batches of this turn.
     bytes: usize,
-    /// Number of the batch that is being routed; never used twice.
-    batch: u64,
     /// Publishers to be told at the end of this turn.
     receipts: Vec<(Arc<Mailbox>, u64)>,
     metrics: Arc<Metrics>,
-}
-
-/// What this turn has for one session.
-#[derive(Default)]
-pub(super) struct Outbox {
-    mailbox: Option<Arc<Mailbox>>,
-    unacknowledged: Pile,
-    acknowledged: Pile,
-}
-
-#[derive(Default)]
-struct Pile {
-    buffers: Vec<Bytes>,
-    /// Number of the batch whose frames are the last of `buffers`.
-    newest: u64,
-    pieces: Vec<Piece>,
 }
 
 /// A shard and the handle to it; spawn [`Shard::run`].
@@ -185,6 +174,7 @@ pub(super) fn shard(
     index: usize,
     routes: Routes,
     retained_limits: RetainedLimits,
+    strategy: Strategy,
     metrics: Arc<Metrics>,
 ) -> (Shard, ShardHandle) {
     let (sender, receiver) = flume::bounded(COMMANDS_MAX);
@@ -198,12 +188,9 @@ pub(super) fn shard(
         retained: retained::Store::default(),
         retained_limits,
         routes,
-        outboxes: Vec::new(),
-        touched: Vec::new(),
-        pieces: 0,
+        turn: Turn::new(strategy),
         is_single: false,
         bytes: 0,
-        batch: 0,
         receipts: Vec::new(),
         metrics,
     };
@@ -224,7 +211,7 @@ impl Shard {
                 self.handle(command);
                 taken += 1;
             }
-            let is_small = self.is_single && self.touched.len() == 1 && self.receipts.len() == 1;
+            let is_small = self.is_single && self.turn.touched() == 1 && self.receipts.len() == 1;
             self.send_deliveries();
             if is_small {
                 // Waking two sessions at once wakes another worker thread for the second one, which costs more than
@@ -235,9 +222,20 @@ impl Shard {
             if taken == TURN_COMMANDS_MAX {
                 tokio::task::yield_now().await;
             } else {
-                let has_something = || !self.receiver.is_empty();
-                std::future::poll_fn(|cx| self.bell.poll_rung(cx, has_something)).await;
+                self.wait().await;
             }
+        }
+    }
+
+    /// Until there is a command, or a retained message expires.
+    async fn wait(&mut self) {
+        let has_something = || !self.receiver.is_empty();
+        let commands = std::future::poll_fn(|cx| self.bell.poll_rung(cx, has_something));
+        let Some(expiry) = self.retained.next_expiry() else { return commands.await };
+        if tokio::time::timeout_at(expiry.into(), commands).await.is_err() {
+            let change = self.retained.expire(Instant::now());
+            self.metrics.dropped(DropReason::Expired, change.messages.unsigned_abs());
+            self.count_retained(change);
         }
     }
 
@@ -261,10 +259,11 @@ impl Shard {
             }
             Command::End { session, exact } => {
                 self.unsubscribe(session, &exact);
-                self.routes.forget(session, &mut self.outboxes);
+                self.routes.forget(session, &mut self.turn.outboxes);
             }
+            Command::Share { batch, filter, from } => self.share_again(&batch, &filter, from),
             Command::Replay { mailbox, replay } => {
-                let (deliveries, rest) = self.retained.replay(replay);
+                let (deliveries, rest) = self.retained.replay(replay, Instant::now());
                 mailbox.send(Mail::Chunk { deliveries, rest });
             }
             // Whoever asked may have given up waiting.
@@ -274,27 +273,26 @@ impl Shard {
 
     fn publish(&mut self, publication: Publication) {
         let Publication { batch, mailbox, turn } = publication;
-        self.batch += 1;
+        self.turn.begin_batch();
         self.is_single = self.bytes == 0 && batch.is_single();
         self.bytes += batch.frames.len();
         for run in &batch.runs {
             if run.retain {
                 self.retain(&batch, run);
             }
-            let route =
-                self.routes.find(run.hash, batch.topic(run), &self.exact, &mut self.outboxes);
-            for target in route {
-                let Some(outbox) = self.outboxes.get_mut(target.outbox as usize) else { continue };
-                if target.grant.no_local && outbox.is_for(mailbox.session()) {
-                    continue;
+            let topic = batch.topic(run);
+            let outboxes = &mut self.turn.outboxes;
+            let route = self.routes.find(run.hash, topic, &self.exact, outboxes);
+            if let Some(Route { targets, groups, .. }) = route {
+                let publisher = mailbox.session();
+                self.turn.add_all(run, targets, &batch, publisher);
+                for group in groups {
+                    if let Some(left) = self.turn.share(run, group, &batch, publisher) {
+                        self.metrics.dropped(DropReason::QueueFull, left.count.into());
+                    }
                 }
-                if outbox.is_empty() {
-                    self.touched.push(target.outbox);
-                }
-                outbox.add(run, batch.version, target.grant, self.batch, &batch.frames);
             }
-            self.pieces += route.len();
-            if self.pieces >= TURN_PIECES_MAX {
+            if self.turn.pieces() >= TURN_PIECES_MAX {
                 self.end_turn();
             }
         }
@@ -306,6 +304,26 @@ impl Shard {
         }
     }
 
+    /// See [`Command::Share`].
+    fn share_again(&mut self, batch: &Batch, filter: &TopicFilter, from: SessionId) {
+        self.turn.begin_batch();
+        let group = self.routes.group(filter, &mut self.turn.outboxes);
+        let reason = match group {
+            Some(_) => DropReason::QueueFull,
+            None => DropReason::SessionEnded,
+        };
+        let members = group.iter().flat_map(|group| &group.members).cloned();
+        let (own, others): (Vec<_>, _) = members.partition(|it| self.turn.is_for(it, from));
+        let cursor = group.map(|group| group.cursor).unwrap_or_default();
+        let own = Group { members: own, cursor: cursor.clone() };
+        let others = Group { members: others, cursor };
+        for run in &batch.runs {
+            let left = self.turn.share(run, &others, batch, from);
+            let left = left.and_then(|run| self.turn.share(&run, &own, batch, from));
+            self.metrics.dropped(reason, left.map_or(0, |run| run.count.into()));
+        }
+    }
+
     /// Sends what the turn has gathered.
     fn end_turn(&mut self) {
         self.send_deliveries();
@@ -313,12 +331,7 @@ impl Shard {
     }
 
     fn send_deliveries(&mut self) {
-        for index in self.touched.drain(..) {
-            if let Some(outbox) = self.outboxes.get_mut(index as usize) {
-                outbox.flush();
-            }
-        }
-        self.pieces = 0;
+        self.turn.flush();
         self.bytes = 0;
     }
 
@@ -366,16 +379,28 @@ impl Shard {
     /// Keeps the last message of `run` [MQTT-3.3.1-5], or removes the topic's one if it is
     /// empty [MQTT-3.3.1-6] [MQTT-3.3.1-7].
     fn retain(&mut self, batch: &Batch, run: &Run) {
-        let Some((topic, frame, is_empty)) = newest_of(batch, run) else { return };
-        let change = if is_empty {
+        let Some((topic, view, frame)) = newest_of(batch, run) else { return };
+        let interval_s = if run.expires { view.message_expiry_interval_s() } else { None };
+        let change = if view.payload.is_empty() {
             self.retained.remove(topic)
         } else if self.has_room_to_retain(topic, frame) {
-            self.retained.set(topic, frame, batch.version, run.qos)
+            let retain = Retain {
+                frame,
+                version: batch.version,
+                qos: run.qos,
+                received_at: batch.received_at,
+                expires_after: interval_s.map(|seconds| Duration::from_secs(seconds.into())),
+            };
+            self.retained.set(topic, retain)
         } else {
             // The earlier message is not the topic's newest any more: none is better than a stale one.
             self.metrics.dropped(DropReason::RetainedFull, 1);
             self.retained.remove(topic)
         };
+        self.count_retained(change);
+    }
+
+    fn count_retained(&self, change: retained::Change) {
         self.metrics.retained_messages.add(change.messages);
         self.metrics.retained_bytes.add(change.bytes);
     }
@@ -393,75 +418,16 @@ impl Shard {
     }
 }
 
-/// Topic and frame of the last message of `run`, and whether its payload is empty.
-fn newest_of<'b>(batch: &'b Batch, run: &Run) -> Option<(&'b str, &'b [u8], bool)> {
+/// Topic, fields and frame of the last message of `run`.
+fn newest_of<'b>(batch: &'b Batch, run: &Run) -> Option<(&'b str, PublishView<'b>, &'b [u8])> {
     let start = run.offset as usize;
     let mut frames = batch.frames.get(start..start + run.len as usize)?;
     let mut newest = None;
     while let Some(view) = PublishView::parse(frames, batch.version) {
         let (frame, rest) = frames.split_at_checked(view.frame_len)?;
-        newest = Some((frame, view.payload.is_empty()));
+        newest = Some((view, frame));
         frames = rest;
     }
-    let (frame, is_empty) = newest?;
-    Some((std::str::from_utf8(batch.topic(run)).ok()?, frame, is_empty))
-}
-
-impl Outbox {
-    /// An outbox for whoever reads `mailbox`.
-    pub(super) fn new(mailbox: Arc<Mailbox>) -> Self {
-        Self { mailbox: Some(mailbox), ..Self::default() }
-    }
-
-    fn is_for(&self, session: SessionId) -> bool {
-        self.mailbox.as_ref().is_some_and(|mailbox| mailbox.session() == session)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.unacknowledged.pieces.is_empty() && self.acknowledged.pieces.is_empty()
-    }
-
-    fn add(
-        &mut self,
-        run: &Run,
-        version: ProtocolVersion,
-        grant: Grant,
-        batch: u64,
-        frames: &Bytes,
-    ) {
-        let qos = run.qos.min(grant.qos);
-        let pile = match qos {
-            Qos::AtMostOnce => &mut self.unacknowledged,
-            Qos::AtLeastOnce | Qos::ExactlyOnce => &mut self.acknowledged,
-        };
-        if pile.buffers.is_empty() || pile.newest != batch {
-            pile.buffers.push(frames.clone());
-            pile.newest = batch;
-        }
-        pile.pieces.push(Piece {
-            buffer: (pile.buffers.len() - 1) as u32,
-            offset: run.offset,
-            len: run.len,
-            count: run.count,
-            version,
-            frame_qos: run.qos,
-            frame_retain: run.retain,
-            qos,
-            retain: run.retain && grant.retain_as_published,
-        });
-    }
-
-    fn flush(&mut self) {
-        let Some(mailbox) = &self.mailbox else { return };
-        let piles = [
-            (Kind::Unacknowledged, &mut self.unacknowledged),
-            (Kind::Acknowledged, &mut self.acknowledged),
-        ];
-        for (kind, pile) in piles {
-            if !pile.pieces.is_empty() {
-                let Pile { buffers, pieces, .. } = std::mem::take(pile);
-                mailbox.deliver(Delivery::new(kind, buffers, pieces));
-            }
-        }
-    }
+    let (view, frame) = newest?;
+    Some((std::str::from_utf8(batch.topic(run)).ok()?, view, frame))
 }

@@ -20,6 +20,8 @@ pub struct Will {
     pub qos: Qos,
     /// Whether to retain it.
     pub retain: bool,
+    /// Whether it has a Message Expiry Interval, which counts from when it is published.
+    pub expires: bool,
 }
 
 impl Will {
@@ -51,6 +53,7 @@ impl Will {
             topic: will.topic.into(),
             qos: will.qos,
             retain: will.retain,
+            expires: will.properties.message_expiry_interval_s().is_some(),
         }
     }
 }

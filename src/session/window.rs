@@ -11,10 +11,14 @@
 //! - `slots[i]` belongs to identifier `first + i`; `slots[0]` is never complete.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use crate::ids::{PacketId, ProtocolVersion, Qos};
+use crate::message::Via;
 
 /// Packet identifiers that exist: all 16-bit numbers but zero.
 const IDENTIFIERS: usize = 65_535;
@@ -61,8 +65,21 @@ pub(super) struct Body {
     pub(super) qos: Qos,
     /// RETAIN flag that they are delivered with.
     pub(super) retain: bool,
+    /// They have a Message Expiry Interval, which counts from `received_at`.
+    pub(super) expires: bool,
+    /// When the broker got them.
+    pub(super) received_at: Instant,
+    /// By which subscriptions they come.
+    pub(super) via: Option<Arc<Via>>,
     /// What the queue limit was charged for them.
     pub(super) charged_bytes: usize,
+}
+
+impl Body {
+    /// Of the subscriptions that they match.
+    pub(super) fn identifiers(&self) -> &[NonZeroU32] {
+        self.via.as_ref().map_or(&[], |via| &via.identifiers)
+    }
 }
 
 #[derive(Debug)]
@@ -127,10 +144,15 @@ impl Window {
         self.slots.iter().filter(|slot| slot.state != State::Complete).count()
     }
 
-    /// Opens a slot for each of `count` messages of `body`; `count` is at most [`Window::free`].
-    /// Returns the first of their consecutive identifiers.
-    pub(super) fn push(&mut self, body: Body, count: usize) -> PacketId {
-        let id = self.id_at(self.slots.len());
+    /// The identifier of the next message; those after it follow in order.
+    pub(super) fn next_id(&self) -> PacketId {
+        self.id_at(self.slots.len())
+    }
+
+    /// Opens a slot for each of `count` messages of `body`, from [`Window::next_id`] on; `count` is at most
+    /// [`Window::free`].
+    pub(super) fn push(&mut self, body: Body, count: usize) {
+        let id = self.next_id();
         let state = match body.qos {
             Qos::AtMostOnce | Qos::AtLeastOnce => State::AwaitsPubAck,
             Qos::ExactlyOnce => State::AwaitsPubRec,
@@ -140,7 +162,6 @@ impl Window {
         self.slots.extend(std::iter::repeat_n(Slot { state, body: number }, count));
         self.unacknowledged += count;
         self.resend_from = self.slots.len();
-        id
     }
 
     /// The client acknowledged a QoS 1 message.
