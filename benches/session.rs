@@ -32,6 +32,7 @@ const LIMITS: Limits = Limits {
     subscriptions_max: 10,
     subscription_bytes_max: usize::MAX,
     keep_alive_s_max: None,
+    session_expiry_s_max: None,
     topic_alias_max: 64,
     availability: Availability::EVERYTHING,
     check_payload_format: false,

@@ -50,8 +50,8 @@ pub use close::CloseReason;
 pub use connect::Expiry;
 pub use connect::Link;
 pub use connect::Opening;
+pub use connect::Refusal;
 pub use connect::negotiate;
-pub use connect::refuse;
 pub use output::Output;
 pub use output::Request;
 pub use output::Retained;
@@ -76,6 +76,8 @@ pub struct Limits {
     pub subscription_bytes_max: usize,
     /// Longest keep-alive that a v5 client may have, in seconds; `None` leaves it to the client.
     pub keep_alive_s_max: Option<u16>,
+    /// Longest time that a session outlives its connection, in seconds; `None` leaves it to the client.
+    pub session_expiry_s_max: Option<u32>,
     /// Topic aliases that a client may use towards us, and we towards it.
     pub topic_alias_max: u16,
     /// What is left out.
@@ -188,6 +190,10 @@ impl Session {
         if !publish.properties.is_empty()
             && let Err(reason) = check_publish_properties(publish.properties)
         {
+            return out.close(reason);
+        }
+        let qos = publish.delivery.qos();
+        if let Err(reason) = self.limits.availability.check_publish(qos, publish.retain) {
             return out.close(reason);
         }
         let refusal = publish.topic.starts_with("$SYS/").then_some(ReasonCode::NotAuthorized);
@@ -346,6 +352,9 @@ impl Session {
     }
 
     fn subscribe(&mut self, packet: &crate::codec::Subscribe<'_>, out: &mut Output) {
+        if let Err(reason) = self.limits.availability.check_subscribe(packet.properties) {
+            return out.close(reason);
+        }
         if packet.properties.subscription_identifiers().next().is_some() {
             return out.close(CloseReason::Protocol(
                 "subscription identifier, though CONNACK said that there are none",
@@ -361,11 +370,7 @@ impl Session {
                     "session expiry set on DISCONNECT, though it was zero on CONNECT",
                 ));
             }
-            self.expiry = match seconds {
-                0 => Expiry::WithConnection,
-                u32::MAX => Expiry::Never,
-                seconds => Expiry::After(Duration::from_secs(seconds.into())),
-            };
+            self.expiry = Expiry::from_seconds(seconds, &self.limits);
         }
         out.close(match packet.reason {
             ReasonCode::Success => CloseReason::Disconnected,

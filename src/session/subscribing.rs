@@ -102,7 +102,7 @@ impl Subscribing {
                             wanted.push(granted);
                         }
                     }
-                    options.qos as u8
+                    limits.availability.grant(options.qos) as u8
                 }
                 Err(reason) => suback_failure(reason, link.version),
             });
@@ -222,11 +222,12 @@ impl Subscribing {
         out: &mut Output,
     ) -> Result<(TopicFilter, Grant, Retained), ReasonCode> {
         let filter = TopicFilter::parse(text).map_err(|_| ReasonCode::TopicFilterInvalid)?;
+        limits.availability.check_filter(&filter)?;
         if filter.is_shared() {
             return Err(ReasonCode::SharedSubscriptionsNotSupported);
         }
         let grant = Grant {
-            qos: options.qos,
+            qos: limits.availability.grant(options.qos),
             no_local: options.no_local,
             retain_as_published: options.retain_as_published,
         };

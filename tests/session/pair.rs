@@ -45,6 +45,7 @@ pub(crate) const LIMITS: Limits = Limits {
     subscriptions_max: 5,
     subscription_bytes_max: usize::MAX,
     keep_alive_s_max: None,
+    session_expiry_s_max: None,
     topic_alias_max: 64,
     availability: Availability::EVERYTHING,
     check_payload_format: false,
