@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::ids::Qos;
 use crate::router::mailbox::QueueLimits;
 use crate::router::shard::RetainedLimits;
+use crate::router::sharing::Strategy;
 use crate::session;
 use crate::session::Availability;
+use crate::topic::check_topic_name;
 use crate::{net, router};
 
 /// An MQTT broker for 3.1.1 and 5.0 that uses all cores.
@@ -91,6 +93,8 @@ pub struct File {
     pub sessions_max: u64,
     /// Longest keep-alive of an MQTT 5 client in seconds; 0 leaves it to the client.
     pub keep_alive_s_max: u16,
+    /// Longest time in seconds that a session outlives its connection; 0 leaves it to the client.
+    pub session_expiry_s_max: u32,
     /// Topic aliases that one MQTT 5 client may use, and that are used towards it; 0 is none.
     pub topic_alias_max: u16,
     /// Highest QoS of messages and subscriptions.
@@ -103,6 +107,8 @@ pub struct File {
     pub shared_subscriptions: bool,
     /// Whether subscription identifiers are available.
     pub subscription_identifiers: bool,
+    /// What the topics begin with that MQTT 5 clients are told to have responses sent to; empty tells none.
+    pub response_topic_prefix: String,
     /// Refuse messages that say they are text and are not.
     pub check_payload_format: bool,
     /// Messages that wait for one session, its client connected or away.
@@ -113,6 +119,9 @@ pub struct File {
     pub retained_messages_max: u64,
     /// Bytes of retained messages and their topics.
     pub retained_bytes_max: u64,
+    /// Which member of a shared subscription gets a message: `round_robin`, `random`,
+    /// `least_in_flight`, `sticky_publisher` or `sticky_topic`.
+    pub shared_strategy: Strategy,
     /// Seconds between two rounds of `$SYS` messages.
     pub sys_interval_s: u16,
 }
@@ -133,17 +142,20 @@ impl Default for File {
             subscription_bytes_max: 16 * 1024 * 1024,
             sessions_max: 1_000_000,
             keep_alive_s_max: 0,
+            session_expiry_s_max: 0,
             topic_alias_max: 64,
             qos_max: 2,
             retain_available: true,
             wildcard_subscriptions: true,
             shared_subscriptions: true,
             subscription_identifiers: true,
+            response_topic_prefix: String::new(),
             check_payload_format: false,
             queue_messages_max: 100_000,
             queue_bytes_max: 64 * 1024 * 1024,
             retained_messages_max: 1_000_000,
             retained_bytes_max: 1024 * 1024 * 1024,
+            shared_strategy: Strategy::RoundRobin,
             sys_interval_s: 10,
         }
     }
@@ -242,6 +254,11 @@ impl File {
         let rule = "must be 0, 1 or 2";
         let qos_max =
             Qos::new(self.qos_max).ok_or(InvalidConfig::Value { key: "qos_max", rule })?;
+        let prefix = &self.response_topic_prefix;
+        if !prefix.is_empty() && (check_topic_name(prefix).is_err() || prefix.starts_with('$')) {
+            let rule = "must be empty or a topic name that does not begin with `$`";
+            return Err(InvalidConfig::Value { key: "response_topic_prefix", rule });
+        }
         if !self.listen.ip().is_loopback() && !self.allow_anonymous {
             return Err(InvalidConfig::OpenToTheWorld(self.listen));
         }
@@ -260,6 +277,7 @@ impl File {
                 },
                 sessions_max: self.sessions_max,
                 connect_bytes_max: self.connect_bytes_max.min(self.packet_bytes_max),
+                response_topic_prefix: self.response_topic_prefix.into(),
                 handshake_max: Duration::from_secs(self.handshake_s_max.into()),
                 session: session::Limits {
                     inflight_max: self.inflight_max,
@@ -268,6 +286,8 @@ impl File {
                     subscriptions_max: self.subscriptions_max,
                     subscription_bytes_max: self.subscription_bytes_max,
                     keep_alive_s_max: (self.keep_alive_s_max > 0).then_some(self.keep_alive_s_max),
+                    session_expiry_s_max: (self.session_expiry_s_max > 0)
+                        .then_some(self.session_expiry_s_max),
                     topic_alias_max: self.topic_alias_max,
                     availability: Availability {
                         qos_max,
@@ -288,6 +308,7 @@ impl File {
                     messages_max: self.retained_messages_max,
                     bytes_max: self.retained_bytes_max,
                 },
+                sharing: self.shared_strategy,
             },
             sys_interval: Duration::from_secs(self.sys_interval_s.into()),
         })

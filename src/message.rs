@@ -33,6 +33,7 @@ pub use delivery::Buffer;
 pub use delivery::Delivery;
 pub use delivery::Kind;
 pub use delivery::Piece;
+pub use delivery::Undelivered;
 pub use delivery::Via;
 
 mod collector;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::session;
 
 /// Bounds of the network edge.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections at the same time; one more is closed as soon as it is accepted.
     pub connections_max: usize,
@@ -23,6 +23,8 @@ pub struct Limits {
     pub connect_bytes_max: u32,
     /// How long a new connection may take to send its CONNECT.
     pub handshake_max: Duration,
+    /// What response topics begin with, before the client identifier; empty where clients are told none.
+    pub response_topic_prefix: Box<str>,
     /// Of each session.
     pub session: session::Limits,
 }

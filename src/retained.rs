@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::ids::{ProtocolVersion, Qos};
-use crate::message::{Buffer, Delivery, Grant, Kind, Piece, Replay, Via};
+use crate::message::{Buffer, Delivery, Kind, Piece, Replay, Via};
 use crate::topic::TopicFilter;
 
 /// Most messages in one chunk of a replay.
@@ -149,7 +149,9 @@ impl Store {
         let mut visits = 0;
         while let Some((filter, grant)) = replay.filters.get(replay.filter).cloned() {
             let start = replay.after.take();
-            let via = grant.identifier.map(|identifier| Arc::new(Via { identifiers: [identifier].into(), share: None }));
+            let via = grant
+                .identifier
+                .map(|identifier| Arc::new(Via { identifiers: [identifier].into(), share: None }));
             let mut last = None;
             for (topic, stored) in self.from(&filter, start.as_deref()) {
                 visits += 1;
@@ -257,6 +259,7 @@ impl Chunk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Grant;
 
     #[test]
     fn newest_message_of_a_topic_replaces_the_earlier_one_and_sums_follow() {

@@ -22,6 +22,7 @@ use crate::subscriptions::Trie;
 use crate::topic::TopicFilter;
 
 mod bell;
+mod handover;
 pub mod links;
 pub mod mailbox;
 pub mod registry;
@@ -133,8 +134,9 @@ impl Router {
         }
     }
 
-    /// Ends a session: its subscriptions, its outboxes, its mailbox.
-    pub async fn end_session(&self, session: &Session, inbox: Inbox) {
+    /// Ends a session: its subscriptions, its outboxes, its mailbox. Other members of its shared
+    /// subscriptions get what it did not.
+    pub async fn end_session(&self, session: &mut Session, inbox: Inbox) {
         let id = inbox.mailbox().session();
         self.metrics.sessions.add(-1);
         self.metrics.subscriptions.add(-(session.subscriptions() as i64));
@@ -145,13 +147,14 @@ impl Router {
         for (shard, exact) in self.shards.iter().zip(exact) {
             shard.send(Command::End { session: id, exact }).await;
         }
+        self.hand_over(session, &inbox, true).await;
     }
 
     /// Ends the sessions whose time has come.
     pub async fn end_expired(&self, now: Instant) {
-        for Parked { session, inbox, .. } in self.registry.take_expired(now) {
+        for Parked { mut session, inbox, .. } in self.registry.take_expired(now) {
             self.metrics.sessions_expired.add(1);
-            self.end_session(&session, inbox).await;
+            self.end_session(&mut session, inbox).await;
         }
     }
 

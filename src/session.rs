@@ -31,7 +31,7 @@ use crate::codec::{
 use crate::ids::{PacketId, ProtocolVersion, Qos};
 use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
-use crate::message::Replay;
+use crate::message::{Replay, Undelivered};
 use crate::session::aliases::ReceivedAliases;
 use crate::session::incoming::{Answer, Incoming, Novelty};
 use crate::session::outgoing::{Outgoing, Step};
@@ -54,8 +54,8 @@ pub use close::CloseReason;
 pub use connect::Expiry;
 pub use connect::Link;
 pub use connect::Opening;
+pub use connect::Refusal;
 pub use connect::negotiate;
-pub use connect::refuse;
 pub use output::Output;
 pub use output::Request;
 pub use output::Retained;
@@ -80,6 +80,8 @@ pub struct Limits {
     pub subscription_bytes_max: usize,
     /// Longest keep-alive that a v5 client may have, in seconds; `None` leaves it to the client.
     pub keep_alive_s_max: Option<u16>,
+    /// Longest time that a session outlives its connection, in seconds; `None` leaves it to the client.
+    pub session_expiry_s_max: Option<u32>,
     /// Topic aliases that a client may use towards us, and we towards it.
     pub topic_alias_max: u16,
     /// What is left out.
@@ -176,6 +178,18 @@ impl Session {
         self.subscribing.has_asked()
     }
 
+    /// Whether [`Session::take_shared`] could find anything.
+    pub fn has_shared(&self) -> bool {
+        self.subscribing.has_shared()
+    }
+
+    /// The client is away: messages of shared subscriptions that wait for it may go to other members. What
+    /// was sent and not acknowledged waits for the client, unless the session `has_ended`; then at
+    /// QoS 1 it may go, too [MQTT-4.8.2-4] [MQTT-4.8.2-5].
+    pub fn take_shared(&mut self, has_ended: bool, out: &mut Output) -> Vec<Undelivered> {
+        self.outgoing.take_shared(has_ended, out)
+    }
+
     /// Messages that were sent to the client and are not complete.
     pub fn inflight(&self) -> usize {
         self.outgoing.inflight()
@@ -206,13 +220,17 @@ impl Session {
         {
             return out.close(reason);
         }
+        let (qos, retain) = (publish.delivery.qos(), publish.retain);
+        if let Err(reason) = self.limits.availability.check_publish(qos, retain) {
+            return out.close(reason);
+        }
         let is_refused = self.topic_of(publish, alias).starts_with("$SYS/");
         let refusal = is_refused.then_some(ReasonCode::NotAuthorized);
         let route = match publish.delivery.id() {
             None => refusal.is_none(),
             Some(id) => {
                 let reason = refusal.unwrap_or(ReasonCode::Success);
-                match self.receive(id, publish.delivery.qos(), reason, out) {
+                match self.receive(id, qos, reason, out) {
                     Novelty::New => refusal.is_none(),
                     Novelty::Repeated => return,
                 }
@@ -223,7 +241,6 @@ impl Session {
             return;
         }
         let topic = self.topic_of(publish, alias);
-        let (qos, retain) = (publish.delivery.qos(), publish.retain);
         let message = Arrival { topic, qos, retain, expires };
         match alias {
             None => out.routes.add(message, place.frame, place.topic_at),
@@ -387,10 +404,8 @@ impl Session {
     }
 
     fn subscribe(&mut self, packet: &crate::codec::Subscribe<'_>, out: &mut Output) {
-        if packet.properties.subscription_identifiers().next().is_some() {
-            return out.close(CloseReason::Protocol(
-                "subscription identifier, though CONNACK said that there are none",
-            ));
+        if let Err(reason) = self.limits.availability.check_subscribe(packet.properties) {
+            return out.close(reason);
         }
         self.subscribing.subscribe(packet, &self.limits, &self.link, out);
     }
@@ -402,11 +417,7 @@ impl Session {
                     "session expiry set on DISCONNECT, though it was zero on CONNECT",
                 ));
             }
-            self.expiry = match seconds {
-                0 => Expiry::WithConnection,
-                u32::MAX => Expiry::Never,
-                seconds => Expiry::After(Duration::from_secs(seconds.into())),
-            };
+            self.expiry = Expiry::from_seconds(seconds, &self.limits);
         }
         out.close(match packet.reason {
             ReasonCode::Success => CloseReason::Disconnected,

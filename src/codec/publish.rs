@@ -18,7 +18,8 @@ use crate::codec::frame::{Frame, PacketType, RemainingLength, put_first_byte, re
 use crate::codec::properties::Properties;
 use crate::codec::property::{Owner, Property};
 use crate::codec::wire::{
-    Reader, check_string, put_string, put_variable_byte_integer, string_len, variable_byte_integer_len,
+    Reader, check_string, put_string, put_variable_byte_integer, string_len,
+    variable_byte_integer_len,
 };
 use crate::ids::{PacketId, ProtocolVersion, Qos};
 use crate::topic::check_topic_name;
@@ -207,6 +208,16 @@ impl<'a> PublishView<'a> {
         })
     }
 
+    /// QoS in the first byte.
+    pub fn qos(&self) -> Qos {
+        Qos::new(self.first_byte >> QOS_SHIFT & 0b11).unwrap_or(Qos::AtMostOnce)
+    }
+
+    /// RETAIN flag in the first byte.
+    pub fn retain(&self) -> bool {
+        self.first_byte & RETAIN != 0
+    }
+
     /// Seconds until the message is of no use, counted from when it was received.
     pub fn message_expiry_interval_s(&self) -> Option<u32> {
         Properties::from_validated(self.properties).message_expiry_interval_s()
@@ -231,7 +242,11 @@ impl<'a> PublishView<'a> {
         let body_len = 2
             + topic.len()
             + if delivery == Delivery::AtMostOnce { 0 } else { 2 }
-            + if is_v5 { variable_byte_integer_len(properties_len as u32) + properties_len } else { 0 }
+            + if is_v5 {
+                variable_byte_integer_len(properties_len as u32) + properties_len
+            } else {
+                0
+            }
             + self.payload.len();
         put_first_byte(first_byte(delivery, retain), body_len, out);
         out.put_u16(topic.len() as u16);

@@ -132,8 +132,8 @@ impl Collector {
         let hash = self.hasher.hash(message.topic.as_bytes());
         // The newest run of a shard may be this one: an address alone says nothing any more.
         self.newest = None;
-        let list = self.lists.get_mut(shard_of(hash, self.lists.len()));
-        if let Some(run) = list.and_then(|list| list.last_mut())
+        let shard = shard_of(hash, self.lists.len());
+        if let Some(run) = self.lists.get_mut(shard).and_then(|list| list.last_mut())
             && run.hash == hash
             && run.is_continued_by(&message, offset)
             && self.rewritten.get(run.rewritten_topic()) == Some(message.topic.as_bytes())

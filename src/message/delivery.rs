@@ -83,6 +83,23 @@ pub struct Delivery {
     pub kind: Kind,
 }
 
+/// Messages that came by a shared subscription and that its member did not get: another one may.
+#[derive(Clone, Debug)]
+pub struct Undelivered {
+    /// The shared subscription.
+    pub filter: TopicFilter,
+    /// Whole PUBLISH frames with the same topic, QoS and flags, as published.
+    pub frames: Bytes,
+    /// How many.
+    pub count: u32,
+    /// How they are encoded.
+    pub version: ProtocolVersion,
+    /// They have a Message Expiry Interval, which counts from `received_at`.
+    pub expires: bool,
+    /// When the broker got them.
+    pub received_at: Instant,
+}
+
 /// Memory of a queued delivery besides its frames, charged to the queue limit.
 fn overhead_bytes(buffers: &[Buffer], pieces: &[Piece]) -> usize {
     160 + size_of_val(buffers) + size_of_val(pieces)
@@ -91,12 +108,7 @@ fn overhead_bytes(buffers: &[Buffer], pieces: &[Piece]) -> usize {
 impl Delivery {
     /// Takes the parts and works out the sums. Where the pieces are less than a quarter of the
     /// buffers, they are copied out, so that 20 waiting bytes do not pin 64 KiB.
-    pub fn new(
-        kind: Kind,
-        buffers: Vec<Buffer>,
-        pieces: Vec<Piece>,
-        vias: Vec<Arc<Via>>,
-    ) -> Self {
+    pub fn new(kind: Kind, buffers: Vec<Buffer>, pieces: Vec<Piece>, vias: Vec<Arc<Via>>) -> Self {
         let messages = pieces.iter().map(|piece| piece.count).sum();
         let piece_bytes = pieces.iter().map(|piece| piece.len as usize).sum();
         let buffer_bytes: usize = buffers.iter().map(|buffer| buffer.frames.len()).sum();
@@ -121,6 +133,38 @@ impl Delivery {
     /// What `piece` came by.
     pub fn via(&self, piece: &Piece) -> Option<&Arc<Via>> {
         self.vias.get((piece.via as usize).checked_sub(1)?)
+    }
+
+    /// Takes out what came by a shared subscription. The rest, if there is any, keeps its share of
+    /// `held_bytes`.
+    pub fn split_shared(mut self) -> (Option<Self>, Vec<Undelivered>) {
+        let mut undelivered = Vec::new();
+        let mut rest = Vec::new();
+        for piece in std::mem::take(&mut self.pieces) {
+            let share = self.via(&piece).and_then(|via| via.share.clone());
+            let (Some(filter), Some(buffer)) = (share, self.buffers.get(piece.buffer as usize))
+            else {
+                rest.push(piece);
+                continue;
+            };
+            let range = piece.offset as usize..(piece.offset + piece.len) as usize;
+            if range.end <= buffer.frames.len() {
+                undelivered.push(Undelivered {
+                    filter,
+                    frames: buffer.frames.slice(range),
+                    count: piece.count,
+                    version: piece.version,
+                    expires: piece.expires,
+                    received_at: buffer.received_at,
+                });
+            }
+        }
+        let rest_bytes = rest.iter().map(|piece| piece.len as usize).sum();
+        self.held_bytes = self.held_bytes * rest_bytes / self.piece_bytes.max(1);
+        self.messages = rest.iter().map(|piece| piece.count).sum();
+        self.piece_bytes = rest_bytes;
+        self.pieces = rest;
+        ((self.messages > 0).then_some(self), undelivered)
     }
 
     fn copied_out(mut self) -> Self {

@@ -4,8 +4,9 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::codec::{DecodeError, Packet, ReasonCode, decode, frame_len, header_len};
+use crate::codec::{DecodeError, Packet, Properties, decode, frame_len, header_len};
 use crate::ids::ProtocolVersion;
+use crate::session::Refusal;
 
 /// What a connection starts with: a whole CONNECT and perhaps more.
 pub(super) struct Hello {
@@ -31,33 +32,34 @@ pub(super) enum HandshakeError {
         error: DecodeError,
         /// As far as it can be read.
         version: ProtocolVersion,
+        /// Largest packet that the client takes, as far as it can be read.
+        packet_bytes_max: Option<u32>,
     },
     /// Another packet came first [MQTT-3.1.0-1].
     #[error("first packet is not CONNECT")]
     NotConnect,
     /// A good CONNECT that is not accepted.
-    #[error("refused: {reason}")]
-    Refused {
-        /// What the client speaks.
-        version: ProtocolVersion,
-        /// What it is told.
-        reason: ReasonCode,
-    },
+    #[error("refused: {0}")]
+    Refused(#[from] Refusal),
 }
 
 impl HandshakeError {
     /// The CONNACK that the client gets, if any [MQTT-3.1.4-1].
-    pub(super) fn answer(&self) -> Option<(ProtocolVersion, ReasonCode)> {
-        match self {
-            Self::Refused { version, reason } => Some((*version, *reason)),
-            Self::Malformed { error: DecodeError::UnsupportedProtocolVersion { .. }, .. } => {
-                Some((ProtocolVersion::V311, ReasonCode::UnsupportedProtocolVersion))
+    pub(super) fn answer(&self) -> Option<Refusal> {
+        let (error, version, packet_bytes_max) = match self {
+            Self::Refused(refusal) => return Some(refusal.clone()),
+            Self::Malformed { error, version, packet_bytes_max } => {
+                (error, *version, *packet_bytes_max)
             }
-            Self::Malformed { error, version: ProtocolVersion::V5 } => {
-                Some((ProtocolVersion::V5, error.reason_code()))
-            }
-            Self::Lost(_) | Self::TooSlow | Self::Malformed { .. } | Self::NotConnect => None,
-        }
+            Self::Lost(_) | Self::TooSlow | Self::NotConnect => return None,
+        };
+        let is_other_version = matches!(error, DecodeError::UnsupportedProtocolVersion { .. });
+        (version == ProtocolVersion::V5 || is_other_version).then(|| Refusal {
+            version,
+            reason: error.reason_code(),
+            explanation: error.to_string().into(),
+            packet_bytes_max,
+        })
     }
 
     /// Whether the client broke the rules.
@@ -104,10 +106,39 @@ impl Hello {
     }
 }
 
-/// Looks for the protocol level of a CONNECT that is not whole or not right.
+/// Looks for the terms of a CONNECT that is not whole or not right.
 fn malformed(error: DecodeError, bytes: &[u8]) -> HandshakeError {
     let header = header_len(bytes).and_then(|len| bytes.get(len..)).unwrap_or_default();
     let is_v5 = header.starts_with(b"\x00\x04MQTT\x05");
     let version = if is_v5 { ProtocolVersion::V5 } else { ProtocolVersion::V311 };
-    HandshakeError::Malformed { error, version }
+    let packet_bytes_max = if is_v5 { packet_bytes_max(header) } else { None };
+    HandshakeError::Malformed { error, version, packet_bytes_max }
+}
+
+/// The Maximum Packet Size of a v5 CONNECT, whose `body` may be cut or wrong anywhere behind it.
+fn packet_bytes_max(body: &[u8]) -> Option<u32> {
+    // Length and properties have the form of a packet without its first byte, for which the last byte
+    // of the keep alive stands here.
+    let list = body.get(9..)?;
+    let end = frame_len(list, u32::MAX).ok()??;
+    let properties = list.get(header_len(list)?..end)?;
+    Properties::from_validated(properties).maximum_packet_size()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packet_size_is_found_in_a_connect_that_is_wrong_behind_it() {
+        let found = |rest: &[u8]| packet_bytes_max(&[b"\0\x04MQTT\x05\0\0\x3C", rest].concat());
+        assert_eq!(found(b"\x05\x27\0\0\0\x07"), Some(7));
+        assert_eq!(found(b"\x08\x21\0\x01\x27\0\0\x01\0\0\x01\0"), Some(256));
+        assert_eq!(found(b"\x05\x27\0\0\0"), None);
+        assert_eq!(found(b"\x05\x27\0\0\0\0"), None);
+        assert_eq!(found(b"\x01\x7F"), None);
+        assert_eq!(found(b"\0\0\x01c"), None);
+        assert_eq!(found(b""), None);
+        assert_eq!(packet_bytes_max(b"\0\x04MQ"), None);
+    }
 }

@@ -20,7 +20,7 @@ use crate::net::handshake::{HandshakeError, read_hello};
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::router::registry::{Claim, Parked};
-use crate::session::{CloseReason, Expiry, Opening, Session, negotiate, refuse};
+use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
@@ -37,6 +37,7 @@ pub async fn run(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
+    let connections_max = limits.connections_max;
     let serving = Arc::new(Serving { router, limits, stop: stop.clone() });
     loop {
         let accepted = tokio::select! {
@@ -46,8 +47,8 @@ pub async fn run(
         match accepted {
             Ok((stream, peer)) => {
                 serving.router.metrics().sockets_opened.add(1);
-                if tasks.len() >= limits.connections_max {
-                    warn!(%peer, max = limits.connections_max, "connection refused: too many");
+                if tasks.len() >= connections_max {
+                    warn!(%peer, max = connections_max, "connection refused: too many");
                     continue;
                 }
                 let serving = serving.clone();
@@ -119,9 +120,9 @@ impl Serving {
             _ => info!(%peer, %error, "connection closed"),
         }
         self.router.metrics().protocol_errors.add(error.is_protocol_error().into());
-        if let Some((version, reason)) = error.answer() {
+        if let Some(refusal) = error.answer() {
             let mut connack = Vec::new();
-            refuse(version, reason, &mut connack);
+            refusal.write(&self.limits.session, &mut connack);
             write_last(&mut stream, &connack).await;
         }
         None
@@ -139,9 +140,7 @@ impl Serving {
         let hello = reading.map_err(|_| HandshakeError::TooSlow)??;
         self.router.metrics().bytes_received.add(hello.bytes.len() as u64);
         let connect = hello.connect()?;
-        let version = connect.version;
-        let opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())
-            .map_err(|reason| HandshakeError::Refused { version, reason })?;
+        let opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
         let Ok(claim) = self.router.registry().claim(&opening.client_id).await else {
             debug!(%peer, client = %opening.client_id, "a newer connection has the client id");
             return Ok(None);
@@ -161,8 +160,8 @@ impl Serving {
         let is_over = |parked: &mut Parked| {
             opening.clean_start || parked.expires_at.is_some_and(|at| at <= now)
         };
-        if let Some(parked) = parked.take_if(is_over) {
-            self.router.end_session(&parked.session, parked.inbox).await;
+        if let Some(mut parked) = parked.take_if(is_over) {
+            self.router.end_session(&mut parked.session, parked.inbox).await;
         }
         if let Some(mut parked) = parked {
             parked.session.attach(opening, now);
@@ -171,8 +170,8 @@ impl Serving {
         }
         if metrics.sessions.value() >= self.limits.sessions_max {
             claim.end(self.router.registry());
-            let (version, reason) = (opening.link.version, ReasonCode::QuotaExceeded);
-            return Err(HandshakeError::Refused { version, reason });
+            let explanation = "the broker holds as many sessions as it may: try again later";
+            return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
         }
         metrics.sessions.add(1);
         let session = Box::new(Session::new(self.limits.session, opening, now));
@@ -198,7 +197,8 @@ impl Serving {
         self.router.metrics().packets_received.add(1);
         self.router.metrics().packets_sent.add(1);
         let mut connack = Vec::new();
-        opening.accept(was_present, &self.limits.session, &mut connack);
+        let prefix = &self.limits.response_topic_prefix;
+        opening.accept(was_present, &self.limits.session, prefix, &mut connack);
         let packet_bytes_max = self.limits.session.packet_bytes_max;
         let start = Start { connack, received, packet_bytes_max };
         Connection::new(stream, claim, parked, self.router.clone(), start)
@@ -227,9 +227,10 @@ impl Serving {
         if let Some(will) = session.detach(&reason) {
             self.router.publish_will(will, inbox.mailbox()).await;
         }
+        self.router.hand_over(&mut session, &inbox, false).await;
         match session.expiry() {
             Expiry::WithConnection => {
-                self.router.end_session(&session, inbox).await;
+                self.router.end_session(&mut session, inbox).await;
                 claim.end(self.router.registry());
             }
             Expiry::After(duration) => {

@@ -9,11 +9,14 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::SessionId;
 use crate::router::route::Target;
 
 /// How the next member is found.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Strategy {
     /// Each in turn, over all topics and shards.
     #[default]
@@ -161,7 +164,10 @@ mod tests {
                 counts[target.unwrap().outbox as usize] += 1;
             }
         }
-        assert!(counts.as_flattened().iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+        assert!(
+            counts.as_flattened().iter().all(|count| (800..1200).contains(count)),
+            "{counts:?}"
+        );
     }
 
     #[test]

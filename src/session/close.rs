@@ -38,6 +38,15 @@ pub enum CloseReason {
     /// A topic alias, though none is allowed [MQTT-3.3.2-9].
     #[error("topic alias used, but none is allowed")]
     TopicAliasInvalid,
+    /// PUBLISH over the Maximum QoS.
+    #[error("QoS {0} published, which is over the maximum QoS")]
+    QosNotSupported(u8),
+    /// PUBLISH with RETAIN, though nothing is retained.
+    #[error("message to be retained published, but there are none")]
+    RetainNotSupported,
+    /// SUBSCRIBE with an identifier, though there are none.
+    #[error("subscription identifier used, but there are none")]
+    SubscriptionIdentifiersNotSupported,
 }
 
 impl CloseReason {
@@ -53,6 +62,11 @@ impl CloseReason {
             Self::ReceiveMaximumExceeded(_) => Some(ReasonCode::ReceiveMaximumExceeded),
             Self::AnswerTooLarge(_) => Some(ReasonCode::PacketTooLarge),
             Self::TopicAliasInvalid => Some(ReasonCode::TopicAliasInvalid),
+            Self::QosNotSupported(_) => Some(ReasonCode::QosNotSupported),
+            Self::RetainNotSupported => Some(ReasonCode::RetainNotSupported),
+            Self::SubscriptionIdentifiersNotSupported => {
+                Some(ReasonCode::SubscriptionIdentifiersNotSupported)
+            }
         }
     }
 
@@ -69,6 +83,9 @@ impl CloseReason {
                 | Self::Protocol(_)
                 | Self::ReceiveMaximumExceeded(_)
                 | Self::TopicAliasInvalid
+                | Self::QosNotSupported(_)
+                | Self::RetainNotSupported
+                | Self::SubscriptionIdentifiersNotSupported
         )
     }
 }

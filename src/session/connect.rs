@@ -1,6 +1,14 @@
-//! CONNECT and CONNACK: what client and broker agree on. Floor 2, called by `net::handshake`.
+//! CONNECT and CONNACK: what client and broker agree on, or why they do not. Floor 2, called by `net`.
+//!
+//! # Invariants
+//!
+//! - A wish of the client that is not granted is answered in the CONNACK: Server Keep Alive, Session
+//!   Expiry Interval, Assigned Client Identifier, Maximum QoS and its kin.
+//! - No CONNACK is larger than the client's Maximum Packet Size [MQTT-3.1.2-24]. What may be left out is,
+//!   Response Information and reason strings; a client that cannot take the rest is refused.
 
-use std::time::Duration;
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
 
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion};
@@ -48,6 +56,35 @@ pub enum Expiry {
     Never,
 }
 
+impl Expiry {
+    /// What is granted to a client that asks for `wish_s` seconds.
+    pub(super) fn from_seconds(wish_s: u32, limits: &Limits) -> Self {
+        match limits.session_expiry_s_max.map_or(wish_s, |max| wish_s.min(max)) {
+            0 => Self::WithConnection,
+            u32::MAX => Self::Never,
+            seconds => Self::After(Duration::from_secs(seconds.into())),
+        }
+    }
+
+    /// When a session ends whose connection ended at `now`; `None` is never.
+    pub fn ends_at(self, now: Instant) -> Option<Instant> {
+        match self {
+            Self::WithConnection => Some(now),
+            Self::After(duration) => Some(now + duration),
+            Self::Never => None,
+        }
+    }
+
+    /// As the property carries it.
+    fn as_seconds(self) -> u32 {
+        match self {
+            Self::WithConnection => 0,
+            Self::After(duration) => duration.as_secs().try_into().unwrap_or(u32::MAX),
+            Self::Never => u32::MAX,
+        }
+    }
+}
+
 /// A CONNECT that may go on.
 #[derive(Debug)]
 pub struct Opening {
@@ -61,103 +98,214 @@ pub struct Opening {
     pub will: Option<Will>,
     /// The terms.
     pub link: Link,
+    /// The client sent no identifier.
     assigned: bool,
+    /// The client has to ping at least this often, whatever it asked for.
     server_keep_alive_s: Option<u16>,
+    /// The session stays for less time than the client asked for.
+    is_expiry_lowered: bool,
+    /// The client asks where it may have responses sent to.
+    wants_response_information: bool,
+}
+
+/// A CONNECT that is not accepted. The text is what the log says, and what a v5 client is told.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{explanation}")]
+pub struct Refusal {
+    /// What the client speaks.
+    pub version: ProtocolVersion,
+    /// In MQTT 3.x the nearest return code is sent.
+    pub reason: ReasonCode,
+    /// A sentence that names the cause and the way out.
+    pub explanation: Cow<'static, str>,
+    /// Largest packet that the client takes, in bytes.
+    pub packet_bytes_max: Option<u32>,
 }
 
 /// Checks a CONNECT against the rules that are not the codec's, and settles the terms. `spare_id` is used
-/// for a client that sends none. An error is the reason for the CONNACK.
+/// for a client that sends none.
 pub fn negotiate(
     connect: &Connect<'_>,
     limits: &Limits,
     spare_id: impl FnOnce() -> ClientId,
-) -> Result<Opening, ReasonCode> {
+) -> Result<Opening, Refusal> {
     let is_v5 = connect.version == ProtocolVersion::V5;
     let assigned = connect.client_id.is_empty();
+    let refusal = |reason, explanation| Refusal::new(connect, reason, explanation);
     if assigned && !is_v5 && !connect.clean_start {
-        return Err(ReasonCode::ClientIdentifierNotValid);
+        let explanation = "a client without an identifier needs a clean session: send one of both";
+        return Err(refusal(ReasonCode::ClientIdentifierNotValid, explanation));
     }
     if connect.properties.authentication_method().is_some() {
-        return Err(ReasonCode::BadAuthenticationMethod);
+        let explanation = "this broker knows no authentication methods: connect without one";
+        return Err(refusal(ReasonCode::BadAuthenticationMethod, explanation));
     }
-    let client_id = if assigned { spare_id() } else { ClientId::new(connect.client_id) };
-    let link = Link {
-        version: connect.version,
-        keep_alive: None,
-        send_max: connect.properties.receive_maximum().unwrap_or(u16::MAX).min(limits.inflight_max),
-        packet_bytes_max: connect.properties.maximum_packet_size(),
-        topic_alias_max: connect
-            .properties
-            .topic_alias_maximum()
-            .unwrap_or(0)
-            .min(limits.topic_alias_max),
-        problem_information: connect.properties.request_problem_information().unwrap_or(true),
-    };
-    let will = match &connect.will {
-        Some(will) if check_topic_name(will.topic).is_err() => {
-            return Err(ReasonCode::TopicNameInvalid);
-        }
-        Some(will) if will.topic.starts_with("$SYS/") => return Err(ReasonCode::NotAuthorized),
-        Some(will) => Some(Will::new(will, link.wire_version())),
-        None => None,
-    };
     let keep_alive_s = match limits.keep_alive_s_max {
         Some(max) if is_v5 && (connect.keep_alive_s == 0 || connect.keep_alive_s > max) => max,
         _ => connect.keep_alive_s,
     };
-    let keep_alive = (keep_alive_s > 0).then(|| Duration::from_secs(keep_alive_s.into()));
-    Ok(Opening {
-        client_id,
+    let properties = connect.properties;
+    let link = Link {
+        version: connect.version,
+        keep_alive: (keep_alive_s > 0).then(|| Duration::from_secs(keep_alive_s.into())),
+        send_max: properties.receive_maximum().unwrap_or(u16::MAX).min(limits.inflight_max),
+        packet_bytes_max: properties.maximum_packet_size(),
+        topic_alias_max: properties.topic_alias_maximum().unwrap_or(0).min(limits.topic_alias_max),
+        problem_information: properties.request_problem_information().unwrap_or(true),
+    };
+    let will = settle_will(connect, &link, limits)
+        .map_err(|(reason, explanation)| refusal(reason, explanation))?;
+    let wish_s = expiry_wish_s(connect);
+    let expiry = Expiry::from_seconds(wish_s, limits);
+    let opening = Opening {
+        client_id: if assigned { spare_id() } else { ClientId::new(connect.client_id) },
         clean_start: connect.clean_start,
-        expiry: expiry(connect),
+        expiry,
         will,
-        link: Link { keep_alive, ..link },
+        link,
         assigned,
         server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
-    })
+        is_expiry_lowered: expiry.as_seconds() != wish_s,
+        wants_response_information: properties.request_response_information() == Some(true),
+    };
+    if !opening.can_take(&opening.connack(false, &opening.terms(limits))) {
+        let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
+        return Err(refusal(ReasonCode::ImplementationSpecificError, explanation));
+    }
+    Ok(opening)
 }
 
-fn expiry(connect: &Connect<'_>) -> Expiry {
-    let interval_s = match connect.version {
+/// The will as it will be published. An error is the reason and a sentence.
+fn settle_will(
+    connect: &Connect<'_>,
+    link: &Link,
+    limits: &Limits,
+) -> Result<Option<Will>, (ReasonCode, &'static str)> {
+    let Some(will) = &connect.will else { return Ok(None) };
+    if check_topic_name(will.topic).is_err() {
+        return Err((ReasonCode::TopicNameInvalid, "the will topic is no topic name: correct it"));
+    }
+    if will.topic.starts_with("$SYS/") {
+        let sentence = "topics below $SYS/ are the broker's own: choose another will topic";
+        return Err((ReasonCode::NotAuthorized, sentence));
+    }
+    limits.availability.check_will(will)?;
+    Ok(Some(Will::new(will, link.wire_version())))
+}
+
+/// Seconds that the client wants its session to outlive the connection; `u32::MAX` is for ever.
+fn expiry_wish_s(connect: &Connect<'_>) -> u32 {
+    match connect.version {
         ProtocolVersion::V5 => connect.properties.session_expiry_interval_s().unwrap_or(0),
         _ if connect.clean_start => 0,
         _ => u32::MAX,
-    };
-    match interval_s {
-        0 => Expiry::WithConnection,
-        u32::MAX => Expiry::Never,
-        seconds => Expiry::After(Duration::from_secs(seconds.into())),
     }
 }
 
 impl Opening {
-    /// Writes the CONNACK that accepts the client.
-    pub fn accept(&self, session_present: bool, limits: &Limits, out: &mut Vec<u8>) {
-        let mut properties = PropertiesBuf::new();
-        if self.link.version == ProtocolVersion::V5 {
-            properties.push(Property::ReceiveMaximum(limits.receive_max));
-            properties.push(Property::MaximumPacketSize(limits.packet_bytes_max));
-            if limits.topic_alias_max > 0 {
-                properties.push(Property::TopicAliasMaximum(limits.topic_alias_max));
-            }
-            limits.availability.announce(&mut properties);
-            if self.assigned {
-                properties.push(Property::AssignedClientIdentifier(self.client_id.as_str()));
-            }
-            if let Some(seconds) = self.server_keep_alive_s {
-                properties.push(Property::ServerKeepAlive(seconds));
-            }
+    /// Writes the CONNACK that accepts the client. `response_topic_prefix` is empty where none is
+    /// configured.
+    pub fn accept(
+        &self,
+        session_present: bool,
+        limits: &Limits,
+        response_topic_prefix: &str,
+        out: &mut Vec<u8>,
+    ) {
+        let terms = self.terms(limits);
+        let mut all = terms.clone();
+        if let Some(information) = self.response_information(response_topic_prefix) {
+            all.push(Property::ResponseInformation(&information));
         }
-        let properties = properties.as_properties();
-        let reason = ReasonCode::Success;
-        let packet = Packet::ConnAck(ConnAck { session_present, reason, properties });
+        let packet = match self.connack(session_present, &all) {
+            packet if self.can_take(&packet) => packet,
+            _ => self.connack(session_present, &terms),
+        };
         packet.encode(self.link.version, out);
+    }
+
+    /// The refusal of a client whose CONNECT was good.
+    pub fn refusal(&self, reason: ReasonCode, explanation: &'static str) -> Refusal {
+        Refusal {
+            version: self.link.version,
+            reason,
+            explanation: explanation.into(),
+            packet_bytes_max: self.link.packet_bytes_max,
+        }
+    }
+
+    /// What the client has to know.
+    fn terms(&self, limits: &Limits) -> PropertiesBuf {
+        let mut terms = PropertiesBuf::new();
+        if self.link.version != ProtocolVersion::V5 {
+            return terms;
+        }
+        terms.push(Property::ReceiveMaximum(limits.receive_max));
+        terms.push(Property::MaximumPacketSize(limits.packet_bytes_max));
+        if limits.topic_alias_max > 0 {
+            terms.push(Property::TopicAliasMaximum(limits.topic_alias_max));
+        }
+        limits.availability.announce(&mut terms);
+        if self.assigned {
+            terms.push(Property::AssignedClientIdentifier(self.client_id.as_str()));
+        }
+        if let Some(seconds) = self.server_keep_alive_s {
+            terms.push(Property::ServerKeepAlive(seconds));
+        }
+        if self.is_expiry_lowered {
+            terms.push(Property::SessionExpiryInterval(self.expiry.as_seconds()));
+        }
+        terms
+    }
+
+    fn connack<'a>(&self, session_present: bool, properties: &'a PropertiesBuf) -> Packet<'a> {
+        let (reason, properties) = (ReasonCode::Success, properties.as_properties());
+        Packet::ConnAck(ConnAck { session_present, reason, properties })
+    }
+
+    fn can_take(&self, packet: &Packet<'_>) -> bool {
+        fits(packet, self.link.version, self.link.packet_bytes_max)
+    }
+
+    /// Where the client may have responses sent to, only for one that asks [MQTT-3.1.2-28]. `None` also
+    /// for an identifier with which there is no such topic.
+    fn response_information(&self, prefix: &str) -> Option<String> {
+        if prefix.is_empty() || !self.wants_response_information {
+            return None;
+        }
+        let information = format!("{prefix}{}/", self.client_id.as_str());
+        check_topic_name(&information).ok().map(|()| information)
     }
 }
 
-/// Writes the CONNACK that refuses a client [MQTT-3.2.2-6].
-pub fn refuse(version: ProtocolVersion, reason: ReasonCode, out: &mut Vec<u8>) {
-    let properties = crate::codec::Properties::EMPTY;
-    let packet = Packet::ConnAck(ConnAck { session_present: false, reason, properties });
-    packet.encode(version, out);
+impl Refusal {
+    /// A refusal of `connect`.
+    pub fn new(connect: &Connect<'_>, reason: ReasonCode, explanation: &'static str) -> Self {
+        Self {
+            version: connect.version,
+            reason,
+            explanation: explanation.into(),
+            packet_bytes_max: connect.properties.maximum_packet_size(),
+        }
+    }
+
+    /// Writes the CONNACK [MQTT-3.2.2-6]; nothing where the client takes no packet of its size.
+    /// The explanation is left out where it would make the packet too large [MQTT-3.2.2-19].
+    pub fn write(&self, limits: &Limits, out: &mut Vec<u8>) {
+        let mut terms = PropertiesBuf::new();
+        limits.availability.announce(&mut terms);
+        let mut all = terms.clone();
+        all.push(Property::ReasonString(&self.explanation));
+        for properties in [&all, &terms, &PropertiesBuf::new()] {
+            let (reason, properties) = (self.reason, properties.as_properties());
+            let packet = Packet::ConnAck(ConnAck { session_present: false, reason, properties });
+            if fits(&packet, self.version, self.packet_bytes_max) {
+                return packet.encode(self.version, out);
+            }
+        }
+    }
+}
+
+fn fits(packet: &Packet<'_>, version: ProtocolVersion, bytes_max: Option<u32>) -> bool {
+    bytes_max.is_none_or(|max| packet.encoded_len(version) <= max as usize)
 }

@@ -15,11 +15,9 @@ use std::time::Instant;
 
 use crate::codec::Ack;
 use crate::codec::Delivery as Flow;
-use crate::codec::{
-    Forward, Packet, Properties, PublishView, ReasonCode, TopicAlias, next_frame,
-};
+use crate::codec::{Forward, Packet, Properties, PublishView, ReasonCode, TopicAlias, next_frame};
 use crate::ids::{PacketId, ProtocolVersion, Qos};
-use crate::message::{Delivery, Kind, Piece};
+use crate::message::{Delivery, Kind, Piece, Undelivered};
 use crate::session::aliases::SentAliases;
 use crate::session::window::{Acknowledged, Body, Resend, Window};
 use crate::session::{Link, OUTPUT_BYTES_MAX, Output};
@@ -66,6 +64,18 @@ impl Outgoing {
     /// Sent and not complete.
     pub(super) fn inflight(&self) -> usize {
         self.window.len()
+    }
+
+    /// Takes out what came by a shared subscription and was not sent. Of an ended session also what was
+    /// sent at QoS 1 and not acknowledged; at QoS 2 that must not go to anyone else [MQTT-4.8.2-5].
+    pub(super) fn take_shared(&mut self, has_ended: bool, out: &mut Output) -> Vec<Undelivered> {
+        let mut undelivered = Vec::new();
+        if has_ended {
+            self.window.take_shared(&mut undelivered);
+        }
+        self.acknowledged.take_shared(&mut undelivered, out);
+        self.unacknowledged.take_shared(&mut undelivered, out);
+        undelivered
     }
 
     /// The client acknowledged something with PUBACK, PUBREC or PUBCOMP.
@@ -200,6 +210,33 @@ struct Stretch {
 }
 
 impl Queue {
+    /// See [`Outgoing::take_shared`].
+    fn take_shared(&mut self, undelivered: &mut Vec<Undelivered>, out: &mut Output) {
+        if let Some(front) = self.deliveries.front_mut() {
+            // What of it has been sent is forgotten first.
+            let sent = front.pieces.drain(..self.sent_pieces);
+            front.messages -= sent.map(|piece| piece.count).sum::<u32>();
+            front.piece_bytes = front.pieces.iter().map(|piece| piece.len as usize).sum();
+            front.held_bytes = front.held_bytes.saturating_sub(self.charge_given);
+            self.sent_pieces = 0;
+            self.charge_given = 0;
+        }
+        for delivery in std::mem::take(&mut self.deliveries) {
+            if !delivery.is_shared() {
+                self.deliveries.push_back(delivery);
+                continue;
+            }
+            let (messages, held_bytes) = (delivery.messages, delivery.held_bytes);
+            let (rest, mut shared) = delivery.split_shared();
+            undelivered.append(&mut shared);
+            let (kept, kept_bytes) =
+                rest.as_ref().map_or((0, 0), |it| (it.messages, it.held_bytes));
+            out.tally.released_messages += u64::from(messages - kept);
+            out.tally.released_bytes += held_bytes - kept_bytes;
+            self.deliveries.extend(rest);
+        }
+    }
+
     /// Takes the next frames that belong together, at most `count_max`.
     fn take(&mut self, count_max: usize, out: &mut Output) -> Option<Stretch> {
         let delivery = self.deliveries.front_mut()?;

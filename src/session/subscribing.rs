@@ -10,6 +10,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU32;
 
 use crate::codec::{
     Packet, Properties, ReasonCode, RetainHandling, SubAck, Subscribe, SubscribeOptions, UnsubAck,
@@ -18,7 +19,7 @@ use crate::codec::{
 use crate::ids::{PacketId, ProtocolVersion};
 use crate::message::{Grant, Replay};
 use crate::session::output::{Request, Retained};
-use crate::session::{Limits, Link, Output};
+use crate::session::{CloseReason, Limits, Link, Output};
 use crate::topic::TopicFilter;
 
 /// See the module comment.
@@ -36,6 +37,8 @@ pub(super) struct Subscribing {
     /// When `replays` is this long, those that nobody wants any more are looked for.
     replays_checked_at: usize,
     replay_is_out: bool,
+    /// There was a shared subscription, and messages that came by it may still wait.
+    has_shared: bool,
 }
 
 /// A SUBSCRIBE or UNSUBSCRIBE that is not answered yet.
@@ -79,6 +82,11 @@ impl Subscribing {
         self.next_token > 0
     }
 
+    /// Whether there ever was a shared subscription.
+    pub(super) fn has_shared(&self) -> bool {
+        self.has_shared
+    }
+
     /// SUBSCRIBE: remembers what is granted and asks the router for it.
     pub(super) fn subscribe(
         &mut self,
@@ -87,11 +95,18 @@ impl Subscribing {
         link: &Link,
         out: &mut Output,
     ) {
+        let mut options = packet.filters.iter();
+        if options.any(|(text, options)| options.no_local && text.starts_with("$share/")) {
+            // [MQTT-3.8.3-4]
+            return out.close(CloseReason::Protocol("No Local on a shared subscription"));
+        }
+        let identifier = packet.properties.subscription_identifiers().next();
+        let identifier = identifier.and_then(NonZeroU32::new);
         let mut wanted = Vec::with_capacity(packet.filters.len());
         let mut places = HashMap::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
         for (text, options) in packet.filters.iter() {
-            let outcome = self.grant(text, options, limits, out);
+            let outcome = self.grant(text, options, identifier, limits, out);
             reasons.push(match outcome {
                 Ok(granted) => {
                     // A filter that comes twice counts once, as it was given last [MQTT-3.8.4-3].
@@ -102,7 +117,7 @@ impl Subscribing {
                             wanted.push(granted);
                         }
                     }
-                    options.qos as u8
+                    limits.availability.grant(options.qos) as u8
                 }
                 Err(reason) => suback_failure(reason, link.version),
             });
@@ -218,17 +233,17 @@ impl Subscribing {
         &mut self,
         text: &str,
         options: SubscribeOptions,
+        identifier: Option<NonZeroU32>,
         limits: &Limits,
         out: &mut Output,
     ) -> Result<(TopicFilter, Grant, Retained), ReasonCode> {
         let filter = TopicFilter::parse(text).map_err(|_| ReasonCode::TopicFilterInvalid)?;
-        if filter.is_shared() {
-            return Err(ReasonCode::SharedSubscriptionsNotSupported);
-        }
+        limits.availability.check_filter(&filter)?;
         let grant = Grant {
-            qos: options.qos,
+            qos: limits.availability.grant(options.qos),
             no_local: options.no_local,
             retain_as_published: options.retain_as_published,
+            identifier,
         };
         let earlier = self.filters.get(&filter).copied();
         let is_new = earlier.is_none();
@@ -242,6 +257,8 @@ impl Subscribing {
             out.tally.subscriptions += 1;
         }
         let retained = match options.retain_handling {
+            // Section 4.8.2: there are no retained messages for a shared subscription.
+            _ if filter.is_shared() => Retained::Skip,
             RetainHandling::Send => Retained::Replay,
             RetainHandling::SendIfNew if is_new => Retained::Replay,
             RetainHandling::SendIfNew | RetainHandling::DoNotSend => Retained::Skip,
@@ -250,6 +267,7 @@ impl Subscribing {
             (Retained::Skip, Some(earlier)) => earlier,
             _ => self.next_token,
         };
+        self.has_shared |= filter.is_shared();
         self.filters.insert(filter.clone(), replay_token);
         Ok((filter, grant, retained))
     }

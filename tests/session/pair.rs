@@ -9,7 +9,7 @@ use mailboxqtt::codec::{
     frame_len,
 };
 use mailboxqtt::ids::{ClientId, PacketId, ProtocolVersion, Qos};
-use mailboxqtt::message::{Batch, Collector, Delivery, Kind, Piece, TopicHasher, shard_of};
+use mailboxqtt::message::{Batch, Buffer, Collector, Delivery, Kind, Piece, TopicHasher, shard_of};
 use mailboxqtt::session::{
     Availability, CloseReason, Limits, Opening, Output, Place, Request, Session, Tally, negotiate,
 };
@@ -45,6 +45,7 @@ pub(crate) const LIMITS: Limits = Limits {
     subscriptions_max: 5,
     subscription_bytes_max: usize::MAX,
     keep_alive_s_max: None,
+    session_expiry_s_max: None,
     topic_alias_max: 64,
     availability: Availability::EVERYTHING,
     check_payload_format: false,
@@ -115,7 +116,7 @@ impl Pair {
         let now = Instant::now();
         Self {
             session: Session::new(limits, &opening(terms, &limits), now),
-            out: Output::new(Collector::new(hasher.clone(), SHARDS)),
+            out: Output::new(Collector::new(hasher.clone(), SHARDS, now)),
             now,
             routed: Vec::new(),
             released_messages: 0,
@@ -144,7 +145,7 @@ impl Pair {
     /// As `net::connection` takes what one read brought.
     fn read(&mut self, read: &[u8]) -> Vec<Receipt> {
         self.session.handle_read(self.now);
-        self.out.routes.begin(self.session.link().wire_version());
+        self.out.routes.begin(self.session.link().wire_version(), self.now);
         let version = self.session.link().version;
         let mut receipts = Vec::new();
         let mut taken = 0;
@@ -196,7 +197,7 @@ impl Pair {
     pub(crate) fn hear(&mut self) -> Vec<Heard> {
         let mut heard = Vec::new();
         loop {
-            let more = self.session.fill(&mut self.out);
+            let more = self.session.fill(self.now, &mut self.out);
             heard.append(&mut self.take_bytes());
             if !more {
                 return heard;
@@ -419,10 +420,12 @@ pub(crate) fn delivery_of(runs: &[Run]) -> Delivery {
             frame_retain: false,
             qos: qos(run.to),
             retain: false,
+            expires: false,
+            via: 0,
         });
-        buffers.push(Bytes::from(frames));
+        buffers.push(Buffer { frames: Bytes::from(frames), received_at: Instant::now() });
     }
-    Delivery::new(kind, buffers, pieces)
+    Delivery::new(kind, buffers, pieces, Vec::new())
 }
 
 /// A message as it is heard for the first time.
