@@ -12,7 +12,7 @@ use crate::message::{Collector, Incoming, TopicHasher, shard_of};
 use crate::metrics::Metrics;
 use crate::router::links::Links;
 use crate::router::mailbox::{Inbox, Mailbox, QueueLimits, mailbox};
-use crate::router::registry::{Parked, Registry};
+use crate::router::registry::{Due, Parked, Registry};
 use crate::router::route::{Routes, Subscriber};
 use crate::router::shard::{Command, Publication, RetainedLimits, ShardHandle};
 use crate::session::{Request, Retained, Session, Will};
@@ -20,6 +20,7 @@ use crate::subscriptions::Trie;
 use crate::topic::TopicFilter;
 
 mod bell;
+mod deadline;
 pub mod links;
 pub mod mailbox;
 pub mod registry;
@@ -140,11 +141,25 @@ impl Router {
         }
     }
 
-    /// Ends the sessions whose time has come.
-    pub async fn end_expired(&self, now: std::time::Instant) {
-        for Parked { session, inbox, .. } in self.registry.take_expired(now) {
-            self.metrics.sessions_expired.add(1);
-            self.end_session(&session, inbox).await;
+    /// Ends a session whose client is away, and publishes what it left behind.
+    pub async fn end_parked(&self, parked: Parked) {
+        let Parked { session, inbox, will, .. } = parked;
+        if let Some(waiting) = will {
+            self.publish_will(waiting.will, inbox.mailbox()).await;
+        }
+        self.end_session(&session, inbox).await;
+    }
+
+    /// Does what has come due: wills are published, sessions end.
+    pub async fn settle_due(&self, due: Vec<Due>) {
+        for due in due {
+            match due {
+                Due::Will(will, mailbox) => self.publish_will(will, &mailbox).await,
+                Due::End(parked) => {
+                    self.metrics.sessions_expired.add(1);
+                    self.end_parked(parked).await;
+                }
+            }
         }
     }
 
