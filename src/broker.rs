@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
@@ -25,8 +25,6 @@ use crate::sys;
 const BACKLOG: i32 = 4096;
 /// Time for all clients to be told that the broker stops.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
-/// Time between two looks for sessions that have expired.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A broker whose socket is bound: nobody is served yet, but nobody is refused either.
 #[derive(Debug)]
@@ -76,8 +74,8 @@ impl Broker {
         self.config.shards
     }
 
-    /// Serves until `shutdown` is ready, then stops: no new clients, what was received is routed,
-    /// clients are told (v5 with 0x8B [MQTT-4.13.2-1]) and their last bytes written.
+    /// Serves until `shutdown` is ready, then stops: no new clients, what was received is routed, and so
+    /// are the wills that wait, for their sessions end now; clients are told (v5 with 0x8B [MQTT-4.13.2-1]) and their last bytes written.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let metrics = Arc::new(Metrics::default());
@@ -93,13 +91,14 @@ impl Broker {
             stop.clone(),
         ));
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
-        services.spawn(expire(router.clone(), stop.clone()));
+        services.spawn(keep_deadlines(router.clone(), stop.clone()));
 
         shutdown.await;
         info!(clients = connections.len(), "shutting down");
         stop.cancel();
         services.close();
         services.wait().await;
+        router.settle_due(router.registry().take_wills()).await;
         router.settle().await;
         router.registry().tell_owners(|| Mail::ShuttingDown);
         connections.close();
@@ -110,13 +109,14 @@ impl Broker {
     }
 }
 
-async fn expire(router: Router, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(EXPIRY_INTERVAL);
+/// Publishes wills and ends sessions at their time.
+async fn keep_deadlines(router: Router, stop: CancellationToken) {
     loop {
-        tokio::select! {
-            _ = ticks.tick() => router.end_expired(Instant::now()).await,
+        let due = tokio::select! {
+            due = router.registry().due() => due,
             () = stop.cancelled() => return,
-        }
+        };
+        router.settle_due(due).await;
     }
 }
 

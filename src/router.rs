@@ -13,7 +13,7 @@ use crate::message::{Collector, Incoming, TopicHasher, shard_of};
 use crate::metrics::Metrics;
 use crate::router::links::Links;
 use crate::router::mailbox::{Inbox, Mailbox, QueueLimits, mailbox};
-use crate::router::registry::{Parked, Registry};
+use crate::router::registry::{Due, Parked, Registry};
 use crate::router::route::{Routes, Subscriber};
 use crate::router::shard::{Command, Publication, RetainedLimits, ShardHandle};
 use crate::router::sharing::Strategy;
@@ -22,6 +22,7 @@ use crate::subscriptions::Trie;
 use crate::topic::TopicFilter;
 
 mod bell;
+mod deadline;
 mod handover;
 pub mod links;
 pub mod mailbox;
@@ -150,11 +151,25 @@ impl Router {
         self.hand_over(session, &inbox, true).await;
     }
 
-    /// Ends the sessions whose time has come.
-    pub async fn end_expired(&self, now: Instant) {
-        for Parked { mut session, inbox, .. } in self.registry.take_expired(now) {
-            self.metrics.sessions_expired.add(1);
-            self.end_session(&mut session, inbox).await;
+    /// Ends a session whose client is away, and publishes what it left behind.
+    pub async fn end_parked(&self, parked: Parked) {
+        let Parked { mut session, inbox, will, .. } = parked;
+        if let Some(waiting) = will {
+            self.publish_will(waiting.will, inbox.mailbox()).await;
+        }
+        self.end_session(&mut session, inbox).await;
+    }
+
+    /// Does what has come due: wills are published, sessions end.
+    pub async fn settle_due(&self, due: Vec<Due>) {
+        for due in due {
+            match due {
+                Due::Will(will, mailbox) => self.publish_will(will, &mailbox).await,
+                Due::End(parked) => {
+                    self.metrics.sessions_expired.add(1);
+                    self.end_parked(parked).await;
+                }
+            }
         }
     }
 

@@ -141,7 +141,8 @@ impl Session {
         self.outgoing.attach(&self.link);
     }
 
-    /// The connection is gone. Returns the will if it is due.
+    /// The connection is gone. Returns the will unless `reason` discards it; [`Will::due_at`] says how
+    /// long it waits.
     pub fn detach(&mut self, reason: &CloseReason) -> Option<Will> {
         self.incoming.detach();
         self.subscribing.detach();

@@ -19,8 +19,8 @@ use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{HandshakeError, read_hello};
 use crate::router::Router;
 use crate::router::mailbox::Mail;
-use crate::router::registry::{Claim, Parked};
-use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
+use crate::router::registry::{Claim, Parked, WaitingWill};
+use crate::session::{CloseReason, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
@@ -156,14 +156,19 @@ impl Serving {
     ) -> Result<(Claim, Parked, bool), HandshakeError> {
         let now = Instant::now();
         let metrics = self.router.metrics();
-        let mut parked = claim.take();
-        let is_over = |parked: &mut Parked| {
-            opening.clean_start || parked.expires_at.is_some_and(|at| at <= now)
-        };
-        if let Some(mut parked) = parked.take_if(is_over) {
-            self.router.end_session(&mut parked.session, parked.inbox).await;
+        let mut parked = claim.take(self.router.registry());
+        let is_over = |parked: &mut Parked| opening.clean_start || parked.has_ended(now);
+        if let Some(parked) = parked.take_if(is_over) {
+            metrics.sessions_expired.add(parked.has_ended(now).into());
+            self.router.end_parked(parked).await;
         }
         if let Some(mut parked) = parked {
+            // The client is back in time, or its will is due all the same [MQTT-3.1.3-9].
+            if let Some(waiting) = parked.will.take()
+                && waiting.due_at <= now
+            {
+                self.router.publish_will(waiting.will, parked.inbox.mailbox()).await;
+            }
             parked.session.attach(opening, now);
             parked.inbox.mailbox().set_connected(true);
             return Ok((claim, parked, true));
@@ -175,7 +180,8 @@ impl Serving {
         }
         metrics.sessions.add(1);
         let session = Box::new(Session::new(self.limits.session, opening, now));
-        Ok((claim, Parked { session, inbox: self.router.open_mailbox(), expires_at: None }, false))
+        let inbox = self.router.open_mailbox();
+        Ok((claim, Parked { session, inbox, expires_at: None, will: None }, false))
     }
 
     /// The connection with its CONNACK still to be written.
@@ -224,24 +230,25 @@ impl Serving {
         std::future::poll_fn(|cx| links.poll_flush(cx)).await;
         self.router.metrics().clients_connected.add(-1);
         inbox.mailbox().set_connected(false);
+        let now = Instant::now();
+        let ends_at = session.expiry().ends_at(now);
+        let mut waiting = None;
         if let Some(will) = session.detach(&reason) {
-            self.router.publish_will(will, inbox.mailbox()).await;
+            let due_at = will.due_at(now, ends_at);
+            // No session outlives the process, so no will waits for longer than that.
+            if due_at <= now || self.stop.is_cancelled() {
+                self.router.publish_will(will, inbox.mailbox()).await;
+            } else {
+                waiting = Some(Box::new(WaitingWill { will, due_at }));
+            }
         }
-        self.router.hand_over(&mut session, &inbox, false).await;
-        match session.expiry() {
-            Expiry::WithConnection => {
-                self.router.end_session(&mut session, inbox).await;
-                claim.end(self.router.registry());
-            }
-            Expiry::After(duration) => {
-                let expires_at = Some(Instant::now() + duration);
-                let parked = Parked { session, inbox, expires_at };
-                claim.park(parked, self.router.registry());
-            }
-            Expiry::Never => {
-                let parked = Parked { session, inbox, expires_at: None };
-                claim.park(parked, self.router.registry());
-            }
+        let mut parked = Parked { session, inbox, expires_at: ends_at, will: waiting };
+        if parked.has_ended(now) {
+            self.router.end_parked(parked).await;
+            claim.end(self.router.registry());
+        } else {
+            self.router.hand_over(&mut parked.session, &parked.inbox, false).await;
+            claim.park(parked, self.router.registry());
         }
         write_last(&mut stream, &last_words).await;
     }

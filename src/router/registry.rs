@@ -9,18 +9,42 @@
 //! Each CONNECT takes a ticket from its slot. Only the holder of the newest ticket may wait or stay: a
 //! waiter that sees a newer one gives up, an owner that sees one is told by [`Mail::TakenOver`]. So
 //! a thousand connections with one id cost one handover, not a thousand.
+//!
+//! # Deadlines
+//!
+//! A session whose client is away ends when its expiry interval has passed, and a will that waits with it
+//! is published when its delay has. The next of both is an entry among the deadlines; one task waits for
+//! the first of all ([`Registry::due`]). Who holds the lock of the slot decides by the clock: the task and a
+//! claim that come at the same moment do the same, each of them once.
+//!
+//! When the broker stops, all sessions end with it, for they are in memory only: the wills that
+//! wait are published before the clients are told to go ([`Registry::take_wills`]).
+//!
+//! # Invariants
+//!
+//! - A deadline is entered and removed only by the holder of the lock of its slot: there is one while the
+//!   slot holds a session that has something due, and none in every other case. A claim that is dropped
+//!   without [`Claim::take`] changes nothing.
+//! - Locks are taken in the order slot, deadlines. The task goes the other way, and so may only *try* a slot;
+//!   one that is being claimed or parked at that moment is looked at again a little later.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::ids::{ClientId, SessionId};
+use crate::router::deadline::{Deadline, Deadlines};
 use crate::router::mailbox::{Inbox, Mail, Mailbox};
-use crate::session::Session;
+use crate::session::{Session, Will};
+
+/// What [`Registry::due`] takes out at once; the rest follows.
+const DUE_MAX: usize = 256;
+/// When a slot is looked at again that was in use when its deadline came.
+const SECOND_LOOK: Duration = Duration::from_millis(10);
 
 /// A session whose client is away, or is just coming back.
 #[derive(Debug)]
@@ -31,6 +55,26 @@ pub struct Parked {
     pub inbox: Inbox,
     /// When it ends, unless the client comes back.
     pub expires_at: Option<Instant>,
+    /// Published at its time, unless the client comes back before [MQTT-3.1.3-9].
+    pub will: Option<Box<WaitingWill>>,
+}
+
+/// A will whose connection is gone.
+#[derive(Debug)]
+pub struct WaitingWill {
+    /// The message.
+    pub will: Will,
+    /// When it is published; not after the end of its session.
+    pub due_at: Instant,
+}
+
+/// Something whose time has come.
+#[derive(Debug)]
+pub enum Due {
+    /// The will of a session that goes on.
+    Will(Will, Arc<Mailbox>),
+    /// A session that has ended, with its will if that still waited.
+    End(Parked),
 }
 
 /// See the module comment.
@@ -38,8 +82,9 @@ pub struct Parked {
 pub struct Registry {
     slots: DashMap<ClientId, Arc<Slot>>,
     sessions: AtomicU64,
-    /// Set when a session is parked that will expire: else nobody needs to look for one.
-    may_expire: AtomicBool,
+    deadlines: Mutex<Deadlines<(ClientId, Arc<Slot>)>>,
+    /// A deadline was entered before all others.
+    earlier: Notify,
 }
 
 /// The place of one client id.
@@ -59,7 +104,11 @@ enum Place {
     #[default]
     Empty,
     /// A session that nobody is connected to.
-    Parked(Parked),
+    Parked {
+        parked: Parked,
+        /// Its entry among the deadlines.
+        deadline: Option<Deadline>,
+    },
     /// The slot has left the registry: look the client id up again.
     Removed,
 }
@@ -110,31 +159,91 @@ impl Registry {
         }
     }
 
-    /// Takes the sessions out whose time has come.
-    pub fn take_expired(&self, now: Instant) -> Vec<Parked> {
-        if !self.may_expire.swap(false, SeqCst) {
-            return Vec::new();
-        }
-        let slots: Vec<(ClientId, Arc<Slot>)> =
-            self.slots.iter().map(|slot| (slot.key().clone(), slot.value().clone())).collect();
-        let mut expired = Vec::new();
-        for (client_id, slot) in slots {
-            // A slot that is in use has no session to expire.
-            let Ok(mut place) = slot.place.clone().try_lock_owned() else { continue };
-            match &*place {
-                Place::Parked(Parked { expires_at: Some(at), .. }) if *at <= now => (),
-                Place::Parked(Parked { expires_at: Some(_), .. }) => {
-                    self.may_expire.store(true, SeqCst);
-                    continue;
+    /// Waits until the time of a session or a will has come, and takes out what is due. Nothing is lost when
+    /// the future is dropped. For one task at a time.
+    pub async fn due(&self) -> Vec<Due> {
+        loop {
+            let now = tokio::time::Instant::now().into_std();
+            let due = self.take_due(now);
+            if !due.is_empty() {
+                return due;
+            }
+            let first = self.deadlines().first();
+            match first {
+                None => self.earlier.notified().await,
+                Some(at) => {
+                    let at = if at <= now { now + SECOND_LOOK } else { at };
+                    tokio::select! {
+                        () = tokio::time::sleep_until(at.into()) => (),
+                        () = self.earlier.notified() => (),
+                    }
                 }
-                _ => continue,
             }
-            if let Place::Parked(parked) = std::mem::replace(&mut *place, Place::Removed) {
-                expired.push(parked);
+        }
+    }
+
+    /// Takes out the wills that wait, whose sessions are about to end with the process.
+    pub fn take_wills(&self) -> Vec<Due> {
+        let mut wills = Vec::new();
+        for (_, slot) in self.deadlines().items() {
+            if let Ok(mut place) = slot.place.clone().try_lock_owned()
+                && let Place::Parked { parked, .. } = &mut *place
+                && let Some(waiting) = parked.will.take()
+            {
+                wills.push(Due::Will(waiting.will, parked.inbox.mailbox().clone()));
             }
+        }
+        wills
+    }
+
+    fn take_due(&self, now: Instant) -> Vec<Due> {
+        let mut due = Vec::new();
+        // Slots that leave stay locked until they have left: whoever waits for one finds another.
+        let mut leaving = Vec::new();
+        let mut deadlines = self.deadlines();
+        let lock = |(deadline, (_, slot)): (Deadline, &(ClientId, Arc<Slot>))| {
+            Some((deadline, slot.place.clone().try_lock_owned().ok()?))
+        };
+        let locked: Vec<_> = deadlines.due(now).filter_map(lock).take(DUE_MAX).collect();
+        for (deadline, mut place) in locked {
+            let Some((client_id, slot)) = deadlines.remove(deadline) else { continue };
+            match std::mem::replace(&mut *place, Place::Removed) {
+                Place::Parked { parked, .. } if parked.has_ended(now) => {
+                    due.push(Due::End(parked));
+                    leaving.push((client_id, slot, place));
+                }
+                Place::Parked { mut parked, .. } => {
+                    if let Some(waiting) = parked.will.take_if(|will| will.due_at <= now) {
+                        due.push(Due::Will(waiting.will, parked.inbox.mailbox().clone()));
+                    }
+                    let next = parked.next_deadline();
+                    let deadline = next.map(|at| deadlines.enter(at, (client_id, slot)));
+                    *place = Place::Parked { parked, deadline };
+                }
+                other => *place = other,
+            }
+        }
+        drop(deadlines);
+        for (client_id, slot, _place) in leaving {
             self.slots.remove_if(&client_id, |_, other| Arc::ptr_eq(other, &slot));
         }
-        expired
+        due
+    }
+
+    fn deadlines(&self) -> MutexGuard<'_, Deadlines<(ClientId, Arc<Slot>)>> {
+        self.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Parked {
+    /// Whether its time is over.
+    pub fn has_ended(&self, now: Instant) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let will = self.will.as_ref().map(|waiting| waiting.due_at);
+        will.into_iter().chain(self.expires_at).min()
     }
 }
 
@@ -176,10 +285,15 @@ impl Claim {
         self.ticket
     }
 
-    /// The parked session, if there is one.
-    pub fn take(&mut self) -> Option<Parked> {
+    /// The parked session, if there is one: it may be over already, and so may the wait of its will.
+    pub fn take(&mut self, registry: &Registry) -> Option<Parked> {
         match std::mem::take(&mut *self.place) {
-            Place::Parked(parked) => Some(parked),
+            Place::Parked { parked, deadline } => {
+                if let Some(deadline) = deadline {
+                    registry.deadlines().remove(deadline);
+                }
+                Some(parked)
+            }
             Place::Empty | Place::Removed => None,
         }
     }
@@ -196,19 +310,397 @@ impl Claim {
     /// Leaves the session for the next connection.
     pub fn park(mut self, parked: Parked, registry: &Registry) {
         self.slot.set_owner(None);
-        let expires = parked.expires_at.is_some();
-        *self.place = Place::Parked(parked);
+        let mut is_first = false;
+        let deadline = parked.next_deadline().map(|at| {
+            let mut deadlines = registry.deadlines();
+            is_first = deadlines.first().is_none_or(|first| at < first);
+            deadlines.enter(at, (self.client_id.clone(), self.slot.clone()))
+        });
+        *self.place = Place::Parked { parked, deadline };
         drop(self);
-        // Behind the unlock: whoever looks for expired sessions after this finds it.
-        if expires {
-            registry.may_expire.store(true, SeqCst);
+        // Behind the unlock: whoever is woken can look at it.
+        if is_first {
+            registry.earlier.notify_one();
         }
     }
 
-    /// Leaves nothing.
+    /// Leaves nothing. What was parked has been taken.
     pub fn end(mut self, registry: &Registry) {
         self.slot.set_owner(None);
         *self.place = Place::Removed;
         registry.slots.remove_if(&self.client_id, |_, other| Arc::ptr_eq(other, &self.slot));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::codec::{self, Connect, PropertiesBuf, Property};
+    use crate::ids::{ProtocolVersion, Qos};
+    use crate::metrics::Metrics;
+    use crate::router::mailbox::{QueueLimits, mailbox};
+    use crate::session::{Availability, CloseReason, Limits, negotiate};
+
+    const LIMITS: Limits = Limits {
+        inflight_max: 1,
+        receive_max: 1,
+        packet_bytes_max: 1000,
+        subscriptions_max: 1,
+        subscription_bytes_max: 1,
+        keep_alive_s_max: None,
+        session_expiry_s_max: None,
+        topic_alias_max: 0,
+        availability: Availability::EVERYTHING,
+        check_payload_format: false,
+    };
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn client(number: usize) -> ClientId {
+        ClientId::new(&format!("client-{number}"))
+    }
+
+    /// What a connection leaves behind that ended at `now`: a session that stays for `expiry_s`, and a
+    /// will that waits for `will_delay_s`.
+    fn parked(
+        registry: &Registry,
+        now: Instant,
+        expiry_s: u32,
+        will_delay_s: Option<u32>,
+    ) -> Parked {
+        let (mut own, mut of_will) = (PropertiesBuf::new(), PropertiesBuf::new());
+        own.push(Property::SessionExpiryInterval(expiry_s));
+        of_will.push(Property::WillDelayInterval(will_delay_s.unwrap_or(0)));
+        let will = will_delay_s.map(|_| codec::Will {
+            topic: "will",
+            payload: b"gone",
+            qos: Qos::AtMostOnce,
+            retain: false,
+            properties: of_will.as_properties(),
+        });
+        let connect = Connect {
+            version: ProtocolVersion::V5,
+            clean_start: false,
+            keep_alive_s: 0,
+            client_id: "client",
+            properties: own.as_properties(),
+            will,
+            user_name: None,
+            password: None,
+        };
+        let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
+        let mut session = Box::new(Session::new(LIMITS, &opening, now));
+        let will = session.detach(&CloseReason::Lost("gone".into()));
+        let expires_at = session.expiry().ends_at(now);
+        let will = will.map(|will| {
+            let due_at = will.due_at(now, expires_at);
+            Box::new(WaitingWill { will, due_at })
+        });
+        let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
+        let inbox = mailbox(registry.fresh_session_id(), limits, Arc::new(Metrics::default()));
+        Parked { session, inbox, expires_at, will }
+    }
+
+    fn id_of(parked: &Parked) -> SessionId {
+        parked.inbox.mailbox().session()
+    }
+
+    fn deadlines(registry: &Registry) -> usize {
+        registry.deadlines().len()
+    }
+
+    async fn claim(registry: &Registry, number: usize) -> Claim {
+        registry.claim(&client(number)).await.unwrap()
+    }
+
+    async fn park(registry: &Registry, number: usize, expiry_s: u32, will_delay_s: Option<u32>) {
+        let now = tokio::time::Instant::now().into_std();
+        let parked = parked(registry, now, expiry_s, will_delay_s);
+        claim(registry, number).await.park(parked, registry);
+    }
+
+    /// Waits for one thing to come due; returns whether it is a session, and when it came.
+    async fn next_due(registry: &Registry, since: tokio::time::Instant) -> (bool, Duration) {
+        let due = registry.due().await;
+        assert_eq!(due.len(), 1, "{due:?}");
+        (matches!(due.first(), Some(Due::End(_))), since.elapsed())
+    }
+
+    async fn assert_nothing_due(registry: &Registry) {
+        let due = tokio::time::timeout(seconds(1_000_000), registry.due()).await;
+        assert!(due.is_err(), "{due:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn will_comes_due_at_its_delay_and_its_session_at_its_expiry() {
+        let (registry, start) = (Registry::default(), tokio::time::Instant::now());
+        park(&registry, 1, 5, Some(2)).await;
+        assert_eq!(next_due(&registry, start).await, (false, seconds(2)));
+        assert_eq!(next_due(&registry, start).await, (true, seconds(5)));
+        assert_eq!(deadlines(&registry), 0);
+        assert!(registry.slots.is_empty());
+        assert_nothing_due(&registry).await;
+    }
+
+    /// [MQTT-3.1.2-8]
+    #[tokio::test(start_paused = true)]
+    async fn will_that_would_wait_longer_than_its_session_comes_due_with_it() {
+        let (registry, start) = (Registry::default(), tokio::time::Instant::now());
+        park(&registry, 1, 3, Some(100)).await;
+        let due = registry.due().await;
+        assert_eq!(start.elapsed(), seconds(3));
+        let [Due::End(parked)] = &due[..] else { panic!("{due:?}") };
+        assert!(parked.will.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn session_without_end_waits_for_nothing_but_its_will() {
+        let (registry, start) = (Registry::default(), tokio::time::Instant::now());
+        park(&registry, 1, u32::MAX, None).await;
+        assert_eq!(deadlines(&registry), 0);
+        park(&registry, 2, u32::MAX, Some(7)).await;
+        assert_eq!(next_due(&registry, start).await, (false, seconds(7)));
+        assert_nothing_due(&registry).await;
+        assert!(claim(&registry, 2).await.take(&registry).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn earlier_deadline_wakes_whoever_sleeps_for_a_later_one() {
+        let (registry, start) = (Arc::new(Registry::default()), tokio::time::Instant::now());
+        park(&registry, 1, 100, None).await;
+        let waiting = tokio::spawn({
+            let registry = registry.clone();
+            async move { next_due(&registry, start).await }
+        });
+        tokio::time::sleep(seconds(1)).await;
+        park(&registry, 2, 2, None).await;
+        assert_eq!(waiting.await.unwrap(), (true, seconds(3)));
+        assert!(claim(&registry, 2).await.take(&registry).is_none());
+        assert!(claim(&registry, 1).await.take(&registry).is_some());
+    }
+
+    /// [MQTT-3.1.3-9]
+    #[tokio::test(start_paused = true)]
+    async fn claimed_session_has_no_deadline_and_comes_due_for_nobody() {
+        let registry = Registry::default();
+        park(&registry, 1, 10, Some(5)).await;
+        let mut claim = claim(&registry, 1).await;
+        assert_eq!(deadlines(&registry), 1);
+        let parked = claim.take(&registry).unwrap();
+        assert_eq!(deadlines(&registry), 0);
+        assert_nothing_due(&registry).await;
+        claim.park(parked, &registry);
+        assert_eq!(deadlines(&registry), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn claim_that_is_dropped_again_leaves_the_deadline_in_force() {
+        let (registry, start) = (Registry::default(), tokio::time::Instant::now());
+        park(&registry, 1, 10, None).await;
+        let claim = claim(&registry, 1).await;
+        let late = tokio::time::timeout(seconds(60), registry.due()).await;
+        assert!(late.is_err(), "a slot in use is not touched: {late:?}");
+        drop(claim);
+        let (is_session, elapsed) = next_due(&registry, start).await;
+        assert!(is_session && elapsed <= seconds(60) + SECOND_LOOK, "{elapsed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slot_in_use_does_not_hold_up_the_others() {
+        let (registry, start) = (Registry::default(), tokio::time::Instant::now());
+        park(&registry, 1, 10, None).await;
+        park(&registry, 2, 11, None).await;
+        let _claim = claim(&registry, 1).await;
+        let (is_session, elapsed) = next_due(&registry, start).await;
+        assert!(is_session && elapsed <= seconds(11) + SECOND_LOOK, "{elapsed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_that_waits_gets_what_ended_meanwhile_and_nobody_else_does() {
+        let registry = Registry::default();
+        park(&registry, 1, 1, None).await;
+        let first = claim(&registry, 1).await;
+        let id = client(1);
+        let mut second = Box::pin(registry.claim(&id));
+        assert!(tokio::time::timeout(seconds(5), &mut second).await.is_err());
+        // The lock goes to the one who waits, and the deadline is long over.
+        drop(first);
+        assert!(registry.take_due(tokio::time::Instant::now().into_std()).is_empty());
+        let mut second = second.await.unwrap();
+        let parked = second.take(&registry).unwrap();
+        assert!(parked.has_ended(tokio::time::Instant::now().into_std()));
+        second.end(&registry);
+        assert!(registry.slots.is_empty());
+    }
+
+    #[test]
+    fn more_than_one_round_takes_comes_due_in_rounds() {
+        let registry = Registry::default();
+        let now = Instant::now();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for number in 0..DUE_MAX + 1 {
+            let parked = parked(&registry, now, 1, None);
+            let claim = runtime.block_on(registry.claim(&client(number))).unwrap();
+            claim.park(parked, &registry);
+        }
+        assert_eq!(registry.take_due(now).len(), 0);
+        let end = now + seconds(1);
+        let rounds = [(); 3].map(|()| registry.take_due(end).len());
+        assert_eq!(rounds, [DUE_MAX, 1, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_wills_that_wait_are_taken_at_once_and_their_sessions_stay() {
+        let (registry, start) = (Registry::default(), tokio::time::Instant::now());
+        park(&registry, 1, 10, Some(5)).await;
+        park(&registry, 2, 10, None).await;
+        park(&registry, 3, u32::MAX, Some(7)).await;
+        assert_eq!(registry.take_wills().len(), 2);
+        assert_eq!(registry.take_wills().len(), 0);
+        let due = registry.due().await;
+        assert_eq!((due.len(), start.elapsed()), (2, seconds(10)));
+        assert!(due.iter().all(|due| matches!(due, Due::End(_))));
+    }
+
+    /// Random claims, parkings and jumps of the clock, against a list of what has to be due.
+    #[test]
+    fn what_comes_due_agrees_with_a_list_whatever_happens() {
+        const CLIENTS: usize = 8;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for seed in 0..200 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let registry = Registry::default();
+            let mut now = Instant::now();
+            let mut claims: BTreeMap<usize, Claim> = BTreeMap::new();
+            // End of the session, and when its will is due.
+            let mut away: BTreeMap<usize, (SessionId, Option<Instant>, Option<Instant>)> =
+                BTreeMap::new();
+            for _ in 0..200 {
+                let number = rng.usize(..CLIENTS);
+                match rng.u8(..3) {
+                    0 => {
+                        now += seconds(rng.u64(..4));
+                        let (mut ended, mut published) = (Vec::new(), Vec::new());
+                        for due in registry.take_due(now) {
+                            match due {
+                                Due::End(parked) => ended.push(id_of(&parked)),
+                                Due::Will(_, mailbox) => published.push(mailbox.session()),
+                            }
+                        }
+                        let (mut to_end, mut to_publish) = (Vec::new(), Vec::new());
+                        away.retain(|_, (id, ends_at, will_at)| {
+                            let has_ended = ends_at.is_some_and(|at| at <= now);
+                            if has_ended {
+                                to_end.push(*id);
+                            } else if will_at.take_if(|at| *at <= now).is_some() {
+                                to_publish.push(*id);
+                            }
+                            !has_ended
+                        });
+                        for list in [&mut ended, &mut published, &mut to_end, &mut to_publish] {
+                            list.sort();
+                        }
+                        assert_eq!((ended, published), (to_end, to_publish), "seed {seed}");
+                    }
+                    1 if !claims.contains_key(&number) => {
+                        let mut claim = runtime.block_on(registry.claim(&client(number))).unwrap();
+                        let parked = claim.take(&registry);
+                        let expected = away.remove(&number);
+                        let found = parked.as_ref().map(|parked| {
+                            let will_at = parked.will.as_ref().map(|will| will.due_at);
+                            (id_of(parked), parked.expires_at, will_at)
+                        });
+                        assert_eq!(found, expected, "seed {seed}");
+                        claims.insert(number, claim);
+                    }
+                    _ => {
+                        let Some(claim) = claims.remove(&number) else { continue };
+                        if rng.u8(..4) == 0 {
+                            claim.end(&registry);
+                            continue;
+                        }
+                        let expiry_s = *rng.choice(&[1, 2, 3, 5, u32::MAX]).unwrap();
+                        let delay_s = *rng.choice(&[None, Some(1), Some(3), Some(9)]).unwrap();
+                        let parked = parked(&registry, now, expiry_s, delay_s);
+                        let will_at = parked.will.as_ref().map(|will| will.due_at);
+                        away.insert(number, (id_of(&parked), parked.expires_at, will_at));
+                        claim.park(parked, &registry);
+                    }
+                }
+                let with_deadline = |entry: &&(_, Option<Instant>, Option<Instant>)| {
+                    entry.1.is_some() || entry.2.is_some()
+                };
+                assert_eq!(deadlines(&registry), away.values().filter(with_deadline).count());
+            }
+        }
+    }
+
+    /// Clients come back at the very moment at which their sessions end.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn each_session_is_either_claimed_or_ended_and_never_both() {
+        const CLIENTS: usize = 32;
+        const ROUNDS: usize = 40;
+        let registry = Arc::new(Registry::default());
+        let is_over = Arc::new(AtomicBool::new(false));
+        let ending = tokio::spawn({
+            let (registry, is_over) = (registry.clone(), is_over.clone());
+            async move {
+                let mut ended = Vec::new();
+                while !is_over.load(SeqCst) {
+                    let due = tokio::time::timeout(Duration::from_millis(20), registry.due());
+                    for due in due.await.unwrap_or_default() {
+                        let Due::End(parked) = due else { panic!("no wills here") };
+                        ended.push(id_of(&parked));
+                    }
+                }
+                ended
+            }
+        });
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let registry = registry.clone();
+                tokio::spawn(async move {
+                    let mut rng = fastrand::Rng::with_seed(number as u64);
+                    let (mut left, mut found) = (Vec::new(), Vec::new());
+                    for round in 0..=ROUNDS {
+                        let mut claim = claim(&registry, number).await;
+                        found.extend(claim.take(&registry).map(|parked| id_of(&parked)));
+                        if round == ROUNDS {
+                            claim.end(&registry);
+                            break;
+                        }
+                        let mut wait = || Duration::from_micros(rng.u64(..3000));
+                        let parked = Parked {
+                            expires_at: Some(Instant::now() + wait()),
+                            ..parked(&registry, Instant::now(), 1, None)
+                        };
+                        left.push(id_of(&parked));
+                        claim.park(parked, &registry);
+                        tokio::time::sleep(wait()).await;
+                    }
+                    (left, found)
+                })
+            })
+            .collect();
+        let (mut left, mut gone) = (Vec::new(), Vec::new());
+        for client in clients {
+            let (parked, found) = client.await.unwrap();
+            left.extend(parked);
+            gone.extend(found);
+        }
+        is_over.store(true, SeqCst);
+        let ended = ending.await.unwrap();
+        assert!(!ended.is_empty() && !gone.is_empty(), "no race: {} ended", ended.len());
+        gone.extend(ended);
+        left.sort();
+        gone.sort();
+        assert_eq!(left, gone);
+        assert_eq!(deadlines(&registry), 0);
+        assert!(registry.slots.is_empty());
     }
 }
