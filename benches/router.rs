@@ -136,7 +136,7 @@ impl Hop {
         if self.qos != Qos::AtMostOnce {
             for due in 0..BATCHES as u64 {
                 let mail = next(&self.publisher).await;
-                assert!(matches!(mail, Mail::Accepted { turn } if turn == due));
+                assert!(matches!(mail, Mail::Accepted { turn, .. } if turn == due));
             }
         }
     }

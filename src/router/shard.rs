@@ -22,7 +22,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codec::PublishView;
-use crate::ids::{ProtocolVersion, Qos, SessionId};
+use crate::ids::{PacketId, ProtocolVersion, Qos, SessionId};
 use crate::message::{Batch, Delivery, Grant, Kind, Piece, Replay, Run};
 use crate::metrics::{DropReason, Metrics};
 use crate::retained;
@@ -160,8 +160,16 @@ pub(super) struct Shard {
     /// Number of the batch that is being routed; never used twice.
     batch: u64,
     /// Publishers to be told at the end of this turn.
-    receipts: Vec<(Arc<Mailbox>, u64)>,
+    receipts: Vec<Receipt>,
     metrics: Arc<Metrics>,
+}
+
+/// The batch of `mailbox` that came with number `turn` is owned.
+struct Receipt {
+    mailbox: Arc<Mailbox>,
+    turn: u64,
+    /// Messages for nobody, see [`Mail::Accepted`].
+    unmatched: Vec<PacketId>,
 }
 
 /// What this turn has for one session.
@@ -277,6 +285,8 @@ impl Shard {
         self.batch += 1;
         self.is_single = self.bytes == 0 && batch.is_single();
         self.bytes += batch.frames.len();
+        let tells_unmatched = turn.is_some() && batch.version == ProtocolVersion::V5;
+        let mut unmatched = Vec::new();
         for run in &batch.runs {
             if run.retain {
                 self.retain(&batch, run);
@@ -294,12 +304,16 @@ impl Shard {
                 outbox.add(run, batch.version, target.grant, self.batch, &batch.frames);
             }
             self.pieces += route.len();
+            // A subscription with No Local matches its own session's messages, though it gets none of them.
+            if tells_unmatched && route.is_empty() {
+                unmatched.extend(packet_ids(&batch, run));
+            }
             if self.pieces >= TURN_PIECES_MAX {
                 self.end_turn();
             }
         }
         if let Some(turn) = turn {
-            self.receipts.push((mailbox, turn));
+            self.receipts.push(Receipt { mailbox, turn, unmatched });
         }
         if self.bytes >= TURN_BYTES_MAX {
             self.end_turn();
@@ -324,8 +338,8 @@ impl Shard {
 
     /// Only behind the deliveries: a receipt says that they are in the mailboxes.
     fn send_receipts(&mut self) {
-        for (mailbox, turn) in self.receipts.drain(..) {
-            mailbox.send(Mail::Accepted { turn });
+        for Receipt { mailbox, turn, unmatched } in self.receipts.drain(..) {
+            mailbox.send(Mail::Accepted { turn, unmatched });
         }
     }
 
@@ -405,6 +419,17 @@ fn newest_of<'b>(batch: &'b Batch, run: &Run) -> Option<(&'b str, &'b [u8], bool
     }
     let (frame, is_empty) = newest?;
     Some((std::str::from_utf8(batch.topic(run)).ok()?, frame, is_empty))
+}
+
+/// The publisher's identifiers of the messages of `run`; none at QoS 0.
+fn packet_ids(batch: &Batch, run: &Run) -> impl Iterator<Item = PacketId> {
+    let start = run.offset as usize;
+    let mut frames = batch.frames.get(start..start + run.len as usize).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let view = PublishView::parse(frames, batch.version)?;
+        frames = frames.get(view.frame_len..).unwrap_or_default();
+        PacketId::new(view.packet_id?)
+    })
 }
 
 impl Outbox {

@@ -18,13 +18,13 @@ pub enum CloseReason {
     #[error("nothing received for one and a half times the keep alive of {0} s")]
     KeepAliveTimeout(u64),
     /// Another connection came with the same client identifier [MQTT-3.1.4-3].
-    #[error("another connection took the session over")]
+    #[error("another connection with this client identifier took the session over")]
     TakenOver,
     /// The broker stops.
     #[error("broker is shutting down")]
     ShuttingDown,
-    /// Bytes that are not MQTT.
-    #[error("malformed packet: {0}")]
+    /// Bytes that are not MQTT, or not by its rules.
+    #[error("invalid packet: {0}")]
     Malformed(#[from] DecodeError),
     /// A packet that only a server may send, or one that is not allowed now.
     #[error("protocol error: {0}")]
@@ -38,6 +38,9 @@ pub enum CloseReason {
     /// A topic alias, though none is allowed [MQTT-3.3.2-9].
     #[error("topic alias used, but none is allowed")]
     TopicAliasInvalid,
+    /// A QoS 0 message that says it is text and is not (MQTT 5, section 3.3.2.3.2).
+    #[error("the payload of a QoS 0 message is not UTF-8, as its format indicator says")]
+    PayloadFormatInvalid,
 }
 
 impl CloseReason {
@@ -48,11 +51,17 @@ impl CloseReason {
             Self::KeepAliveTimeout(_) => Some(ReasonCode::KeepAliveTimeout),
             Self::TakenOver => Some(ReasonCode::SessionTakenOver),
             Self::ShuttingDown => Some(ReasonCode::ServerShuttingDown),
-            Self::Malformed(error) => Some(error.reason_code()),
+            Self::Malformed(error) => Some(match error.reason_code() {
+                // A second CONNECT that cannot be read is one all the same [MQTT-3.1.0-2], and DISCONNECT
+                // has no 0x84 [MQTT-3.14.2-1].
+                ReasonCode::UnsupportedProtocolVersion => ReasonCode::ProtocolError,
+                reason => reason,
+            }),
             Self::Protocol(_) => Some(ReasonCode::ProtocolError),
             Self::ReceiveMaximumExceeded(_) => Some(ReasonCode::ReceiveMaximumExceeded),
             Self::AnswerTooLarge(_) => Some(ReasonCode::PacketTooLarge),
             Self::TopicAliasInvalid => Some(ReasonCode::TopicAliasInvalid),
+            Self::PayloadFormatInvalid => Some(ReasonCode::PayloadFormatInvalid),
         }
     }
 
@@ -69,6 +78,7 @@ impl CloseReason {
                 | Self::Protocol(_)
                 | Self::ReceiveMaximumExceeded(_)
                 | Self::TopicAliasInvalid
+                | Self::PayloadFormatInvalid
         )
     }
 }

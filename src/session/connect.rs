@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion};
 use crate::session::Limits;
+use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
 use crate::topic::check_topic_name;
 
@@ -98,6 +99,11 @@ pub fn negotiate(
             return Err(ReasonCode::TopicNameInvalid);
         }
         Some(will) if will.topic.starts_with("$SYS/") => return Err(ReasonCode::NotAuthorized),
+        Some(will)
+            if limits.check_payload_format && has_wrong_format(will.properties, will.payload) =>
+        {
+            return Err(ReasonCode::PayloadFormatInvalid);
+        }
         Some(will) => Some(Will::new(will, link.wire_version())),
         None => None,
     };

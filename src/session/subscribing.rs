@@ -18,6 +18,7 @@ use crate::codec::{
 use crate::ids::{PacketId, ProtocolVersion};
 use crate::message::{Grant, Replay};
 use crate::session::output::{Request, Retained};
+use crate::session::refusal::FilterRefusal;
 use crate::session::{Limits, Link, Output};
 use crate::topic::TopicFilter;
 
@@ -45,6 +46,8 @@ struct Pending {
     id: PacketId,
     answer: Answer,
     reasons: Vec<u8>,
+    /// Why the first of the refused filters is refused.
+    why: Option<String>,
     /// Shards that have answered.
     parts: usize,
     /// Shards that have to; known with the first answer, zero parts with `Some(0)`.
@@ -90,6 +93,7 @@ impl Subscribing {
         let mut wanted = Vec::with_capacity(packet.filters.len());
         let mut places = HashMap::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
+        let mut why = None;
         for (text, options) in packet.filters.iter() {
             let outcome = self.grant(text, options, limits, out);
             reasons.push(match outcome {
@@ -104,10 +108,13 @@ impl Subscribing {
                     }
                     options.qos as u8
                 }
-                Err(reason) => suback_failure(reason, link.version),
+                Err(refusal) => {
+                    why.get_or_insert_with(|| explain(reasons.len(), refusal));
+                    suback_failure(refusal.reason_code(), link.version)
+                }
             });
         }
-        let token = self.enqueue(packet.id, Answer::SubAck, reasons, wanted.is_empty());
+        let token = self.enqueue(packet.id, Answer::SubAck, (reasons, why), wanted.is_empty());
         if wanted.is_empty() {
             self.answer(link, out);
         } else {
@@ -119,6 +126,7 @@ impl Subscribing {
     pub(super) fn unsubscribe(&mut self, packet: &Unsubscribe<'_>, link: &Link, out: &mut Output) {
         let mut gone = Vec::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
+        let mut why = None;
         for text in packet.filters.iter() {
             let filter = TopicFilter::parse(text);
             let known = filter.as_ref().is_ok_and(|filter| self.filters.remove(filter).is_some());
@@ -126,7 +134,11 @@ impl Subscribing {
             let reason = match (&filter, known) {
                 (Ok(_), true) => ReasonCode::Success,
                 (Ok(_), false) => ReasonCode::NoSubscriptionExisted,
-                (Err(_), _) => ReasonCode::TopicFilterInvalid,
+                (Err(invalid), _) => {
+                    let refusal = FilterRefusal::from(*invalid);
+                    why.get_or_insert_with(|| explain(reasons.len(), refusal));
+                    refusal.reason_code()
+                }
             };
             reasons.push(reason.as_u8());
             if let (Ok(filter), true) = (filter, known) {
@@ -134,7 +146,7 @@ impl Subscribing {
             }
         }
         out.tally.subscriptions -= gone.len() as i64;
-        let token = self.enqueue(packet.id, Answer::UnsubAck, reasons, gone.is_empty());
+        let token = self.enqueue(packet.id, Answer::UnsubAck, (reasons, why), gone.is_empty());
         if gone.is_empty() {
             self.answer(link, out);
         } else {
@@ -171,7 +183,10 @@ impl Subscribing {
                 Answer::SubAck => Packet::SubAck(SubAck { id, properties, reasons }),
                 Answer::UnsubAck => Packet::UnsubAck(UnsubAck { id, properties, reasons }),
             };
-            out.send(&packet, link);
+            match &pending.why {
+                Some(why) => out.send_explained(&packet, why, link),
+                None => out.send(&packet, link),
+            }
             self.replays.extend(pending.replays);
         }
         if self.replays.len() > self.replays_checked_at {
@@ -220,10 +235,10 @@ impl Subscribing {
         options: SubscribeOptions,
         limits: &Limits,
         out: &mut Output,
-    ) -> Result<(TopicFilter, Grant, Retained), ReasonCode> {
-        let filter = TopicFilter::parse(text).map_err(|_| ReasonCode::TopicFilterInvalid)?;
+    ) -> Result<(TopicFilter, Grant, Retained), FilterRefusal> {
+        let filter = TopicFilter::parse(text)?;
         if filter.is_shared() {
-            return Err(ReasonCode::SharedSubscriptionsNotSupported);
+            return Err(FilterRefusal::SharedNotSupported);
         }
         let grant = Grant {
             qos: options.qos,
@@ -234,9 +249,11 @@ impl Subscribing {
         let is_new = earlier.is_none();
         if is_new {
             let bytes = self.filter_bytes + text.len();
-            let too_many = self.filters.len() >= limits.subscriptions_max;
-            if too_many || bytes > limits.subscription_bytes_max {
-                return Err(ReasonCode::QuotaExceeded);
+            if self.filters.len() >= limits.subscriptions_max {
+                return Err(FilterRefusal::TooMany(limits.subscriptions_max));
+            }
+            if bytes > limits.subscription_bytes_max {
+                return Err(FilterRefusal::TooManyBytes(limits.subscription_bytes_max));
             }
             self.filter_bytes = bytes;
             out.tally.subscriptions += 1;
@@ -258,7 +275,7 @@ impl Subscribing {
         &mut self,
         id: PacketId,
         answer: Answer,
-        reasons: Vec<u8>,
+        (reasons, why): (Vec<u8>, Option<String>),
         is_complete: bool,
     ) -> u64 {
         let token = self.next_token;
@@ -270,12 +287,19 @@ impl Subscribing {
             id,
             answer,
             reasons,
+            why,
             parts: 0,
             parts_due,
             replays,
         });
         token
     }
+}
+
+/// What the answer to a request says about the filter at `index`: the codes say it of each, the
+/// sentence of one.
+fn explain(index: usize, refusal: FilterRefusal) -> String {
+    format!("filter {}: {refusal}", index + 1)
 }
 
 /// 3.1.1 knows one failure code only [MQTT-3.9.3-2].

@@ -182,7 +182,13 @@ impl Pair {
 
     /// The shard owns what it got.
     pub(crate) fn accept(&mut self, receipt: &Receipt) {
-        self.session.handle_accepted(receipt.turn, &mut self.out);
+        self.accept_unmatched(receipt, &[]);
+    }
+
+    /// The shard owns what it got, and nobody has subscribed to the topics of messages `ids`.
+    pub(crate) fn accept_unmatched(&mut self, receipt: &Receipt, ids: &[u16]) {
+        let unmatched = ids.iter().map(|id| pid(*id)).collect();
+        self.session.handle_accepted(receipt.turn, unmatched, &mut self.out);
     }
 
     /// A shard has `delivery` for the client.
