@@ -490,3 +490,163 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Delivery as Flow;
+    use crate::codec::{Packet, Properties, Publish, header_len};
+    use crate::ids::ProtocolVersion::{V5, V311};
+    use crate::message::{Collector, Incoming, TopicHasher};
+    use crate::router::mailbox::{Inbox, QueueLimits, mailbox};
+    use crate::subscriptions::Trie;
+
+    /// A shard without a task, and the publisher.
+    struct Pair {
+        shard: Shard,
+        trie: Arc<Trie<Subscriber>>,
+        hasher: TopicHasher,
+        publisher: Inbox,
+    }
+
+    fn pair() -> Pair {
+        let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
+        let trie = Arc::new(Trie::new());
+        let routes = Routes::new(trie.clone(), hasher.clone());
+        let limits = RetainedLimits { messages_max: 10, bytes_max: 1_000 };
+        let (shard, _) = shard(0, routes, limits, Arc::default());
+        Pair { shard, trie, hasher, publisher: inbox(1) }
+    }
+
+    fn inbox(session: u64) -> Inbox {
+        let limits = QueueLimits { messages_max: 100, bytes_max: 10_000 };
+        mailbox(SessionId(session), limits, Arc::default())
+    }
+
+    fn grant(no_local: bool) -> Grant {
+        Grant { qos: Qos::AtMostOnce, no_local, retain_as_published: false }
+    }
+
+    impl Pair {
+        fn subscribe(&mut self, inbox: &Inbox, filter: &str, grant: Grant) {
+            let filter = TopicFilter::parse(filter).unwrap();
+            let mailbox = inbox.mailbox().clone();
+            if filter.has_wildcards() {
+                let session = mailbox.session();
+                self.trie.insert(&filter, session, Subscriber { mailbox, grant });
+            } else {
+                self.shard.subscribe(&mailbox, &filter, grant);
+            }
+        }
+
+        /// Topic, QoS and identifier of each message of one read, and RETAIN of all of them.
+        fn publish(
+            &mut self,
+            version: ProtocolVersion,
+            messages: &[(&str, u8, u16)],
+            retain: bool,
+            turn: Option<u64>,
+        ) {
+            let mut collector = Collector::new(self.hasher.clone(), 1);
+            collector.begin(version);
+            let mut read = Vec::new();
+            for &(topic, qos, id) in messages {
+                let start = read.len();
+                let id = PacketId::new(id).unwrap();
+                let delivery = match qos {
+                    0 => Flow::AtMostOnce,
+                    1 => Flow::AtLeastOnce { id, dup: false },
+                    _ => Flow::ExactlyOnce { id, dup: false },
+                };
+                let properties = Properties::EMPTY;
+                let publish = Publish { topic, payload: b"x", properties, delivery, retain };
+                Packet::Publish(publish).encode(version, &mut read);
+                let topic_at = start + header_len(&read[start..]).unwrap() + 2;
+                let (frame, qos) = (start..read.len(), delivery.qos());
+                collector.add(Incoming { topic, qos, retain, frame, topic_at });
+            }
+            let mailbox = self.publisher.mailbox().clone();
+            collector.flush(&read, |_, batch| {
+                let mailbox = mailbox.clone();
+                self.shard.handle(Command::Publish(Publication { batch, mailbox, turn }));
+            });
+        }
+
+        /// The receipts that the publisher gets at the end of the turn.
+        fn receipts(&mut self) -> Vec<(u64, Vec<u16>)> {
+            self.shard.end_turn();
+            let mails = std::iter::from_fn(|| self.publisher.try_next());
+            mails
+                .filter_map(|mail| match mail {
+                    Mail::Accepted { turn, unmatched } => Some((turn, unmatched)),
+                    _ => None,
+                })
+                .map(|(turn, ids)| (turn, ids.into_iter().map(PacketId::get).collect()))
+                .collect()
+        }
+    }
+
+    #[test]
+    fn receipt_names_the_messages_of_a_v5_client_that_nobody_has_subscribed_to() {
+        let mut pair = pair();
+        let reader = inbox(2);
+        pair.subscribe(&reader, "exact", grant(false));
+        pair.subscribe(&reader, "wild/#", grant(false));
+        let messages = [
+            ("exact", 1, 1),
+            ("none", 1, 7),
+            ("none", 1, 8),
+            ("none", 0, 9),
+            ("none", 2, 300),
+            ("wild/x", 2, 4),
+            ("other", 1, 5),
+        ];
+        pair.publish(V5, &messages, false, Some(3));
+        pair.publish(V5, &[("exact", 1, 6)], false, Some(4));
+        assert_eq!(pair.receipts(), [(3, vec![7, 8, 300, 5]), (4, vec![])]);
+    }
+
+    #[test]
+    fn receipt_of_a_client_before_v5_names_none() {
+        let mut pair = pair();
+        pair.publish(V311, &[("none", 1, 7), ("none", 2, 8)], false, Some(0));
+        assert_eq!(pair.receipts(), [(0, vec![])]);
+    }
+
+    #[test]
+    fn batch_that_awaits_no_receipt_gets_none() {
+        let mut pair = pair();
+        pair.publish(V5, &[("none", 1, 7)], false, None);
+        assert_eq!(pair.receipts(), []);
+    }
+
+    #[test]
+    fn retained_message_that_nobody_has_subscribed_to_is_named_and_kept() {
+        let mut pair = pair();
+        pair.publish(V5, &[("none", 1, 7)], true, Some(0));
+        assert_eq!(pair.receipts(), [(0, vec![7])]);
+        assert!(pair.shard.retained.frame_len("none").is_some());
+    }
+
+    #[test]
+    fn publisher_that_has_subscribed_with_no_local_is_a_subscriber() {
+        let mut pair = pair();
+        let mailbox = pair.publisher.mailbox().clone();
+        let topic = TopicFilter::parse("own").unwrap();
+        pair.shard.subscribe(&mailbox, &topic, grant(true));
+        pair.publish(V5, &[("own", 1, 7)], false, Some(0));
+        assert_eq!(pair.receipts(), [(0, vec![])]);
+    }
+
+    #[test]
+    fn subscription_that_came_or_went_counts_from_then_on() {
+        let mut pair = pair();
+        let reader = inbox(2);
+        pair.publish(V5, &[("t", 1, 1)], false, Some(0));
+        pair.subscribe(&reader, "t", grant(false));
+        pair.publish(V5, &[("t", 1, 2)], false, Some(1));
+        pair.shard.unsubscribe(SessionId(2), &[TopicFilter::parse("t").unwrap()]);
+        pair.publish(V5, &[("t", 1, 3)], false, Some(2));
+        assert_eq!(pair.receipts(), [(0, vec![1]), (1, vec![]), (2, vec![3])]);
+    }
+}
