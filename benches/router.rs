@@ -20,9 +20,10 @@ use mailboxqtt::codec::{Packet, Properties, Publish};
 use mailboxqtt::ids::{PacketId, ProtocolVersion, Qos};
 use mailboxqtt::message::{Collector, Grant, Incoming, TopicHasher};
 use mailboxqtt::metrics::Metrics;
+use mailboxqtt::router::keeper::RetainedLimits;
 use mailboxqtt::router::links::Links;
 use mailboxqtt::router::mailbox::{Inbox, Mail, QueueLimits};
-use mailboxqtt::router::shard::{Command, Publication, RetainedLimits};
+use mailboxqtt::router::shard::{Command, Publication};
 use mailboxqtt::router::sharing::Strategy;
 use mailboxqtt::router::{Limits, Router};
 use mailboxqtt::session::{Request, Retained};
@@ -139,7 +140,7 @@ impl Hop {
         if self.qos != Qos::AtMostOnce {
             for due in 0..BATCHES as u64 {
                 let mail = next(&self.publisher).await;
-                assert!(matches!(mail, Mail::Accepted { turn } if turn == due));
+                assert!(matches!(mail, Mail::Accepted { turn, .. } if turn == due));
             }
         }
     }

@@ -134,7 +134,7 @@ impl Bench {
             routed += black_box(&batch).runs.iter().map(|run| run.count as usize).sum::<usize>()
         });
         if let Some(turn) = turn {
-            session.handle_accepted(turn, out);
+            session.handle_accepted(turn, Vec::new(), out);
         }
         handle_all(session, out, releases, VERSION);
         (routed, out.bytes.len())

@@ -13,8 +13,8 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Qos;
+use crate::router::keeper::RetainedLimits;
 use crate::router::mailbox::QueueLimits;
-use crate::router::shard::RetainedLimits;
 use crate::router::sharing::Strategy;
 use crate::session;
 use crate::session::Availability;

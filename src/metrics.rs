@@ -58,11 +58,13 @@ pub enum DropReason {
     NotAuthorized,
     /// The session ended while the message was on its way to it.
     SessionEnded,
+    /// The publisher says that the payload is text, and it is not (MQTT 5, section 3.3.2.3.2).
+    PayloadFormatInvalid,
 }
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::QueueFull,
         Self::Offline,
         Self::PacketTooLarge,
@@ -70,6 +72,7 @@ impl DropReason {
         Self::RetainedFull,
         Self::NotAuthorized,
         Self::SessionEnded,
+        Self::PayloadFormatInvalid,
     ];
 
     /// The name in `$SYS` and in logs.
@@ -82,6 +85,7 @@ impl DropReason {
             Self::RetainedFull => "retained_full",
             Self::NotAuthorized => "not_authorized",
             Self::SessionEnded => "session_ended",
+            Self::PayloadFormatInvalid => "payload_format_invalid",
         }
     }
 }
@@ -109,6 +113,8 @@ pub struct Metrics {
     pub sockets_opened: Counter,
     /// Connections that sent something the standard forbids.
     pub protocol_errors: Counter,
+    /// Acknowledgements from clients with a packet identifier under which nothing is open.
+    pub acks_unknown: Counter,
     /// Clients that are connected.
     pub clients_connected: Gauge,
     /// Sessions, with and without a client.

@@ -26,15 +26,16 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::codec::{
-    Disconnect, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode, header_len,
+    Ack, Disconnect, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode, header_len,
 };
 use crate::ids::{PacketId, ProtocolVersion, Qos};
 use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
 use crate::message::{Replay, Undelivered};
 use crate::session::aliases::ReceivedAliases;
-use crate::session::incoming::{Answer, Incoming, Novelty};
+use crate::session::incoming::{Incoming, Novelty, Verdict};
 use crate::session::outgoing::{Outgoing, Step};
+use crate::session::refusal::{NO_OPEN_MESSAGE, PublishRefusal, has_wrong_format};
 use crate::session::subscribing::Subscribing;
 use crate::topic::TopicFilter;
 
@@ -45,6 +46,7 @@ mod connect;
 mod incoming;
 mod outgoing;
 mod output;
+mod refusal;
 mod subscribing;
 mod will;
 mod window;
@@ -225,20 +227,17 @@ impl Session {
         if let Err(reason) = self.limits.availability.check_publish(qos, retain) {
             return out.close(reason);
         }
-        let is_refused = self.topic_of(publish, alias).starts_with("$SYS/");
-        let refusal = is_refused.then_some(ReasonCode::NotAuthorized);
-        let route = match publish.delivery.id() {
-            None => refusal.is_none(),
-            Some(id) => {
-                let reason = refusal.unwrap_or(ReasonCode::Success);
-                match self.receive(id, qos, reason, out) {
-                    Novelty::New => refusal.is_none(),
-                    Novelty::Repeated => return,
-                }
+        let refusal = self.refusal(self.topic_of(publish, alias), publish);
+        if let Some(id) = publish.delivery.id()
+            && self.receive(id, qos, refusal, out) == Novelty::Repeated
+        {
+            return;
+        }
+        if let Some(refusal) = refusal {
+            refusal.count(&mut out.tally);
+            if (qos, refusal) == (Qos::AtMostOnce, PublishRefusal::PayloadFormat) {
+                out.close(CloseReason::PayloadFormatInvalid);
             }
-        };
-        if !route {
-            out.tally.not_authorized += 1;
             return;
         }
         let topic = self.topic_of(publish, alias);
@@ -301,9 +300,10 @@ impl Session {
         self.outgoing.push(delivery);
     }
 
-    /// A shard owns what it got in `turn`.
-    pub fn handle_accepted(&mut self, turn: u64, out: &mut Output) {
-        self.incoming.accept(turn);
+    /// A shard owns what it got in `turn`; nobody has subscribed to the topics of the messages
+    /// `unmatched`.
+    pub fn handle_accepted(&mut self, turn: u64, unmatched: Vec<PacketId>, out: &mut Output) {
+        self.incoming.accept(turn, unmatched);
         self.incoming.answer(&self.link, out);
     }
 
@@ -350,10 +350,9 @@ impl Session {
 
     /// The connection ends for `reason`: a v5 client is told [MQTT-3.14.0-1].
     pub fn say_goodbye(&self, reason: &CloseReason, out: &mut Output) {
-        if let (ProtocolVersion::V5, Some(reason)) = (self.link.version, reason.reason_code()) {
-            let properties = Properties::EMPTY;
-            let packet = Packet::Disconnect(Disconnect { reason, properties });
-            out.send(&packet, &self.link);
+        if let (ProtocolVersion::V5, Some(code)) = (self.link.version, reason.reason_code()) {
+            let packet = Disconnect { reason: code, properties: Properties::EMPTY };
+            out.send_last(&packet, &reason.to_string(), &self.link);
         }
     }
 
@@ -378,13 +377,32 @@ impl Session {
         }
     }
 
+    /// Why a message to `topic` is not routed.
+    fn refusal(&self, topic: &str, publish: &Publish<'_>) -> Option<PublishRefusal> {
+        if topic.starts_with("$SYS/") {
+            return Some(PublishRefusal::SystemTopic);
+        }
+        let is_checked = self.limits.check_payload_format && !publish.properties.is_empty();
+        (is_checked && has_wrong_format(publish.properties, publish.payload))
+            .then_some(PublishRefusal::PayloadFormat)
+    }
+
     /// A QoS 1 or 2 message arrived: an answer is due at the end of the turn.
-    fn receive(&mut self, id: PacketId, qos: Qos, reason: ReasonCode, out: &mut Output) -> Novelty {
-        let (novelty, answer) = match qos {
-            Qos::AtMostOnce | Qos::AtLeastOnce => (Novelty::New, Answer::PubAck),
-            Qos::ExactlyOnce => (self.incoming.receive(id), Answer::PubRec),
+    fn receive(
+        &mut self,
+        id: PacketId,
+        qos: Qos,
+        refusal: Option<PublishRefusal>,
+        out: &mut Output,
+    ) -> Novelty {
+        let verdict = refusal.map_or(Verdict::Accepted, Verdict::Refused);
+        let novelty = match qos {
+            Qos::AtMostOnce | Qos::AtLeastOnce => {
+                self.incoming.receive_once(id, verdict);
+                Novelty::New
+            }
+            Qos::ExactlyOnce => self.incoming.receive(id, verdict),
         };
-        self.incoming.await_turn(id, answer, reason);
         let max = self.limits.receive_max;
         let is_v5 = self.link.version == ProtocolVersion::V5;
         if is_v5 && self.incoming.unacknowledged() > usize::from(max) {
@@ -394,14 +412,13 @@ impl Session {
     }
 
     fn pubrel(&mut self, id: PacketId, out: &mut Output) {
-        let reason = match self.incoming.release(id) {
-            true => ReasonCode::Success,
-            false => ReasonCode::PacketIdentifierNotFound,
-        };
-        let is_v5 = self.link.version == ProtocolVersion::V5;
-        let reason = if is_v5 { reason } else { ReasonCode::Success };
-        let ack = crate::codec::Ack { id, reason, properties: Properties::EMPTY };
-        out.send(&Packet::PubComp(ack), &self.link);
+        if self.incoming.release(id) {
+            return out.send(&Packet::PubComp(Ack::success(id)), &self.link);
+        }
+        out.tally.acks_unknown += 1;
+        let reason = ReasonCode::PacketIdentifierNotFound;
+        let ack = Ack { id, reason, properties: Properties::EMPTY };
+        out.send_explained(&Packet::PubComp(ack), NO_OPEN_MESSAGE, &self.link);
     }
 
     fn subscribe(&mut self, packet: &crate::codec::Subscribe<'_>, out: &mut Output) {

@@ -205,7 +205,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             };
             match mail {
                 Mail::Delivery(delivery) => self.session.handle_delivery(delivery),
-                Mail::Accepted { turn } => self.session.handle_accepted(turn, out),
+                Mail::Accepted { turn, unmatched } => {
+                    self.session.handle_accepted(turn, unmatched, out);
+                }
                 Mail::PartDone { token, parts_due, replay } => {
                     self.session.handle_part_done(token, parts_due, replay, out);
                 }
@@ -371,6 +373,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.dropped(DropReason::PacketTooLarge, tally.too_large);
         metrics.dropped(DropReason::Expired, tally.expired);
         metrics.dropped(DropReason::NotAuthorized, tally.not_authorized);
+        metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
+        metrics.acks_unknown.add(tally.acks_unknown);
         if tally.subscriptions != 0 {
             metrics.subscriptions.add(tally.subscriptions);
         }

@@ -59,7 +59,7 @@ fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) {
     while let Some(mail) = inbox.try_next() {
         match mail {
             Mail::Delivery(delivery) => session.handle_delivery(delivery),
-            Mail::Accepted { turn } => session.handle_accepted(turn, out),
+            Mail::Accepted { turn, unmatched } => session.handle_accepted(turn, unmatched, out),
             Mail::PartDone { token, parts_due, replay } => {
                 session.handle_part_done(token, parts_due, replay, out);
             }

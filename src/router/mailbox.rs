@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::task::{Context, Poll};
 
-use crate::ids::SessionId;
+use crate::ids::{PacketId, SessionId};
 use crate::message::{Delivery, Kind, Replay};
 use crate::metrics::{DropReason, Metrics};
 use crate::router::bell::Bell;
@@ -29,6 +29,9 @@ pub enum Mail {
     Accepted {
         /// The number that came with the batch.
         turn: u64,
+        /// Messages of a v5 client at QoS 1 and 2 to whose topics nobody has subscribed: as many as the
+        /// batch has at most, and no memory where there are none.
+        unmatched: Vec<PacketId>,
     },
     /// A shard has done its part of a SUBSCRIBE or UNSUBSCRIBE.
     PartDone {

@@ -16,9 +16,10 @@ use std::time::Instant;
 use crate::codec::Ack;
 use crate::codec::Delivery as Flow;
 use crate::codec::{Forward, Packet, Properties, PublishView, ReasonCode, TopicAlias, next_frame};
-use crate::ids::{PacketId, ProtocolVersion, Qos};
+use crate::ids::{PacketId, Qos};
 use crate::message::{Delivery, Kind, Piece, Undelivered};
 use crate::session::aliases::SentAliases;
+use crate::session::refusal::NO_OPEN_MESSAGE;
 use crate::session::window::{Acknowledged, Body, Resend, Window};
 use crate::session::{Link, OUTPUT_BYTES_MAX, Output};
 
@@ -93,15 +94,16 @@ impl Outgoing {
             Step::Received => self.window.pubrec(ack.id),
             Step::Completed => self.window.pubcomp(ack.id),
         };
-        if let Acknowledged::Expected { released_bytes } = outcome {
-            out.tally.released_bytes += released_bytes;
+        match outcome {
+            Acknowledged::Expected { released_bytes } => out.tally.released_bytes += released_bytes,
+            // Only PUBREC has an answer that could say so.
+            Acknowledged::Unknown => out.tally.acks_unknown += 1,
         }
         if step == Step::Received && !refused {
-            let reason = match outcome {
-                Acknowledged::Expected { .. } => ReasonCode::Success,
-                Acknowledged::Unknown => ReasonCode::PacketIdentifierNotFound,
-            };
-            pubrel(ack.id, reason, link, out);
+            match outcome {
+                Acknowledged::Expected { .. } => pubrel(ack.id, link, out),
+                Acknowledged::Unknown => pubrel_of_nothing(ack.id, link, out),
+            }
         }
     }
 
@@ -122,7 +124,7 @@ impl Outgoing {
     fn resend(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
         match self.window.next_resend() {
             None => return false,
-            Some(Resend::PubRel { id }) => pubrel(id, ReasonCode::Success, link, out),
+            Some(Resend::PubRel { id }) => pubrel(id, link, out),
             Some(Resend::Publish { id, body, index }) => {
                 let mut frames = &body.frames[..];
                 for _ in 0..index {
@@ -455,7 +457,12 @@ fn flow(qos: Qos, id: PacketId, dup: bool) -> Flow {
     }
 }
 
-fn pubrel(id: PacketId, reason: ReasonCode, link: &Link, out: &mut Output) {
-    let reason = if link.version == ProtocolVersion::V5 { reason } else { ReasonCode::Success };
-    out.send(&Packet::PubRel(Ack { id, reason, properties: Properties::EMPTY }), link);
+fn pubrel(id: PacketId, link: &Link, out: &mut Output) {
+    out.send(&Packet::PubRel(Ack::success(id)), link);
+}
+
+fn pubrel_of_nothing(id: PacketId, link: &Link, out: &mut Output) {
+    let reason = ReasonCode::PacketIdentifierNotFound;
+    let ack = Ack { id, reason, properties: Properties::EMPTY };
+    out.send_explained(&Packet::PubRel(ack), NO_OPEN_MESSAGE, link);
 }

@@ -19,6 +19,7 @@ use crate::codec::{
 use crate::ids::{PacketId, ProtocolVersion};
 use crate::message::{Grant, Replay};
 use crate::session::output::{Request, Retained};
+use crate::session::refusal::FilterRefusal;
 use crate::session::{CloseReason, Limits, Link, Output};
 use crate::topic::TopicFilter;
 
@@ -48,6 +49,8 @@ struct Pending {
     id: PacketId,
     answer: Answer,
     reasons: Vec<u8>,
+    /// Why the first of the refused filters is refused.
+    why: Option<String>,
     /// Shards that have answered.
     parts: usize,
     /// Shards that have to; known with the first answer, zero parts with `Some(0)`.
@@ -105,6 +108,7 @@ impl Subscribing {
         let mut wanted = Vec::with_capacity(packet.filters.len());
         let mut places = HashMap::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
+        let mut why = None;
         for (text, options) in packet.filters.iter() {
             let outcome = self.grant(text, options, identifier, limits, out);
             reasons.push(match outcome {
@@ -119,10 +123,13 @@ impl Subscribing {
                     }
                     limits.availability.grant(options.qos) as u8
                 }
-                Err(reason) => suback_failure(reason, link.version),
+                Err(refusal) => {
+                    why.get_or_insert_with(|| explain(reasons.len(), refusal));
+                    suback_failure(refusal.reason_code(), link.version)
+                }
             });
         }
-        let token = self.enqueue(packet.id, Answer::SubAck, reasons, wanted.is_empty());
+        let token = self.enqueue(packet.id, Answer::SubAck, (reasons, why), wanted.is_empty());
         if wanted.is_empty() {
             self.answer(link, out);
         } else {
@@ -134,6 +141,7 @@ impl Subscribing {
     pub(super) fn unsubscribe(&mut self, packet: &Unsubscribe<'_>, link: &Link, out: &mut Output) {
         let mut gone = Vec::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
+        let mut why = None;
         for text in packet.filters.iter() {
             let filter = TopicFilter::parse(text);
             let known = filter.as_ref().is_ok_and(|filter| self.filters.remove(filter).is_some());
@@ -141,7 +149,11 @@ impl Subscribing {
             let reason = match (&filter, known) {
                 (Ok(_), true) => ReasonCode::Success,
                 (Ok(_), false) => ReasonCode::NoSubscriptionExisted,
-                (Err(_), _) => ReasonCode::TopicFilterInvalid,
+                (Err(invalid), _) => {
+                    let refusal = FilterRefusal::from(*invalid);
+                    why.get_or_insert_with(|| explain(reasons.len(), refusal));
+                    refusal.reason_code()
+                }
             };
             reasons.push(reason.as_u8());
             if let (Ok(filter), true) = (filter, known) {
@@ -149,7 +161,7 @@ impl Subscribing {
             }
         }
         out.tally.subscriptions -= gone.len() as i64;
-        let token = self.enqueue(packet.id, Answer::UnsubAck, reasons, gone.is_empty());
+        let token = self.enqueue(packet.id, Answer::UnsubAck, (reasons, why), gone.is_empty());
         if gone.is_empty() {
             self.answer(link, out);
         } else {
@@ -186,7 +198,10 @@ impl Subscribing {
                 Answer::SubAck => Packet::SubAck(SubAck { id, properties, reasons }),
                 Answer::UnsubAck => Packet::UnsubAck(UnsubAck { id, properties, reasons }),
             };
-            out.send(&packet, link);
+            match &pending.why {
+                Some(why) => out.send_explained(&packet, why, link),
+                None => out.send(&packet, link),
+            }
             self.replays.extend(pending.replays);
         }
         if self.replays.len() > self.replays_checked_at {
@@ -236,8 +251,8 @@ impl Subscribing {
         identifier: Option<NonZeroU32>,
         limits: &Limits,
         out: &mut Output,
-    ) -> Result<(TopicFilter, Grant, Retained), ReasonCode> {
-        let filter = TopicFilter::parse(text).map_err(|_| ReasonCode::TopicFilterInvalid)?;
+    ) -> Result<(TopicFilter, Grant, Retained), FilterRefusal> {
+        let filter = TopicFilter::parse(text)?;
         limits.availability.check_filter(&filter)?;
         let grant = Grant {
             qos: limits.availability.grant(options.qos),
@@ -249,9 +264,11 @@ impl Subscribing {
         let is_new = earlier.is_none();
         if is_new {
             let bytes = self.filter_bytes + text.len();
-            let too_many = self.filters.len() >= limits.subscriptions_max;
-            if too_many || bytes > limits.subscription_bytes_max {
-                return Err(ReasonCode::QuotaExceeded);
+            if self.filters.len() >= limits.subscriptions_max {
+                return Err(FilterRefusal::TooMany(limits.subscriptions_max));
+            }
+            if bytes > limits.subscription_bytes_max {
+                return Err(FilterRefusal::TooManyBytes(limits.subscription_bytes_max));
             }
             self.filter_bytes = bytes;
             out.tally.subscriptions += 1;
@@ -276,7 +293,7 @@ impl Subscribing {
         &mut self,
         id: PacketId,
         answer: Answer,
-        reasons: Vec<u8>,
+        (reasons, why): (Vec<u8>, Option<String>),
         is_complete: bool,
     ) -> u64 {
         let token = self.next_token;
@@ -288,12 +305,19 @@ impl Subscribing {
             id,
             answer,
             reasons,
+            why,
             parts: 0,
             parts_due,
             replays,
         });
         token
     }
+}
+
+/// What the answer to a request says about the filter at `index`: the codes say it of each, the
+/// sentence of one.
+fn explain(index: usize, refusal: FilterRefusal) -> String {
+    format!("filter {}: {refusal}", index + 1)
 }
 
 /// 3.1.1 knows one failure code only [MQTT-3.9.3-2].

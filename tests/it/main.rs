@@ -25,5 +25,6 @@ mod mqttjs;
 mod paho;
 mod process;
 mod protocol;
+mod reasons;
 mod rumqttc;
 mod wire;

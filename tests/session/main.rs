@@ -13,5 +13,6 @@ mod fuzz;
 mod keep_alive;
 mod pair;
 mod publishing;
+mod reasons;
 mod resuming;
 mod subscribing;

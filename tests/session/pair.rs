@@ -25,6 +25,8 @@ pub(crate) struct Terms {
     pub(crate) receive_max: Option<u16>,
     /// v5 only.
     pub(crate) packet_bytes_max: Option<u32>,
+    /// v5 only.
+    pub(crate) problem_information: Option<bool>,
     pub(crate) keep_alive_s: u16,
 }
 
@@ -33,6 +35,7 @@ impl Terms {
         version: ProtocolVersion::V311,
         receive_max: None,
         packet_bytes_max: None,
+        problem_information: None,
         keep_alive_s: 0,
     };
     pub(crate) const V5: Self = Self { version: ProtocolVersion::V5, ..Self::V311 };
@@ -183,7 +186,13 @@ impl Pair {
 
     /// The shard owns what it got.
     pub(crate) fn accept(&mut self, receipt: &Receipt) {
-        self.session.handle_accepted(receipt.turn, &mut self.out);
+        self.accept_unmatched(receipt, &[]);
+    }
+
+    /// The shard owns what it got, and nobody has subscribed to the topics of messages `ids`.
+    pub(crate) fn accept_unmatched(&mut self, receipt: &Receipt, ids: &[u16]) {
+        let unmatched = ids.iter().map(|id| pid(*id)).collect();
+        self.session.handle_accepted(receipt.turn, unmatched, &mut self.out);
     }
 
     /// A shard has `delivery` for the client.
@@ -302,6 +311,9 @@ fn opening(terms: Terms, limits: &Limits) -> Opening {
     }
     if let Some(max) = terms.packet_bytes_max {
         properties.push(Property::MaximumPacketSize(max));
+    }
+    if let Some(is_wanted) = terms.problem_information {
+        properties.push(Property::RequestProblemInformation(is_wanted));
     }
     let connect = Connect {
         version: terms.version,
