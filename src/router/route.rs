@@ -137,7 +137,9 @@ impl Routes {
         for (session, subscriber) in exact.get(text).into_iter().flat_map(Subscribers::iter) {
             add(*session, subscriber);
         }
-        self.trie.for_each_match(text, |session, subscriber| add(session, subscriber));
+        for (session, subscriber) in &self.trie.matches(text).subscribers {
+            add(*session, subscriber);
+        }
 
         let subscribers = order.iter().filter_map(|session| found.get(session));
         let targets = subscribers
