@@ -26,4 +26,5 @@ mod paho;
 mod process;
 mod protocol;
 mod rumqttc;
+mod terms;
 mod wire;

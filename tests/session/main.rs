@@ -15,3 +15,5 @@ mod pair;
 mod publishing;
 mod resuming;
 mod subscribing;
+mod terms;
+mod will;
