@@ -20,9 +20,11 @@ use mailboxqtt::codec::{Packet, Properties, Publish};
 use mailboxqtt::ids::{PacketId, ProtocolVersion, Qos};
 use mailboxqtt::message::{Collector, Grant, Incoming, TopicHasher};
 use mailboxqtt::metrics::Metrics;
+use mailboxqtt::router::keeper::RetainedLimits;
 use mailboxqtt::router::links::Links;
 use mailboxqtt::router::mailbox::{Inbox, Mail, QueueLimits};
-use mailboxqtt::router::shard::{Command, Publication, RetainedLimits};
+use mailboxqtt::router::shard::{Command, Publication};
+use mailboxqtt::router::sharing::Strategy;
 use mailboxqtt::router::{Limits, Router};
 use mailboxqtt::session::{Request, Retained};
 use mailboxqtt::topic::TopicFilter;
@@ -37,6 +39,7 @@ const BATCHES: usize = 50;
 const LIMITS: Limits = Limits {
     queue: QueueLimits { messages_max: u64::MAX, bytes_max: usize::MAX },
     retained: RetainedLimits { messages_max: 10, bytes_max: 1000 },
+    sharing: Strategy::RoundRobin,
 };
 
 fn hop(bench: &mut Criterion) {
@@ -104,7 +107,8 @@ impl Hop {
 
     async fn subscribe(&mut self, filter: &TopicFilter) {
         let Self { router, links, subscribers, qos, .. } = self;
-        let grant = Grant { qos: *qos, no_local: false, retain_as_published: false };
+        let grant =
+            Grant { qos: *qos, no_local: false, retain_as_published: false, identifier: None };
         for inbox in subscribers.iter() {
             let filters = vec![(filter.clone(), grant, Retained::Skip)];
             router.request(Request::Subscribe { token: 0, filters }, inbox.mailbox(), links);
@@ -136,7 +140,7 @@ impl Hop {
         if self.qos != Qos::AtMostOnce {
             for due in 0..BATCHES as u64 {
                 let mail = next(&self.publisher).await;
-                assert!(matches!(mail, Mail::Accepted { turn } if turn == due));
+                assert!(matches!(mail, Mail::Accepted { turn, .. } if turn == due));
             }
         }
     }
@@ -144,15 +148,10 @@ impl Hop {
     /// What a connection does with one read.
     fn send(&mut self, turn: u64) {
         let Self { links, collector, publisher, qos, read, frame_len, .. } = self;
-        collector.begin(VERSION);
+        collector.begin(VERSION, Instant::now());
+        let message = Incoming { topic: TOPIC, qos: *qos, retain: false, expires: false };
         for start in (0..read.len()).step_by(*frame_len) {
-            collector.add(Incoming {
-                topic: TOPIC,
-                qos: *qos,
-                retain: false,
-                frame: start..start + *frame_len,
-                topic_at: start + 4,
-            });
+            collector.add(message, start..start + *frame_len, start + 4);
         }
         let turn = (*qos != Qos::AtMostOnce).then_some(turn);
         collector.flush(read, |shard, batch| {

@@ -18,7 +18,7 @@ use mailboxqtt::codec::{
     Ack, Connect, Packet, Properties, Publish, decode, frame_len, packet_id_offset,
 };
 use mailboxqtt::ids::{ClientId, PacketId, ProtocolVersion, Qos};
-use mailboxqtt::message::{Collector, Delivery, Kind, Piece, TopicHasher};
+use mailboxqtt::message::{Buffer, Collector, Delivery, Kind, Piece, TopicHasher};
 use mailboxqtt::session::{Availability, Limits, Output, Place, Session, negotiate};
 
 const VERSION: ProtocolVersion = ProtocolVersion::V311;
@@ -107,7 +107,7 @@ impl Bench {
         let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).ok()?;
         let session = Session::new(LIMITS, &opening, Instant::now());
         let hasher = TopicHasher::new(RandomState::default());
-        let out = Output::new(Collector::new(hasher, 4));
+        let out = Output::new(Collector::new(hasher, 4, Instant::now()));
         Some(Self { session, out, answers: Vec::new() })
     }
 
@@ -115,7 +115,7 @@ impl Bench {
     fn publish_in(&mut self, read: &[u8], releases: &[u8]) -> (usize, usize) {
         let Self { session, out, .. } = self;
         out.bytes.clear();
-        out.routes.begin(VERSION);
+        out.routes.begin(VERSION, Instant::now());
         let (mut taken, mut topic) = (0, None);
         while let Some(rest) = read.get(taken..)
             && let Ok(Some(len)) = frame_len(rest, u32::MAX)
@@ -134,7 +134,7 @@ impl Bench {
             routed += black_box(&batch).runs.iter().map(|run| run.count as usize).sum::<usize>()
         });
         if let Some(turn) = turn {
-            session.handle_accepted(turn, out);
+            session.handle_accepted(turn, Vec::new(), out);
         }
         handle_all(session, out, releases, VERSION);
         (routed, out.bytes.len())
@@ -149,7 +149,7 @@ impl Bench {
         let mut sent = 0;
         loop {
             out.bytes.clear();
-            session.fill(out);
+            session.fill(Instant::now(), out);
             // What answers to PUBREC left there is written as well: PUBREL for PUBREC.
             sent += out.bytes.len();
             answers.clear();
@@ -241,8 +241,11 @@ fn delivery(from: u8, to: u8) -> Delivery {
         frame_retain: false,
         qos,
         retain: false,
+        expires: false,
+        via: 0,
     };
-    Delivery::new(kind, vec![frames], vec![piece])
+    let buffer = Buffer { frames, received_at: Instant::now() };
+    Delivery::new(kind, vec![buffer], vec![piece], Vec::new())
 }
 
 fn level(raw: u8) -> Qos {

@@ -17,7 +17,7 @@ criterion_group! {
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(1));
-    targets = match_topic, match_deep_topic, insert_remove, parse_filter, topic_matches
+    targets = match_topic, match_deep_topic, match_group, insert_remove, parse_filter, topic_matches
 }
 criterion_main!(benches);
 
@@ -58,6 +58,30 @@ fn match_deep_topic(c: &mut Criterion) {
     group.finish();
 }
 
+/// What a group adds to the match of a topic that others want too.
+fn match_group(c: &mut Criterion) {
+    let mut group = c.benchmark_group("subscriptions/match_group");
+    group.throughput(Throughput::Elements(1));
+    let topic = "plant/1/line/1/sensor/temp";
+    for members in [1, 100] {
+        let trie = trie(1_000);
+        let filter = filter("$share/workers/plant/+/line/#");
+        (0..members).for_each(|id| assert_eq!(trie.insert(&filter, SessionId(id), id), None));
+        let found = trie.matches(topic);
+        assert_eq!(found.subscribers.len(), 3);
+        assert_eq!(found.groups.len(), 1);
+        assert_eq!(found.groups[0].members.len() as u64, members);
+
+        group.bench_function(BenchmarkId::new("members", members), |b| {
+            b.iter(|| trie.matches(black_box(topic)));
+        });
+        group.bench_function(BenchmarkId::new("by_filter", members), |b| {
+            b.iter(|| trie.group(black_box(&filter)));
+        });
+    }
+    group.finish();
+}
+
 /// A session that comes and goes: a path of its own, or a place among many at one node.
 fn insert_remove(c: &mut Criterion) {
     let mut group = c.benchmark_group("subscriptions/insert_remove");
@@ -89,6 +113,17 @@ fn insert_remove(c: &mut Criterion) {
         b.iter(|| {
             trie.insert(&filter, newcomer, 7);
             trie.remove(&filter, newcomer)
+        });
+    });
+    let shared = TopicFilter::parse("$share/workers/news/#").unwrap();
+    assert_eq!(
+        (trie.insert(&shared, newcomer, 7), trie.remove(&shared, newcomer)),
+        (None, Some(7))
+    );
+    group.bench_function("group_of_one", |b| {
+        b.iter(|| {
+            trie.insert(&shared, newcomer, 7);
+            trie.remove(&shared, newcomer)
         });
     });
     group.finish();
@@ -140,7 +175,7 @@ fn trie(filters: usize) -> Trie<u64> {
 
 fn count(trie: &Trie<u64>, topic: &str) -> usize {
     let mut found = 0;
-    trie.for_each_match(topic, |_, _| found += 1);
+    trie.matches(topic).subscribers.iter().for_each(|_| found += 1);
     found
 }
 

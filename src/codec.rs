@@ -45,7 +45,9 @@ pub use self::error::DecodeError;
 pub use self::frame::{PacketType, frame_len, header_len};
 pub use self::properties::{Properties, PropertiesBuf};
 pub use self::property::Property;
-pub use self::publish::{Delivery, Publish, PublishView, next_frame, packet_id_offset};
+pub use self::publish::{
+    Delivery, Forward, Publish, PublishView, TopicAlias, next_frame, packet_id_offset,
+};
 pub use self::reason::ReasonCode;
 pub use self::suback::SubAck;
 pub use self::subscribe::{

@@ -13,8 +13,9 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Qos;
+use crate::router::keeper::RetainedLimits;
 use crate::router::mailbox::QueueLimits;
-use crate::router::shard::RetainedLimits;
+use crate::router::sharing::Strategy;
 use crate::session;
 use crate::session::Availability;
 use crate::topic::check_topic_name;
@@ -118,6 +119,9 @@ pub struct File {
     pub retained_messages_max: u64,
     /// Bytes of retained messages and their topics.
     pub retained_bytes_max: u64,
+    /// Which member of a shared subscription gets a message: `round_robin`, `random`,
+    /// `least_in_flight`, `sticky_publisher` or `sticky_topic`.
+    pub shared_strategy: Strategy,
     /// Seconds between two rounds of `$SYS` messages.
     pub sys_interval_s: u16,
 }
@@ -151,6 +155,7 @@ impl Default for File {
             queue_bytes_max: 64 * 1024 * 1024,
             retained_messages_max: 1_000_000,
             retained_bytes_max: 1024 * 1024 * 1024,
+            shared_strategy: Strategy::RoundRobin,
             sys_interval_s: 10,
         }
     }
@@ -303,6 +308,7 @@ impl File {
                     messages_max: self.retained_messages_max,
                     bytes_max: self.retained_bytes_max,
                 },
+                sharing: self.shared_strategy,
             },
             sys_interval: Duration::from_secs(self.sys_interval_s.into()),
         })

@@ -50,23 +50,29 @@ pub enum DropReason {
     Offline,
     /// Larger than the subscriber's Maximum Packet Size [MQTT-3.1.2-24].
     PacketTooLarge,
+    /// Its Message Expiry Interval passed before it could be sent [MQTT-3.3.2-5].
+    Expired,
     /// A retained message over the limit of messages or bytes: delivered, not stored.
     RetainedFull,
     /// The publisher may not publish to this topic.
     NotAuthorized,
     /// The session ended while the message was on its way to it.
     SessionEnded,
+    /// The publisher says that the payload is text, and it is not (MQTT 5, section 3.3.2.3.2).
+    PayloadFormatInvalid,
 }
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::QueueFull,
         Self::Offline,
         Self::PacketTooLarge,
+        Self::Expired,
         Self::RetainedFull,
         Self::NotAuthorized,
         Self::SessionEnded,
+        Self::PayloadFormatInvalid,
     ];
 
     /// The name in `$SYS` and in logs.
@@ -75,9 +81,11 @@ impl DropReason {
             Self::QueueFull => "queue_full",
             Self::Offline => "offline",
             Self::PacketTooLarge => "packet_too_large",
+            Self::Expired => "expired",
             Self::RetainedFull => "retained_full",
             Self::NotAuthorized => "not_authorized",
             Self::SessionEnded => "session_ended",
+            Self::PayloadFormatInvalid => "payload_format_invalid",
         }
     }
 }
@@ -105,6 +113,8 @@ pub struct Metrics {
     pub sockets_opened: Counter,
     /// Connections that sent something the standard forbids.
     pub protocol_errors: Counter,
+    /// Acknowledgements from clients with a packet identifier under which nothing is open.
+    pub acks_unknown: Counter,
     /// Clients that are connected.
     pub clients_connected: Gauge,
     /// Sessions, with and without a client.

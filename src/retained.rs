@@ -3,16 +3,20 @@
 //! # Invariants
 //!
 //! - One message per topic, the newest [MQTT-3.3.1-5]; an empty payload removes it [MQTT-3.3.1-6].
+//! - No message is handed out at or after its expiry [MQTT-3.3.2-5]; the owner calls [`Store::expire`] when
+//!   [`Store::next_expiry`] has come.
 //! - `stored_at` grows with every change, so "everything that was here when the subscription came
 //!   into force" is a number, and a replay in many chunks neither misses nor doubles a message.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::ids::{ProtocolVersion, Qos};
-use crate::message::{Delivery, Grant, Kind, Piece, Replay};
+use crate::message::{Buffer, Delivery, Kind, Piece, Replay, Via};
 use crate::topic::TopicFilter;
 
 /// Most messages in one chunk of a replay.
@@ -22,15 +26,29 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Topics that one chunk looks at, so that a filter that matches few of many does not stall a shard.
 const CHUNK_VISITS: usize = 4096;
 
-/// One stored PUBLISH frame.
-#[derive(Clone, Debug)]
-pub struct Stored {
-    /// The whole frame, in memory of its own.
-    pub frame: Bytes,
+/// A PUBLISH frame to be stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Retain<'a> {
+    /// The whole frame.
+    pub frame: &'a [u8],
     /// How it is encoded.
     pub version: ProtocolVersion,
     /// As published.
     pub qos: Qos,
+    /// When it was received.
+    pub received_at: Instant,
+    /// Its Message Expiry Interval.
+    pub expires_after: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+struct Stored {
+    /// In memory of its own.
+    frame: Bytes,
+    version: ProtocolVersion,
+    qos: Qos,
+    received_at: Instant,
+    expires_at: Option<Instant>,
     stored_at: u64,
 }
 
@@ -47,19 +65,30 @@ pub struct Change {
 #[derive(Debug, Default)]
 pub struct Store {
     by_topic: BTreeMap<Box<str>, Stored>,
+    /// Exactly the messages that expire.
+    by_expiry: BTreeSet<(Instant, Box<str>)>,
     last_change: u64,
 }
 
 impl Store {
-    /// Keeps `frame` as the message of `topic`.
-    pub fn set(&mut self, topic: &str, frame: &[u8], version: ProtocolVersion, qos: Qos) -> Change {
+    /// Keeps a message as the one of `topic`.
+    pub fn set(&mut self, topic: &str, retain: Retain<'_>) -> Change {
         self.last_change += 1;
-        let frame = Bytes::copy_from_slice(frame);
-        let stored = Stored { frame, version, qos, stored_at: self.last_change };
+        let Retain { version, qos, received_at, .. } = retain;
+        let frame = Bytes::copy_from_slice(retain.frame);
+        let expires_at = retain.expires_after.and_then(|after| received_at.checked_add(after));
+        if let Some(at) = expires_at {
+            self.by_expiry.insert((at, topic.into()));
+        }
+        let stored_at = self.last_change;
+        let stored = Stored { frame, version, qos, received_at, expires_at, stored_at };
         let added = stored.frame.len() as i64;
         if let Some(earlier) = self.by_topic.get_mut(topic) {
-            let removed = std::mem::replace(earlier, stored).frame.len() as i64;
-            return Change { messages: 0, bytes: added - removed };
+            let earlier = std::mem::replace(earlier, stored);
+            if let Some(at) = earlier.expires_at.filter(|at| Some(*at) != expires_at) {
+                self.by_expiry.remove(&(at, topic.into()));
+            }
+            return Change { messages: 0, bytes: added - earlier.frame.len() as i64 };
         }
         self.by_topic.insert(topic.into(), stored);
         Change { messages: 1, bytes: added + topic.len() as i64 }
@@ -67,13 +96,32 @@ impl Store {
 
     /// Forgets the message of `topic`.
     pub fn remove(&mut self, topic: &str) -> Change {
-        match self.by_topic.remove(topic) {
-            Some(earlier) => {
-                let bytes = (earlier.frame.len() + topic.len()) as i64;
-                Change { messages: -1, bytes: -bytes }
-            }
-            None => Change::default(),
+        let Some((topic, earlier)) = self.by_topic.remove_entry(topic) else {
+            return Change::default();
+        };
+        let bytes = (earlier.frame.len() + topic.len()) as i64;
+        if let Some(at) = earlier.expires_at {
+            self.by_expiry.remove(&(at, topic));
         }
+        Change { messages: -1, bytes: -bytes }
+    }
+
+    /// Forgets the messages whose time has come.
+    pub fn expire(&mut self, now: Instant) -> Change {
+        let mut change = Change::default();
+        while self.next_expiry().is_some_and(|at| at <= now)
+            && let Some((_, topic)) = self.by_expiry.pop_first()
+        {
+            let Change { messages, bytes } = self.remove(&topic);
+            change.messages += messages;
+            change.bytes += bytes;
+        }
+        change
+    }
+
+    /// When [`Store::expire`] has something to do.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.by_expiry.first().map(|(at, _)| *at)
     }
 
     /// Bytes of the frame that `topic` has.
@@ -96,16 +144,20 @@ impl Store {
     }
 
     /// The next chunk of `replay` as deliveries of at most one of each kind, and what is left of it.
-    pub fn replay(&self, mut replay: Replay) -> (Vec<Delivery>, Option<Replay>) {
+    pub fn replay(&self, mut replay: Replay, now: Instant) -> (Vec<Delivery>, Option<Replay>) {
         let mut chunk = Chunk::default();
         let mut visits = 0;
         while let Some((filter, grant)) = replay.filters.get(replay.filter).cloned() {
             let start = replay.after.take();
+            let via = grant
+                .identifier
+                .map(|identifier| Arc::new(Via { identifiers: [identifier].into(), share: None }));
             let mut last = None;
             for (topic, stored) in self.from(&filter, start.as_deref()) {
                 visits += 1;
-                if stored.stored_at <= replay.stored_until && filter.matches(topic) {
-                    chunk.add(stored, grant);
+                let is_due = stored.expires_at.is_some_and(|at| at <= now);
+                if !is_due && stored.stored_at <= replay.stored_until && filter.matches(topic) {
+                    chunk.add(stored, grant.qos, via.as_ref());
                 }
                 if chunk.is_full() || visits >= CHUNK_VISITS {
                     last = Some(topic.clone());
@@ -150,18 +202,30 @@ impl Store {
 /// Messages of one chunk while it grows.
 #[derive(Default)]
 struct Chunk {
-    unacknowledged: (Vec<Bytes>, Vec<Piece>),
-    acknowledged: (Vec<Bytes>, Vec<Piece>),
+    unacknowledged: Pile,
+    acknowledged: Pile,
     bytes: usize,
 }
 
+#[derive(Default)]
+struct Pile {
+    buffers: Vec<Buffer>,
+    pieces: Vec<Piece>,
+    vias: Vec<Arc<Via>>,
+}
+
 impl Chunk {
-    fn add(&mut self, stored: &Stored, grant: Grant) {
-        let qos = stored.qos.min(grant.qos);
-        let (buffers, pieces) = match qos {
+    fn add(&mut self, stored: &Stored, granted: Qos, via: Option<&Arc<Via>>) {
+        let qos = stored.qos.min(granted);
+        let Pile { buffers, pieces, vias } = match qos {
             Qos::AtMostOnce => &mut self.unacknowledged,
             Qos::AtLeastOnce | Qos::ExactlyOnce => &mut self.acknowledged,
         };
+        if let Some(via) = via
+            && !vias.last().is_some_and(|last| Arc::ptr_eq(last, via))
+        {
+            vias.push(via.clone());
+        }
         pieces.push(Piece {
             buffer: buffers.len() as u32,
             offset: 0,
@@ -172,27 +236,30 @@ impl Chunk {
             frame_retain: true,
             qos,
             retain: true,
+            expires: stored.expires_at.is_some(),
+            via: via.map_or(0, |_| vias.len() as u32),
         });
-        buffers.push(stored.frame.clone());
+        buffers.push(Buffer { frames: stored.frame.clone(), received_at: stored.received_at });
         self.bytes += stored.frame.len();
     }
 
     fn is_full(&self) -> bool {
-        let messages = self.unacknowledged.1.len() + self.acknowledged.1.len();
+        let messages = self.unacknowledged.pieces.len() + self.acknowledged.pieces.len();
         messages >= CHUNK_MESSAGES || self.bytes >= CHUNK_BYTES
     }
 
     fn deliveries(self) -> Vec<Delivery> {
         let parts =
             [(Kind::Unacknowledged, self.unacknowledged), (Kind::Acknowledged, self.acknowledged)];
-        let used = parts.into_iter().filter(|(_, (_, pieces))| !pieces.is_empty());
-        used.map(|(kind, (buffers, pieces))| Delivery::new(kind, buffers, pieces)).collect()
+        let used = parts.into_iter().filter(|(_, pile)| !pile.pieces.is_empty());
+        used.map(|(kind, pile)| Delivery::new(kind, pile.buffers, pile.pieces, pile.vias)).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Grant;
 
     #[test]
     fn newest_message_of_a_topic_replaces_the_earlier_one_and_sums_follow() {
@@ -214,7 +281,7 @@ mod tests {
         let (mut messages, mut chunks) = (0, 0);
         let mut next = Some(replay(&store, &["site/+/value"]));
         while let Some(replay) = next {
-            let (deliveries, rest) = store.replay(replay);
+            let (deliveries, rest) = store.replay(replay, Instant::now());
             let chunk: u32 = deliveries.iter().map(|delivery| delivery.messages).sum();
             assert!(chunk <= CHUNK_MESSAGES as u32);
             messages += chunk;
@@ -233,7 +300,7 @@ mod tests {
         let pending = replay(&store, &["#"]);
         set(&mut store, "b", "new");
 
-        let (deliveries, rest) = store.replay(pending);
+        let (deliveries, rest) = store.replay(pending, Instant::now());
         assert!(rest.is_none());
         assert_eq!(deliveries.iter().map(|delivery| delivery.messages).sum::<u32>(), 1);
     }
@@ -245,7 +312,7 @@ mod tests {
             set(&mut store, topic, "x");
         }
         let found = |filter| {
-            let (deliveries, _) = store.replay(replay(&store, &[filter]));
+            let (deliveries, _) = store.replay(replay(&store, &[filter]), Instant::now());
             deliveries.iter().map(|delivery| delivery.messages).sum::<u32>()
         };
         assert_eq!(found("a/#"), 3);
@@ -254,12 +321,44 @@ mod tests {
         assert_eq!(found("a"), 1);
     }
 
+    #[test]
+    fn message_is_not_handed_out_at_its_expiry_and_then_forgotten() {
+        let mut store = Store::default();
+        let now = Instant::now();
+        let minute = Duration::from_secs(60);
+        store.set("a", Retain { expires_after: Some(minute), ..retain("12345", now) });
+        store.set("b", Retain { expires_after: Some(2 * minute), ..retain("1", now) });
+        store.set("c", retain("1", now));
+        let found = |store: &Store, now| {
+            let (deliveries, _) = store.replay(replay(store, &["#"]), now);
+            deliveries.iter().map(|delivery| delivery.messages).sum::<u32>()
+        };
+        assert_eq!(found(&store, now), 3);
+        assert_eq!(found(&store, now + minute), 2);
+
+        assert_eq!(store.next_expiry(), Some(now + minute));
+        assert_eq!(store.expire(now + minute), Change { messages: -1, bytes: -6 });
+        store.set("b", retain("1", now));
+        assert_eq!(store.next_expiry(), None);
+        assert_eq!(store.expire(now + 3 * minute), Change::default());
+    }
+
     fn set(store: &mut Store, topic: &str, frame: &str) -> Change {
-        store.set(topic, frame.as_bytes(), ProtocolVersion::V311, Qos::AtMostOnce)
+        store.set(topic, retain(frame, Instant::now()))
+    }
+
+    fn retain(frame: &str, received_at: Instant) -> Retain<'_> {
+        let (version, qos) = (ProtocolVersion::V311, Qos::AtMostOnce);
+        Retain { frame: frame.as_bytes(), version, qos, received_at, expires_after: None }
     }
 
     fn replay(store: &Store, filters: &[&str]) -> Replay {
-        let grant = Grant { qos: Qos::ExactlyOnce, no_local: false, retain_as_published: false };
+        let grant = Grant {
+            qos: Qos::ExactlyOnce,
+            no_local: false,
+            retain_as_published: false,
+            identifier: None,
+        };
         let filters = filters.iter().map(|text| (TopicFilter::parse(text).unwrap(), grant));
         Replay {
             shard: 0,

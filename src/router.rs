@@ -5,27 +5,34 @@
 //! where, `route` who gets a topic.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::codec::{Delivery as Flow, Packet, Properties, Publish, header_len};
 use crate::ids::{ProtocolVersion, Qos, SessionId};
 use crate::message::{Collector, Incoming, TopicHasher, shard_of};
 use crate::metrics::Metrics;
+use crate::router::keeper::RetainedLimits;
 use crate::router::links::Links;
 use crate::router::mailbox::{Inbox, Mailbox, QueueLimits, mailbox};
 use crate::router::registry::{Due, Parked, Registry};
 use crate::router::route::{Routes, Subscriber};
-use crate::router::shard::{Command, Publication, RetainedLimits, ShardHandle};
+use crate::router::shard::{Command, Publication, ShardHandle};
+use crate::router::sharing::Strategy;
 use crate::session::{Request, Retained, Session, Will};
 use crate::subscriptions::Trie;
 use crate::topic::TopicFilter;
 
 mod bell;
 mod deadline;
+mod handover;
+pub mod keeper;
 pub mod links;
 pub mod mailbox;
 pub mod registry;
 mod route;
 pub mod shard;
+pub mod sharing;
+mod turn;
 
 /// Bounds of the router.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +41,8 @@ pub struct Limits {
     pub queue: QueueLimits,
     /// Of all shards together.
     pub retained: RetainedLimits,
+    /// Who of a shared subscription gets a message.
+    pub sharing: Strategy,
 }
 
 /// The handle to everything that moves messages. Cheap to clone; [`Router::stop`] ends the shards.
@@ -59,7 +68,8 @@ impl Router {
         let trie = Arc::new(Trie::new());
         let handles = (0..shards.max(1)).map(|index| {
             let routes = Routes::new(trie.clone(), hasher.clone());
-            let (shard, handle) = shard::shard(index, routes, limits.retained, metrics.clone());
+            let Limits { retained, sharing, .. } = limits;
+            let (shard, handle) = shard::shard(index, routes, retained, sharing, metrics.clone());
             tokio::spawn(shard.run());
             handle
         });
@@ -101,7 +111,7 @@ impl Router {
 
     /// A collector whose batches fit this router.
     pub fn collector(&self) -> Collector {
-        Collector::new(self.hasher.clone(), self.shards.len())
+        Collector::new(self.hasher.clone(), self.shards.len(), Instant::now())
     }
 
     /// Passes on what a session asked for.
@@ -111,10 +121,10 @@ impl Router {
                 self.subscribe(token, filters, mailbox, links);
             }
             Request::Unsubscribe { token, filters } => {
-                let (exact, has_wildcards) = self.remove_wildcards(mailbox.session(), filters);
-                let parts_due = parts(&exact, has_wildcards);
+                let (exact, concerns_all) = self.leave_trie(mailbox.session(), filters);
+                let parts_due = parts(&exact, concerns_all);
                 for (shard, exact) in exact.into_iter().enumerate() {
-                    if has_wildcards || !exact.is_empty() {
+                    if concerns_all || !exact.is_empty() {
                         let mailbox = mailbox.clone();
                         let command = Command::Unsubscribe { mailbox, exact, token, parts_due };
                         links.send(shard, command);
@@ -127,27 +137,29 @@ impl Router {
         }
     }
 
-    /// Ends a session: its subscriptions, its outboxes, its mailbox.
-    pub async fn end_session(&self, session: &Session, inbox: Inbox) {
+    /// Ends a session: its subscriptions, its outboxes, its mailbox. Other members of its shared
+    /// subscriptions get what it did not.
+    pub async fn end_session(&self, session: &mut Session, inbox: Inbox) {
         let id = inbox.mailbox().session();
         self.metrics.sessions.add(-1);
         self.metrics.subscriptions.add(-(session.subscriptions() as i64));
         if !session.has_subscribed() {
             return;
         }
-        let (exact, _) = self.remove_wildcards(id, session.filters().cloned().collect());
+        let (exact, _) = self.leave_trie(id, session.filters().cloned().collect());
         for (shard, exact) in self.shards.iter().zip(exact) {
             shard.send(Command::End { session: id, exact }).await;
         }
+        self.hand_over(session, &inbox, true).await;
     }
 
     /// Ends a session whose client is away, and publishes what it left behind.
     pub async fn end_parked(&self, parked: Parked) {
-        let Parked { session, inbox, will, .. } = parked;
+        let Parked { mut session, inbox, will, .. } = parked;
         if let Some(waiting) = will {
             self.publish_will(waiting.will, inbox.mailbox()).await;
         }
-        self.end_session(&session, inbox).await;
+        self.end_session(&mut session, inbox).await;
     }
 
     /// Does what has come due: wills are published, sessions end.
@@ -166,14 +178,10 @@ impl Router {
     /// Publishes what a client left behind, in the name of its session.
     pub async fn publish_will(&self, will: Will, mailbox: &Arc<Mailbox>) {
         let mut collector = self.collector();
-        collector.begin(will.version);
-        collector.add(Incoming {
-            topic: &will.topic,
-            qos: will.qos,
-            retain: will.retain,
-            frame: 0..will.frame.len(),
-            topic_at: topic_at(&will.frame),
-        });
+        collector.begin(will.version, Instant::now());
+        let Will { qos, retain, expires, .. } = will;
+        let message = Incoming { topic: &will.topic, qos, retain, expires };
+        collector.add(message, 0..will.frame.len(), topic_at(&will.frame));
         self.flush(&mut collector, &will.frame, mailbox).await;
     }
 
@@ -198,7 +206,8 @@ impl Router {
             let at = frames.get(frame.clone()).map_or(0, topic_at);
             let topic_at = frame.start + at;
             let qos = Qos::AtMostOnce;
-            collector.add(Incoming { topic, qos, retain: true, frame, topic_at });
+            let message = Incoming { topic, qos, retain: true, expires: false };
+            collector.add(message, frame, topic_at);
         }
         self.flush(&mut collector, &frames, mailbox).await;
     }
@@ -241,11 +250,11 @@ impl Router {
     ) {
         let mut exact = vec![Vec::new(); self.shards.len()];
         let mut replay = vec![Vec::new(); self.shards.len()];
-        let mut has_wildcards = false;
+        let mut concerns_all = false;
         for (filter, grant, retained) in filters {
             let wants_replay = retained == Retained::Replay;
-            if filter.has_wildcards() {
-                has_wildcards = true;
+            if is_in_trie(&filter) {
+                concerns_all = true;
                 let subscriber = Subscriber { mailbox: mailbox.clone(), grant };
                 self.trie.insert(&filter, mailbox.session(), subscriber);
                 if wants_replay {
@@ -261,32 +270,33 @@ impl Router {
                 list.push((filter, grant));
             }
         }
-        let parts_due = parts(&exact, has_wildcards);
+        let parts_due = parts(&exact, concerns_all);
         for (shard, (exact, replay)) in exact.into_iter().zip(replay).enumerate() {
-            if has_wildcards || !exact.is_empty() {
+            if concerns_all || !exact.is_empty() {
                 let mailbox = mailbox.clone();
                 links.send(shard, Command::Subscribe { mailbox, exact, replay, token, parts_due });
             }
         }
     }
 
-    /// Takes wildcard filters out of the trie; returns the exact ones per shard.
-    fn remove_wildcards(
+    /// Takes out of the trie what is in it; returns the other filters per shard, and whether all shards
+    /// are concerned.
+    fn leave_trie(
         &self,
         session: SessionId,
         filters: Vec<TopicFilter>,
     ) -> (Vec<Vec<TopicFilter>>, bool) {
         let mut exact = vec![Vec::new(); self.shards.len()];
-        let mut has_wildcards = false;
+        let mut concerns_all = false;
         for filter in filters {
-            if filter.has_wildcards() {
-                has_wildcards = true;
+            if is_in_trie(&filter) {
+                concerns_all = true;
                 self.trie.remove(&filter, session);
             } else if let Some(list) = exact.get_mut(self.shard_of(&filter)) {
                 list.push(filter);
             }
         }
-        (exact, has_wildcards)
+        (exact, concerns_all)
     }
 
     fn shard_of(&self, filter: &TopicFilter) -> usize {
@@ -294,9 +304,14 @@ impl Router {
     }
 }
 
-/// How many shards have a part of a request: all, where a wildcard filter is among its filters.
-fn parts<T>(exact: &[Vec<T>], has_wildcards: bool) -> usize {
-    match has_wildcards {
+/// Whether a filter may match topics of more than one shard, or has to be looked at together with others.
+fn is_in_trie(filter: &TopicFilter) -> bool {
+    filter.has_wildcards() || filter.is_shared()
+}
+
+/// How many shards have a part of a request.
+fn parts<T>(exact: &[Vec<T>], concerns_all: bool) -> usize {
+    match concerns_all {
         true => exact.len(),
         false => exact.iter().filter(|list| !list.is_empty()).count(),
     }

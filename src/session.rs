@@ -25,22 +25,28 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Disconnect, Packet, Properties, Publish, ReasonCode};
+use crate::codec::{
+    Ack, Disconnect, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode, header_len,
+};
 use crate::ids::{PacketId, ProtocolVersion, Qos};
 use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
-use crate::message::Replay;
-use crate::session::incoming::{Answer, Incoming, Novelty};
+use crate::message::{Replay, Undelivered};
+use crate::session::aliases::ReceivedAliases;
+use crate::session::incoming::{Incoming, Novelty, Verdict};
 use crate::session::outgoing::{Outgoing, Step};
+use crate::session::refusal::{NO_OPEN_MESSAGE, PublishRefusal, has_wrong_format};
 use crate::session::subscribing::Subscribing;
 use crate::topic::TopicFilter;
 
+mod aliases;
 mod availability;
 mod close;
 mod connect;
 mod incoming;
 mod outgoing;
 mod output;
+mod refusal;
 mod subscribing;
 mod will;
 mod window;
@@ -92,6 +98,7 @@ pub struct Session {
     limits: Limits,
     link: Link,
     last_heard: Instant,
+    aliases: ReceivedAliases,
     incoming: Incoming,
     outgoing: Outgoing,
     subscribing: Subscribing,
@@ -115,6 +122,7 @@ impl Session {
             limits,
             link: opening.link.clone(),
             last_heard: now,
+            aliases: ReceivedAliases::default(),
             incoming: Incoming::default(),
             outgoing: Outgoing::new(),
             subscribing: Subscribing::default(),
@@ -131,6 +139,7 @@ impl Session {
         self.last_heard = now;
         self.will = opening.will.clone();
         self.expiry = opening.expiry;
+        self.aliases.clear();
         self.outgoing.attach(&self.link);
     }
 
@@ -172,6 +181,18 @@ impl Session {
         self.subscribing.has_asked()
     }
 
+    /// Whether [`Session::take_shared`] could find anything.
+    pub fn has_shared(&self) -> bool {
+        self.subscribing.has_shared()
+    }
+
+    /// The client is away: messages of shared subscriptions that wait for it may go to other members. What
+    /// was sent and not acknowledged waits for the client, unless the session `has_ended`; then at
+    /// QoS 1 it may go, too [MQTT-4.8.2-4] [MQTT-4.8.2-5].
+    pub fn take_shared(&mut self, has_ended: bool, out: &mut Output) -> Vec<Undelivered> {
+        self.outgoing.take_shared(has_ended, out)
+    }
+
     /// Messages that were sent to the client and are not complete.
     pub fn inflight(&self) -> usize {
         self.outgoing.inflight()
@@ -188,37 +209,46 @@ impl Session {
         out.tally.packets_received += 1;
         out.tally.publishes_received += 1;
         out.tally.publish_bytes_received += place.frame.len() as u64;
-        if !publish.properties.is_empty()
-            && let Err(reason) = check_publish_properties(publish.properties)
+        let (mut alias, mut expires) = (None, false);
+        if !publish.properties.is_empty() {
+            if publish.properties.subscription_identifiers().next().is_some() {
+                let what = "subscription identifier in a client's PUBLISH";
+                return out.close(CloseReason::Protocol(what));
+            }
+            alias = publish.properties.topic_alias();
+            expires = publish.properties.message_expiry_interval_s().is_some();
+        }
+        if let Some(alias) = alias
+            && let Err(reason) = self.learn_alias(alias, publish.topic)
         {
             return out.close(reason);
         }
-        let qos = publish.delivery.qos();
-        if let Err(reason) = self.limits.availability.check_publish(qos, publish.retain) {
+        let (qos, retain) = (publish.delivery.qos(), publish.retain);
+        if let Err(reason) = self.limits.availability.check_publish(qos, retain) {
             return out.close(reason);
         }
-        let refusal = publish.topic.starts_with("$SYS/").then_some(ReasonCode::NotAuthorized);
-        let route = match publish.delivery.id() {
-            None => refusal.is_none(),
-            Some(id) => {
-                let reason = refusal.unwrap_or(ReasonCode::Success);
-                match self.receive(id, publish.delivery.qos(), reason, out) {
-                    Novelty::New => refusal.is_none(),
-                    Novelty::Repeated => return,
-                }
-            }
-        };
-        if !route {
-            out.tally.not_authorized += 1;
+        let refusal = self.refusal(self.topic_of(publish, alias), publish);
+        if let Some(id) = publish.delivery.id()
+            && self.receive(id, qos, refusal, out) == Novelty::Repeated
+        {
             return;
         }
-        out.routes.add(Arrival {
-            topic: publish.topic,
-            qos: publish.delivery.qos(),
-            retain: publish.retain,
-            frame: place.frame,
-            topic_at: place.topic_at,
-        });
+        if let Some(refusal) = refusal {
+            refusal.count(&mut out.tally);
+            if (qos, refusal) == (Qos::AtMostOnce, PublishRefusal::PayloadFormat) {
+                out.close(CloseReason::PayloadFormatInvalid);
+            }
+            return;
+        }
+        let topic = self.topic_of(publish, alias);
+        let message = Arrival { topic, qos, retain, expires };
+        match alias {
+            None => out.routes.add(message, place.frame, place.topic_at),
+            Some(_) => out.routes.add_rewritten(message, |frames| {
+                let version = self.link.version;
+                write_without_alias(publish, topic, version, frames)
+            }),
+        }
     }
 
     /// The client sent something other than PUBLISH.
@@ -270,9 +300,10 @@ impl Session {
         self.outgoing.push(delivery);
     }
 
-    /// A shard owns what it got in `turn`.
-    pub fn handle_accepted(&mut self, turn: u64, out: &mut Output) {
-        self.incoming.accept(turn);
+    /// A shard owns what it got in `turn`; nobody has subscribed to the topics of the messages
+    /// `unmatched`.
+    pub fn handle_accepted(&mut self, turn: u64, unmatched: Vec<PacketId>, out: &mut Output) {
+        self.incoming.accept(turn, unmatched);
         self.incoming.answer(&self.link, out);
     }
 
@@ -295,8 +326,8 @@ impl Session {
 
     /// Puts what waits on the wire, as far as the window and the room in the output go. Call it when
     /// everything that arrived has been handled. Returns whether more could go once there is room.
-    pub fn fill(&mut self, out: &mut Output) -> bool {
-        let more = self.outgoing.fill(&self.link, out);
+    pub fn fill(&mut self, now: Instant, out: &mut Output) -> bool {
+        let more = self.outgoing.fill(&self.link, now, out);
         if self.outgoing.is_drained() {
             self.subscribing.ask_for_chunk(out);
         }
@@ -319,20 +350,59 @@ impl Session {
 
     /// The connection ends for `reason`: a v5 client is told [MQTT-3.14.0-1].
     pub fn say_goodbye(&self, reason: &CloseReason, out: &mut Output) {
-        if let (ProtocolVersion::V5, Some(reason)) = (self.link.version, reason.reason_code()) {
-            let properties = Properties::EMPTY;
-            let packet = Packet::Disconnect(Disconnect { reason, properties });
-            out.send(&packet, &self.link);
+        if let (ProtocolVersion::V5, Some(code)) = (self.link.version, reason.reason_code()) {
+            let packet = Disconnect { reason: code, properties: Properties::EMPTY };
+            out.send_last(&packet, &reason.to_string(), &self.link);
         }
     }
 
+    /// Checks the alias of a PUBLISH, and remembers the topic if it comes with one.
+    fn learn_alias(&mut self, alias: u16, topic: &str) -> Result<(), CloseReason> {
+        if alias > self.limits.topic_alias_max {
+            return Err(CloseReason::TopicAliasInvalid);
+        }
+        if !topic.is_empty() {
+            self.aliases.set(alias, topic);
+        } else if self.aliases.get(alias).is_none() {
+            return Err(CloseReason::Protocol("topic alias that stands for no topic yet"));
+        }
+        Ok(())
+    }
+
+    /// The topic itself, or the one that its alias stands for.
+    fn topic_of<'t>(&'t self, publish: &Publish<'t>, alias: Option<u16>) -> &'t str {
+        match alias.and_then(|alias| self.aliases.get(alias)) {
+            Some(topic) => topic,
+            None => publish.topic,
+        }
+    }
+
+    /// Why a message to `topic` is not routed.
+    fn refusal(&self, topic: &str, publish: &Publish<'_>) -> Option<PublishRefusal> {
+        if topic.starts_with("$SYS/") {
+            return Some(PublishRefusal::SystemTopic);
+        }
+        let is_checked = self.limits.check_payload_format && !publish.properties.is_empty();
+        (is_checked && has_wrong_format(publish.properties, publish.payload))
+            .then_some(PublishRefusal::PayloadFormat)
+    }
+
     /// A QoS 1 or 2 message arrived: an answer is due at the end of the turn.
-    fn receive(&mut self, id: PacketId, qos: Qos, reason: ReasonCode, out: &mut Output) -> Novelty {
-        let (novelty, answer) = match qos {
-            Qos::AtMostOnce | Qos::AtLeastOnce => (Novelty::New, Answer::PubAck),
-            Qos::ExactlyOnce => (self.incoming.receive(id), Answer::PubRec),
+    fn receive(
+        &mut self,
+        id: PacketId,
+        qos: Qos,
+        refusal: Option<PublishRefusal>,
+        out: &mut Output,
+    ) -> Novelty {
+        let verdict = refusal.map_or(Verdict::Accepted, Verdict::Refused);
+        let novelty = match qos {
+            Qos::AtMostOnce | Qos::AtLeastOnce => {
+                self.incoming.receive_once(id, verdict);
+                Novelty::New
+            }
+            Qos::ExactlyOnce => self.incoming.receive(id, verdict),
         };
-        self.incoming.await_turn(id, answer, reason);
         let max = self.limits.receive_max;
         let is_v5 = self.link.version == ProtocolVersion::V5;
         if is_v5 && self.incoming.unacknowledged() > usize::from(max) {
@@ -342,24 +412,18 @@ impl Session {
     }
 
     fn pubrel(&mut self, id: PacketId, out: &mut Output) {
-        let reason = match self.incoming.release(id) {
-            true => ReasonCode::Success,
-            false => ReasonCode::PacketIdentifierNotFound,
-        };
-        let is_v5 = self.link.version == ProtocolVersion::V5;
-        let reason = if is_v5 { reason } else { ReasonCode::Success };
-        let ack = crate::codec::Ack { id, reason, properties: Properties::EMPTY };
-        out.send(&Packet::PubComp(ack), &self.link);
+        if self.incoming.release(id) {
+            return out.send(&Packet::PubComp(Ack::success(id)), &self.link);
+        }
+        out.tally.acks_unknown += 1;
+        let reason = ReasonCode::PacketIdentifierNotFound;
+        let ack = Ack { id, reason, properties: Properties::EMPTY };
+        out.send_explained(&Packet::PubComp(ack), NO_OPEN_MESSAGE, &self.link);
     }
 
     fn subscribe(&mut self, packet: &crate::codec::Subscribe<'_>, out: &mut Output) {
         if let Err(reason) = self.limits.availability.check_subscribe(packet.properties) {
             return out.close(reason);
-        }
-        if packet.properties.subscription_identifiers().next().is_some() {
-            return out.close(CloseReason::Protocol(
-                "subscription identifier, though CONNACK said that there are none",
-            ));
         }
         self.subscribing.subscribe(packet, &self.limits, &self.link, out);
     }
@@ -380,15 +444,24 @@ impl Session {
     }
 }
 
-/// What a client may not put into a PUBLISH.
-fn check_publish_properties(properties: Properties<'_>) -> Result<(), CloseReason> {
-    if properties.topic_alias().is_some() {
-        return Err(CloseReason::TopicAliasInvalid);
+/// Writes `publish` with its topic and without its alias, which mean something on this connection
+/// only [MQTT-3.3.2-7]. Returns where the topic starts.
+fn write_without_alias(
+    publish: &Publish<'_>,
+    topic: &str,
+    version: ProtocolVersion,
+    frames: &mut Vec<u8>,
+) -> usize {
+    let mut properties = PropertiesBuf::new();
+    for property in publish.properties.iter() {
+        if !matches!(property, Property::TopicAlias(_)) {
+            properties.push(property);
+        }
     }
-    if properties.subscription_identifiers().next().is_some() {
-        return Err(CloseReason::Protocol("subscription identifier in a client's PUBLISH"));
-    }
-    Ok(())
+    let publish = Publish { topic, properties: properties.as_properties(), ..*publish };
+    let start = frames.len();
+    Packet::Publish(publish).encode(version, frames);
+    frames.get(start..).and_then(header_len).unwrap_or(0) + 2
 }
 
 /// One and a half keep-alive periods [MQTT-3.1.2-22].

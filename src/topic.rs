@@ -2,14 +2,17 @@
 //! imports nothing. `codec` checks names with it, `subscriptions` and `retained` match with it.
 //!
 //! Invariant: a [`TopicFilter`] holds a filter that the standard allows and that the trie can
-//! afford, so nobody behind the edge checks it a second time. A filter is always taken as it is
-//! written, including the `$share/{name}/` of a shared subscription.
+//! afford, so nobody behind the edge checks it a second time.
+//!
+//! A shared subscription `$share/{name}/{filter}` is a [`TopicFilter`] too. Its text, and with it
+//! equality, is the whole; all that concerns levels, wildcards and matching is about `{filter}`.
 
 use std::fmt;
 use std::sync::Arc;
 
 /// A wildcard or shared filter with more levels is refused: each of its levels may cost a node in
-/// the subscription trie, so one 64 KiB SUBSCRIBE could otherwise buy 32,000 nodes.
+/// the subscription trie, so one 64 KiB SUBSCRIBE could otherwise buy 32,000 nodes. `$share` and the
+/// share name are not counted: they cost none.
 pub const FILTER_LEVELS_MAX: usize = 200;
 
 /// The length of a topic is a two byte integer on the wire [MQTT-4.7.3-3].
@@ -33,8 +36,8 @@ pub fn check_topic_name(text: &str) -> Result<(), InvalidTopic> {
     }
 }
 
-/// Whether the filter matches the topic [MQTT-4.7.1]. `filter` is valid; an invalid one gets some
-/// answer, never a panic. `a/#` matches `a`, levels may be empty, and a wildcard in first place
+/// Whether the filter matches the topic [MQTT-4.7.1]. `filter` is valid and without `$share/{name}/`;
+/// another one gets some answer, never a panic. `a/#` matches `a`, levels may be empty, and a wildcard in first place
 /// does not match a topic that begins with `$` [MQTT-4.7.2-1].
 pub fn matches(filter: &str, topic: &str) -> bool {
     let (filter, mut topic) = (filter.as_bytes(), topic.as_bytes());
@@ -88,42 +91,61 @@ impl TopicFilter {
         Ok(filter)
     }
 
-    /// The filter as the client wrote it.
+    /// The filter as the client wrote it, including `$share/{name}/`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether a `+` or `#` is in it. Without one the filter matches exactly the topic of its name.
-    pub fn has_wildcards(&self) -> bool {
-        self.0.bytes().any(is_wildcard)
+    /// The `{name}` of a shared subscription `$share/{name}/{filter}` [MQTT-4.8.2].
+    pub fn share_name(&self) -> Option<&str> {
+        self.parts().0
     }
 
-    /// The longest prefix of whole levels without a wildcard, with the `/` behind it; the whole
-    /// text when there is no wildcard. Every matching topic begins with it, but for one: `a/#`
+    /// What messages are matched with: the `{filter}` of a shared subscription, else the whole text.
+    pub fn unshared(&self) -> &str {
+        self.parts().1
+    }
+
+    /// Whether this is a shared subscription.
+    pub fn is_shared(&self) -> bool {
+        self.share_name().is_some()
+    }
+
+    /// Whether a `+` or `#` is in it. Without one the filter matches exactly the topic
+    /// [`Self::unshared`].
+    pub fn has_wildcards(&self) -> bool {
+        self.unshared().bytes().any(is_wildcard)
+    }
+
+    /// The longest prefix of [`Self::unshared`] of whole levels without a wildcard, with the `/` behind
+    /// it; all of it when there is no wildcard. Every matching topic begins with it, but for one: `a/#`
     /// matches `a`, which lacks the `/`.
     pub fn literal_prefix(&self) -> &str {
         // A wildcard fills its level, so what stands before it is whole levels.
-        self.0.split(['+', '#']).next().unwrap_or_default()
+        self.unshared().split(['+', '#']).next().unwrap_or_default()
     }
 
-    /// The levels in order; at least one, and each may be empty.
+    /// The levels of [`Self::unshared`] in order; at least one, and each may be empty.
     pub fn levels(&self) -> impl Iterator<Item = &str> + Clone {
-        self.0.split('/')
+        self.unshared().split('/')
     }
 
     /// How many levels [`Self::levels`] yields.
     pub fn level_count(&self) -> usize {
-        self.0.bytes().filter(|&byte| byte == b'/').count() + 1
-    }
-
-    /// Whether this is a shared subscription, `$share/{name}/{filter}` [MQTT-4.8.2].
-    pub fn is_shared(&self) -> bool {
-        self.0.starts_with(SHARE_PREFIX)
+        self.unshared().bytes().filter(|&byte| byte == b'/').count() + 1
     }
 
     /// Whether a message with this topic belongs to this filter: see [`matches()`].
     pub fn matches(&self, topic: &str) -> bool {
-        matches(&self.0, topic)
+        matches(self.unshared(), topic)
+    }
+
+    /// Share name and filter. A valid text with the prefix has both.
+    fn parts(&self) -> (Option<&str>, &str) {
+        match self.0.strip_prefix(SHARE_PREFIX).and_then(|shared| shared.split_once('/')) {
+            Some((name, filter)) => (Some(name), filter),
+            None => (None, &self.0),
+        }
     }
 }
 
@@ -331,9 +353,9 @@ mod tests {
         let error = InvalidFilter::TooManyLevels { levels, levels_max: FILTER_LEVELS_MAX };
         assert_eq!(filter(&deep).level_count(), levels);
         assert_eq!(TopicFilter::parse(&format!("{deep}+")), Err(error));
-        // `$share/g` and 199 more slashes are 201 levels.
-        assert_eq!(TopicFilter::parse(&format!("$share/g{}", &deep[1..])), Err(error));
+        assert_eq!(TopicFilter::parse(&format!("$share/g/{deep}")), Err(error));
         assert_eq!(filter(&format!("{}#", &deep[1..])).level_count(), FILTER_LEVELS_MAX);
+        assert_eq!(filter(&format!("$share/g/{}", &deep[1..])).level_count(), FILTER_LEVELS_MAX);
     }
 
     #[test]
@@ -353,9 +375,32 @@ mod tests {
 
     #[test]
     fn a_shared_filter_is_known_by_its_first_level() {
-        assert!(filter("$share/group/a/+").is_shared());
-        assert!(!filter("$shared/group/a").is_shared());
-        assert!(!filter("a/$share/b").is_shared());
+        for (text, share_name, unshared) in [
+            ("$share/group/a/+", Some("group"), "a/+"),
+            ("$share/g//", Some("g"), "/"),
+            ("$share/g/$share/h/a", Some("g"), "$share/h/a"),
+            ("$shared/group/a", None, "$shared/group/a"),
+            ("$share", None, "$share"),
+            ("a/$share/b", None, "a/$share/b"),
+        ] {
+            let filter = filter(text);
+            assert_eq!((filter.share_name(), filter.unshared()), (share_name, unshared), "{text}");
+            assert_eq!((filter.is_shared(), filter.as_str()), (share_name.is_some(), text));
+        }
+    }
+
+    #[test]
+    fn a_wildcard_in_first_place_of_a_shared_filter_does_not_match_a_dollar_topic() {
+        for (text, topic, expected) in [
+            ("$share/g/#", "$SYS/a", false),
+            ("$share/g/+/a", "$SYS/a", false),
+            ("$share/g/$SYS/#", "$SYS/a", true),
+            ("$share/g/#", "$share/g/a", false),
+            ("$share/g/a", "$share/g/a", false),
+            ("$share/g/a", "a", true),
+        ] {
+            assert_eq!(filter(text).matches(topic), expected, "{text} on {topic}");
+        }
     }
 
     #[test]
@@ -385,9 +430,30 @@ mod tests {
         }
 
         #[test]
+        fn a_shared_filter_means_what_the_filter_in_it_means(
+            text in "(\\$?[ab+]?/){0,4}(#|[ab+]|)", name in "[a-c$]{1,2}",
+            topic in "\\$?[ab]?(/\\$?[ab]?){0,4}",
+        ) {
+            let shared = TopicFilter::parse(&format!("$share/{name}/{text}"));
+            prop_assert_eq!(shared.is_ok(), TopicFilter::parse(&text).is_ok());
+            if let (Ok(shared), Ok(plain)) = (shared, TopicFilter::parse(&text)) {
+                prop_assert_eq!((shared.share_name(), shared.unshared()), (Some(&*name), &*text));
+                prop_assert_eq!(shared.matches(&topic), plain.matches(&topic));
+                prop_assert_eq!(shared.has_wildcards(), plain.has_wildcards());
+                prop_assert_eq!(shared.literal_prefix(), plain.literal_prefix());
+                prop_assert_eq!(shared.level_count(), plain.level_count());
+                prop_assert!(shared.levels().eq(plain.levels()));
+            }
+        }
+
+        #[test]
         fn arbitrary_text_never_panics(filter in any::<String>(), topic in any::<String>()) {
             let _ = (check_topic_name(&topic), TopicFilter::parse(&filter));
             matches(&filter, &topic);
+            if let Ok(filter) = TopicFilter::parse(&format!("{SHARE_PREFIX}{filter}")) {
+                prop_assert!(filter.is_shared());
+                prop_assert!(!filter.unshared().is_empty());
+            }
         }
 
         #[test]

@@ -1,9 +1,10 @@
 //! The subscription trie while threads change it and others match: no subscription that stays in
-//! force is ever missed, nothing is misdelivered, and the end is the same as without threads.
+//! force is ever missed, nothing is misdelivered, a group keeps its cursor as long as it has a member,
+//! and the end is the same as without threads.
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use mailboxqtt::ids::SessionId;
@@ -14,8 +15,19 @@ const WRITERS: usize = 3;
 const READERS: usize = 3;
 const CHANGES_PER_WRITER: usize = 20_000;
 
-/// In force during the whole test. The writers' filters share nodes with them.
-const STABLE: [&str; 6] = ["a/#", "+/b/#", "a/+/c", "#", "a/b/c/d/+", "+/+/+"];
+/// In force during the whole test. The writers' filters share nodes and groups with them.
+const STABLE: [&str; 10] = [
+    "a/#",
+    "+/b/#",
+    "a/+/c",
+    "#",
+    "a/b/c/d/+",
+    "+/+/+",
+    "$share/g/a/#",
+    "$share/h/a/b",
+    "$share/h/+/b/#",
+    "$share/g/+",
+];
 
 const TOPICS: [&str; 6] = ["a", "a/b", "a/b/c", "a/b/c/d/e", "x/b/c", "$a/b/c"];
 
@@ -25,6 +37,8 @@ fn matching_never_misses_a_stable_subscription_while_others_come_and_go() {
     for (at, filter) in STABLE.into_iter().map(filter).enumerate() {
         trie.insert(&filter, SessionId(at as u64), filter.clone());
     }
+    let cursors = STABLE.map(|text| trie.group(&filter(text)).map(|group| group.cursor));
+    let turns = AtomicU64::new(0);
     let (start, writing) = (Barrier::new(WRITERS + READERS), AtomicUsize::new(WRITERS));
 
     let changes: u64 = thread::scope(|scope| {
@@ -45,7 +59,10 @@ fn matching_never_misses_a_stable_subscription_while_others_come_and_go() {
                 // At least once after the last writer has ended.
                 loop {
                     let last = writing.load(Ordering::Acquire) == 0;
-                    TOPICS.into_iter().for_each(|topic| check_matches(&trie, topic));
+                    for topic in TOPICS {
+                        check_matches(&trie, topic);
+                        turns.fetch_add(check_groups(&trie, topic, &cursors), Ordering::Relaxed);
+                    }
                     if last {
                         break;
                     }
@@ -55,6 +72,10 @@ fn matching_never_misses_a_stable_subscription_while_others_come_and_go() {
         writers.into_iter().map(|writer| writer.join().unwrap()).sum()
     });
 
+    // No turn of a stable group was taken with a cursor that had no future.
+    let taken = cursors.iter().flatten().map(|cursor| cursor.load(Ordering::Relaxed)).sum::<u64>();
+    assert_eq!(taken, turns.into_inner());
+    assert!(taken > 0);
     // The writers removed what they had inserted, so the stable subscriptions are all there is.
     assert_eq!(trie.len(), STABLE.len());
     assert_eq!(trie.generation(), STABLE.len() as u64 + changes);
@@ -94,14 +115,48 @@ fn change_at_random(trie: &Trie<TopicFilter>, writer: usize) -> u64 {
 
 fn check_matches(trie: &Trie<TopicFilter>, topic: &str) {
     let mut stable = 0;
-    trie.for_each_match(topic, |session, filter| {
-        assert!(filter.matches(topic), "{filter} on {topic}");
+    for (session, filter) in trie.matches(topic).subscribers {
+        assert!(!filter.is_shared() && filter.matches(topic), "{filter} on {topic}");
         if session.0 < STABLE.len() as u64 {
             stable += 1;
         }
-    });
-    let expected = STABLE.into_iter().filter(|text| filter(text).matches(topic)).count();
-    assert_eq!(stable, expected, "{topic}");
+    }
+    let stable_filters = STABLE.into_iter().map(filter);
+    let expected = stable_filters.filter(|filter| !filter.is_shared() && filter.matches(topic));
+    assert_eq!(stable, expected.count(), "{topic}");
+}
+
+/// Takes a turn in each group that `topic` and its filter find. Returns how many turns that were in
+/// stable groups.
+fn check_groups(
+    trie: &Trie<TopicFilter>,
+    topic: &str,
+    cursors: &[Option<Arc<AtomicU64>>; STABLE.len()],
+) -> u64 {
+    let (mut turns, mut stable) = (0, 0);
+    for group in trie.matches(topic).groups {
+        assert!(group.filter.is_shared() && group.filter.matches(topic));
+        let by_filter = trie.group(&group.filter);
+        for group in [Some(&group), by_filter.as_ref()].into_iter().flatten() {
+            assert!(!group.members.is_empty(), "{}", group.filter);
+            assert!(group.members.iter().all(|(_, filter)| *filter == group.filter));
+        }
+        let stable_member = STABLE.iter().position(|text| *text == group.filter.as_str());
+        if let Some(at) = stable_member {
+            let by_filter = by_filter.unwrap();
+            for group in [group, by_filter] {
+                assert!(group.members.iter().any(|(session, _)| session.0 == at as u64));
+                assert!(Arc::ptr_eq(&group.cursor, cursors[at].as_ref().unwrap()));
+                group.cursor.fetch_add(1, Ordering::Relaxed);
+                turns += 1;
+            }
+            stable += 1;
+        }
+    }
+    let stable_filters = STABLE.into_iter().map(filter);
+    let expected = stable_filters.filter(|filter| filter.is_shared() && filter.matches(topic));
+    assert_eq!(stable, expected.count(), "{topic}");
+    turns
 }
 
 fn random_filter(random: &mut fastrand::Rng) -> TopicFilter {
@@ -110,7 +165,8 @@ fn random_filter(random: &mut fastrand::Rng) -> TopicFilter {
     if random.bool() {
         levels.push("#");
     }
-    filter(&levels.join("/"))
+    let share = random.choice(["", "", "$share/g/", "$share/h/"]).unwrap();
+    filter(&format!("{share}{}", levels.join("/")))
 }
 
 fn filter(text: &str) -> TopicFilter {

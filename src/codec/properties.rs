@@ -109,6 +109,18 @@ impl<'a> Properties<'a> {
         })
     }
 
+    /// Where the value of the Message Expiry Interval is in [`Properties::as_bytes`].
+    pub(super) fn message_expiry_interval_at(&self) -> Option<usize> {
+        let mut reader = Reader::new(self.bytes);
+        loop {
+            let id = reader.u8().ok()?;
+            if id == id::MESSAGE_EXPIRY_INTERVAL {
+                return Some(self.bytes.len() - reader.rest().len());
+            }
+            Property::skip(id, &mut reader).ok()?;
+        }
+    }
+
     /// The first property with this identifier. Steps over the others by their length alone.
     fn find(&self, wanted: u8) -> Option<Property<'a>> {
         let mut reader = Reader::new(self.bytes);

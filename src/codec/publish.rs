@@ -9,13 +9,18 @@
 //! - QoS 0 with a packet identifier or DUP cannot be built: see [`Delivery`].
 //! - The functions for our own buffers validate nothing, and answer `None` to garbage.
 
+use std::num::NonZeroU32;
+
 use bytes::BufMut;
 
 use crate::codec::error::DecodeError;
 use crate::codec::frame::{Frame, PacketType, RemainingLength, put_first_byte, remaining_length};
 use crate::codec::properties::Properties;
-use crate::codec::property::Owner;
-use crate::codec::wire::{Reader, check_string, put_string, string_len};
+use crate::codec::property::{Owner, Property};
+use crate::codec::wire::{
+    Reader, check_string, put_string, put_variable_byte_integer, string_len,
+    variable_byte_integer_len,
+};
 use crate::ids::{PacketId, ProtocolVersion, Qos};
 use crate::topic::check_topic_name;
 
@@ -203,32 +208,108 @@ impl<'a> PublishView<'a> {
         })
     }
 
-    /// Writes the message again, for another version, QoS or RETAIN flag. Properties are left out
-    /// before MQTT 5.
+    /// QoS in the first byte.
+    pub fn qos(&self) -> Qos {
+        Qos::new(self.first_byte >> QOS_SHIFT & 0b11).unwrap_or(Qos::AtMostOnce)
+    }
+
+    /// RETAIN flag in the first byte.
+    pub fn retain(&self) -> bool {
+        self.first_byte & RETAIN != 0
+    }
+
+    /// Seconds until the message is of no use, counted from when it was received.
+    pub fn message_expiry_interval_s(&self) -> Option<u32> {
+        Properties::from_validated(self.properties).message_expiry_interval_s()
+    }
+
+    /// Writes the message again, for another version, QoS or RETAIN flag. Properties, those of `forward`
+    /// included, are left out before MQTT 5.
     pub fn encode(
         &self,
         version: ProtocolVersion,
         delivery: Delivery,
         retain: bool,
+        forward: &Forward<'_>,
         out: &mut impl BufMut,
     ) {
-        let properties = match version {
-            ProtocolVersion::V5 => Properties::from_validated(self.properties),
-            ProtocolVersion::V31 | ProtocolVersion::V311 => Properties::EMPTY,
+        let is_v5 = version == ProtocolVersion::V5;
+        let topic = match forward.alias {
+            Some(TopicAlias::Known(_)) if is_v5 => &[],
+            _ => self.topic,
         };
+        let properties_len = forward.len() + self.properties.len();
         let body_len = 2
-            + self.topic.len()
+            + topic.len()
             + if delivery == Delivery::AtMostOnce { 0 } else { 2 }
-            + properties.encoded_len(version)
+            + if is_v5 {
+                variable_byte_integer_len(properties_len as u32) + properties_len
+            } else {
+                0
+            }
             + self.payload.len();
         put_first_byte(first_byte(delivery, retain), body_len, out);
-        out.put_u16(self.topic.len() as u16);
-        out.put_slice(self.topic);
+        out.put_u16(topic.len() as u16);
+        out.put_slice(topic);
         if let Some(id) = delivery.id() {
             out.put_u16(id.get());
         }
-        properties.encode(version, out);
+        if is_v5 {
+            put_variable_byte_integer(properties_len as u32, out);
+            self.put_properties(forward, out);
+        }
         out.put_slice(self.payload);
+    }
+
+    /// The published properties in their order [MQTT-3.3.2-18], behind those of this subscriber.
+    fn put_properties(&self, forward: &Forward<'_>, out: &mut impl BufMut) {
+        if let Some(TopicAlias::New(alias) | TopicAlias::Known(alias)) = forward.alias {
+            Property::TopicAlias(alias).encode(out);
+        }
+        for identifier in forward.identifiers {
+            Property::SubscriptionIdentifier(identifier.get()).encode(out);
+        }
+        let expiry_at = match forward.waited_s {
+            0 => None,
+            _ => Properties::from_validated(self.properties).message_expiry_interval_at(),
+        };
+        match expiry_at.and_then(|at| self.properties.split_at_checked(at)) {
+            Some((before, [a, b, c, d, after @ ..])) => {
+                let interval_s = u32::from_be_bytes([*a, *b, *c, *d]);
+                out.put_slice(before);
+                out.put_u32(interval_s.saturating_sub(forward.waited_s));
+                out.put_slice(after);
+            }
+            _ => out.put_slice(self.properties),
+        }
+    }
+}
+
+/// What a subscriber of MQTT 5 gets besides the message as it was published.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Forward<'a> {
+    /// Seconds that the message has waited: taken off its Message Expiry Interval [MQTT-3.3.2-6].
+    pub waited_s: u32,
+    /// Of the subscriptions that it matches [MQTT-3.3.4-3].
+    pub identifiers: &'a [NonZeroU32],
+    /// Stands for the topic on this connection.
+    pub alias: Option<TopicAlias>,
+}
+
+/// A topic alias towards a client.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TopicAlias {
+    /// Goes with the topic name, and stands for it from then on.
+    New(u16),
+    /// The topic name is left out.
+    Known(u16),
+}
+
+impl Forward<'_> {
+    fn len(&self) -> usize {
+        let identifiers = self.identifiers.iter();
+        let lens = identifiers.map(|identifier| 1 + variable_byte_integer_len(identifier.get()));
+        lens.sum::<usize>() + if self.alias.is_some() { 3 } else { 0 }
     }
 }
 

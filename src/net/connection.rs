@@ -62,6 +62,8 @@ pub(super) struct Connection<S> {
     timer: Option<Pin<Box<Sleep>>>,
     /// The last poll did not try to read.
     is_held_back: bool,
+    /// There may be whole packets in `tail`: a full shard kept them from being taken.
+    has_packets: bool,
 }
 
 /// What a connection begins with.
@@ -104,6 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             unsent_from: 0,
             timer: None,
             is_held_back: false,
+            has_packets: false,
         }
     }
 
@@ -128,7 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let read = std::mem::take(&mut self.tail);
         let mut scratch = Scratch::take(&self.router);
         let out = &mut scratch.out;
-        let taken = self.take_packets(&read, out);
+        let taken = self.take_packets(&read, Instant::now(), out);
         self.tail.extend_from_slice(read.get(taken..).unwrap_or_default());
         self.settle(out);
         self.unsent.append(&mut out.bytes);
@@ -148,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let out = &mut scratch.out;
         if *reason == CloseReason::ShuttingDown {
             while self.take_mail(out) == Step::Progress {}
-            while self.session.fill(out) {
+            while self.session.fill(Instant::now(), out) {
                 bytes.append(&mut out.bytes);
             }
         }
@@ -162,12 +165,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<CloseReason> {
+        let now = Instant::now();
         for _ in 0..TURNS_MAX {
             let mail = self.take_mail(&mut scratch.out);
-            let read = self.poll_read(cx, scratch);
+            let read = self.poll_read(cx, now, scratch);
             let out = &mut scratch.out;
             let was_blocked = !self.has_sent_all();
-            let more = !was_blocked && out.close.is_none() && self.session.fill(out);
+            let more = !was_blocked && out.close.is_none() && self.session.fill(now, out);
             self.settle(out);
             // What `fill` asked of the shards must have a waker, too, if they are full.
             let held_by_shards = self.links.poll_flush(cx).is_pending();
@@ -201,7 +205,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             };
             match mail {
                 Mail::Delivery(delivery) => self.session.handle_delivery(delivery),
-                Mail::Accepted { turn } => self.session.handle_accepted(turn, out),
+                Mail::Accepted { turn, unmatched } => {
+                    self.session.handle_accepted(turn, unmatched, out);
+                }
                 Mail::PartDone { token, parts_due, replay } => {
                     self.session.handle_part_done(token, parts_due, replay, out);
                 }
@@ -222,11 +228,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// One read, if there may be one, and everything that it brought.
-    fn poll_read(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Step {
+    fn poll_read(&mut self, cx: &mut Context<'_>, now: Instant, scratch: &mut Scratch) -> Step {
         let Scratch { read, out, .. } = scratch;
         self.is_held_back = self.links.poll_flush(cx).is_pending() || self.has_much_unsent();
         if out.close.is_some() || self.is_held_back {
             return Step::Nothing;
+        }
+        if self.has_packets {
+            self.take_tail(now, out);
+            return Step::Progress;
         }
         let is_large = self.tail.len() > READ_BYTES_MAX / 2;
         let stream = Pin::new(&mut self.stream);
@@ -246,35 +256,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Poll::Ready(Err(error)) => return lost(&error.to_string(), out),
         };
         self.router.metrics().bytes_received.add(count as u64);
-        let taken;
         if is_large {
-            let mut packets = std::mem::take(&mut self.tail);
-            taken = self.take_packets(&packets, out);
-            packets.drain(..taken);
-            self.tail = packets;
+            self.take_tail(now, out);
         } else {
-            taken = self.take_packets(read, out);
+            let taken = self.take_packets(read, now, out);
             self.tail.clear();
             self.tail.extend_from_slice(read.get(taken..).unwrap_or_default());
+            self.forget_empty_tail();
         }
-        if taken > 0 {
-            // Whole packets count, not bytes [MQTT-3.1.2-22].
-            self.session.handle_read(Instant::now());
-        }
+        Step::Progress
+    }
+
+    /// Takes the packets that `tail` holds.
+    fn take_tail(&mut self, now: Instant, out: &mut Output) {
+        let mut packets = std::mem::take(&mut self.tail);
+        let taken = self.take_packets(&packets, now, out);
+        packets.drain(..taken);
+        self.tail = packets;
+        self.forget_empty_tail();
+    }
+
+    fn forget_empty_tail(&mut self) {
         if self.tail.is_empty() {
             self.tail = Vec::new();
         }
-        Step::Progress
     }
 
     fn has_much_unsent(&self) -> bool {
         self.unsent.len() - self.unsent_from > UNSENT_BYTES_MAX
     }
 
-    /// Hands all whole packets of `read` to the session; returns how many bytes they were.
-    fn take_packets(&mut self, read: &[u8], out: &mut Output) -> usize {
+    /// Hands all whole packets of `read`, which came at `now`, to the session; returns how many bytes
+    /// they were. Stops early, and says so in `has_packets`, when a shard's channel is full.
+    fn take_packets(&mut self, read: &[u8], now: Instant, out: &mut Output) -> usize {
         let version = self.session.link().version;
-        out.routes.begin(self.session.link().wire_version());
+        out.routes.begin(self.session.link().wire_version(), now);
+        self.has_packets = false;
         let mut taken = 0;
         let mut topic = None;
         while out.close.is_none() {
@@ -299,6 +316,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         self.session.handle_publish(&publish, place, out);
                         if out.routes.is_full() {
                             self.route(read, out);
+                            self.has_packets = self.links.are_full();
                         }
                     }
                     Err(error) => drop(out.close.get_or_insert(error.into())),
@@ -312,11 +330,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     // What was published before a SUBSCRIBE reaches the shards before it.
                     self.route(read, out);
                     self.settle(out);
+                    self.has_packets = self.links.are_full();
                 }
             }
             taken += frame.len();
+            if self.has_packets {
+                break;
+            }
         }
         self.route(read, out);
+        if taken > 0 {
+            // Whole packets count, not bytes [MQTT-3.1.2-22].
+            self.session.handle_read(now);
+        }
         taken
     }
 
@@ -345,7 +371,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.publishes_sent.add(tally.publishes_sent);
         metrics.publish_bytes_sent.add(tally.publish_bytes_sent);
         metrics.dropped(DropReason::PacketTooLarge, tally.too_large);
+        metrics.dropped(DropReason::Expired, tally.expired);
         metrics.dropped(DropReason::NotAuthorized, tally.not_authorized);
+        metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
+        metrics.acks_unknown.add(tally.acks_unknown);
         if tally.subscriptions != 0 {
             metrics.subscriptions.add(tally.subscriptions);
         }

@@ -242,11 +242,12 @@ impl Serving {
                 waiting = Some(Box::new(WaitingWill { will, due_at }));
             }
         }
-        let parked = Parked { session, inbox, expires_at: ends_at, will: waiting };
+        let mut parked = Parked { session, inbox, expires_at: ends_at, will: waiting };
         if parked.has_ended(now) {
             self.router.end_parked(parked).await;
             claim.end(self.router.registry());
         } else {
+            self.router.hand_over(&mut parked.session, &parked.inbox, false).await;
             claim.park(parked, self.router.registry());
         }
         write_last(&mut stream, &last_words).await;

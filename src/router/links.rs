@@ -4,8 +4,8 @@
 //!
 //! - What one connection sends to one shard arrives in the order of sending, because a full channel
 //!   holds back everything behind it.
-//! - A connection whose backlog is not empty does not read from its socket: TCP pushes back on the
-//!   publisher. The backlog is therefore bounded by what one read can bring.
+//! - A connection whose backlog is not empty takes no more packets and does not read from its socket:
+//!   TCP pushes back on the publisher. The backlog is therefore bounded by what one flush can bring.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -31,7 +31,7 @@ impl Links {
 
     /// Sends `command`, now if there is room and nothing waits before it.
     pub fn send(&mut self, shard: usize, command: Command) {
-        if self.waiting.is_some() || !self.backlog.is_empty() {
+        if self.are_full() {
             self.backlog.push_back((shard, command));
             return;
         }
@@ -40,6 +40,11 @@ impl Links {
         {
             self.backlog.push_back((shard, command));
         }
+    }
+
+    /// Whether something waits for room.
+    pub fn are_full(&self) -> bool {
+        self.waiting.is_some() || !self.backlog.is_empty()
     }
 
     /// Ready when everything has been sent.

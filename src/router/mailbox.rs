@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::task::{Context, Poll};
 
-use crate::ids::SessionId;
+use crate::ids::{PacketId, SessionId};
 use crate::message::{Delivery, Kind, Replay};
 use crate::metrics::{DropReason, Metrics};
 use crate::router::bell::Bell;
@@ -29,6 +29,9 @@ pub enum Mail {
     Accepted {
         /// The number that came with the batch.
         turn: u64,
+        /// Messages of a v5 client at QoS 1 and 2 to whose topics nobody has subscribed: as many as the
+        /// batch has at most, and no memory where there are none.
+        unmatched: Vec<PacketId>,
     },
     /// A shard has done its part of a SUBSCRIBE or UNSUBSCRIBE.
     PartDone {
@@ -107,16 +110,32 @@ impl Mailbox {
         self.session
     }
 
+    /// Whether another message could be queued, if `messages` with `bytes` were on their way already.
+    pub fn has_room(&self, messages: u64, bytes: usize) -> bool {
+        self.messages.load(Relaxed) + messages < self.limits.messages_max
+            && self.bytes.load(Relaxed) + bytes < self.limits.bytes_max
+    }
+
+    /// Bytes held by messages that wait or are not acknowledged.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Whether the client is there.
+    pub fn is_connected(&self) -> bool {
+        self.is_connected.load(Relaxed)
+    }
+
     /// Sends messages, or drops and counts them: at the limit, and at QoS 0 while the client is away.
+    /// Messages of a shared subscription have been given to this session because it had room: they
+    /// are not dropped for another shard's having filled it since.
     pub fn deliver(&self, delivery: Delivery) {
         let messages = u64::from(delivery.messages);
-        if delivery.kind == Kind::Unacknowledged && !self.is_connected.load(Relaxed) {
+        if delivery.kind == Kind::Unacknowledged && !self.is_connected() {
             return self.metrics.dropped(DropReason::Offline, messages);
         }
         // Shards may pass the test at the same time: the limit can be overrun by one delivery of each.
-        let waiting = self.messages.load(Relaxed);
-        let held = self.bytes.load(Relaxed);
-        if waiting >= self.limits.messages_max || held >= self.limits.bytes_max {
+        if !self.has_room(0, 0) && !delivery.is_shared() {
             return self.metrics.dropped(DropReason::QueueFull, messages);
         }
         self.charge(&delivery);

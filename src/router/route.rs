@@ -9,15 +9,18 @@
 //! forgotten, or all of them if all were used.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 
 use crate::ids::SessionId;
-use crate::message::{Grant, TopicHasher};
+use crate::message::{Grant, TopicHasher, Via};
 use crate::router::mailbox::Mailbox;
-use crate::router::shard::Outbox;
-use crate::subscriptions::{Subscribers, Trie};
+use crate::router::sharing::Group;
+use crate::router::turn::Outbox;
+use crate::subscriptions::{GroupMatch, Subscribers, Trie};
+use crate::topic::TopicFilter;
 
 /// Routes that one shard keeps.
 const ROUTES_MAX: usize = 65_536;
@@ -34,12 +37,14 @@ pub(super) struct Subscriber {
 }
 
 /// A subscriber within one shard.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Target {
     /// Index of the outbox.
     pub(super) outbox: u32,
     /// Of all its subscriptions that match together.
     pub(super) grant: Grant,
+    /// By which of them, where that makes a difference.
+    pub(super) via: Option<Arc<Via>>,
 }
 
 /// See the module comment.
@@ -53,12 +58,22 @@ pub(super) struct Routes {
     free_outboxes: Vec<u32>,
 }
 
-struct Route {
+/// Who gets the messages of one topic.
+pub(super) struct Route {
     hash: u64,
     topic: Box<[u8]>,
     generation: u64,
     is_used: bool,
-    targets: Vec<Target>,
+    /// Each of these.
+    pub(super) targets: Vec<Target>,
+    /// One member of each of these.
+    pub(super) groups: Vec<Group>,
+}
+
+/// The subscriptions of one session that match a topic.
+struct Matched {
+    subscriber: Subscriber,
+    identifiers: Vec<NonZeroU32>,
 }
 
 impl Routes {
@@ -81,20 +96,25 @@ impl Routes {
         topic: &[u8],
         exact: &HashMap<Box<str>, Subscribers<Subscriber>>,
         outboxes: &mut Vec<Outbox>,
-    ) -> &[Target] {
+    ) -> Option<&Route> {
         let generation = self.trie.generation();
         let is_current = |route: &Route| route.generation == generation;
         let found = self.table.find(hash, |route| *route.topic == *topic);
         if !found.is_some_and(is_current) {
             self.compile(hash, topic, generation, exact, outboxes);
         }
-        match self.table.find_mut(hash, |route| *route.topic == *topic) {
-            Some(route) => {
-                route.is_used = true;
-                &route.targets
-            }
-            None => &[],
-        }
+        let route = self.table.find_mut(hash, |route| *route.topic == *topic)?;
+        route.is_used = true;
+        Some(route)
+    }
+
+    /// The members of the shared subscription `filter`, if it has any.
+    pub(super) fn group(
+        &mut self,
+        filter: &TopicFilter,
+        outboxes: &mut Vec<Outbox>,
+    ) -> Option<Group> {
+        self.trie.group(filter).map(|found| self.group_of(found, outboxes))
     }
 
     /// The exact subscriptions of `topic` have changed.
@@ -125,34 +145,64 @@ impl Routes {
         outboxes: &mut Vec<Outbox>,
     ) {
         let Ok(text) = std::str::from_utf8(topic) else { return };
-        let mut found: HashMap<SessionId, Subscriber> = HashMap::new();
+        let mut found: HashMap<SessionId, Matched> = HashMap::new();
         let mut order = Vec::new();
-        let mut add = |session, subscriber: &Subscriber| match found.get_mut(&session) {
-            Some(earlier) => earlier.grant = union(earlier.grant, subscriber.grant),
-            None => {
-                order.push(session);
-                found.insert(session, subscriber.clone());
+        let mut add = |session, subscriber: &Subscriber| {
+            let identifiers = subscriber.grant.identifier.into_iter();
+            match found.get_mut(&session) {
+                Some(earlier) => {
+                    let grant = &mut earlier.subscriber.grant;
+                    *grant = union(*grant, subscriber.grant);
+                    earlier.identifiers.extend(identifiers);
+                }
+                None => {
+                    order.push(session);
+                    let (subscriber, identifiers) = (subscriber.clone(), identifiers.collect());
+                    found.insert(session, Matched { subscriber, identifiers });
+                }
             }
         };
         for (session, subscriber) in exact.get(text).into_iter().flat_map(Subscribers::iter) {
             add(*session, subscriber);
         }
-        self.trie.for_each_match(text, |session, subscriber| add(session, subscriber));
+        let matches = self.trie.matches(text);
+        for (session, subscriber) in &matches.subscribers {
+            add(*session, subscriber);
+        }
 
-        let subscribers = order.iter().filter_map(|session| found.get(session));
-        let targets = subscribers
-            .map(|subscriber| Target {
+        let matched = order.iter().filter_map(|session| found.remove(session));
+        let targets = matched
+            .map(|Matched { subscriber, identifiers }| Target {
                 outbox: self.outbox(&subscriber.mailbox, outboxes),
                 grant: subscriber.grant,
+                via: (!identifiers.is_empty())
+                    .then(|| Arc::new(Via { identifiers: identifiers.into(), share: None })),
             })
             .collect();
+        let groups = matches.groups.into_iter().map(|found| self.group_of(found, outboxes));
+        let groups = groups.collect();
         if let Ok(stale) = self.table.find_entry(hash, |route| *route.topic == *topic) {
             self.bytes -= stale.remove().0.bytes();
         }
-        let route = Route { hash, topic: topic.into(), generation, is_used: true, targets };
+        let topic = topic.into();
+        let route = Route { hash, topic, generation, is_used: true, targets, groups };
         self.make_room(route.bytes());
         self.bytes += route.bytes();
         self.table.insert_unique(hash, route, |route| route.hash);
+    }
+
+    fn group_of(&mut self, found: GroupMatch<Subscriber>, outboxes: &mut Vec<Outbox>) -> Group {
+        let target = |(_, subscriber): (SessionId, Subscriber)| {
+            let identifiers = subscriber.grant.identifier.into_iter().collect();
+            let share = Some(found.filter.clone());
+            Target {
+                outbox: self.outbox(&subscriber.mailbox, outboxes),
+                grant: subscriber.grant,
+                via: Some(Arc::new(Via { identifiers, share })),
+            }
+        };
+        let members = found.members.into_iter().map(target).collect();
+        Group { members, cursor: found.cursor }
     }
 
     fn outbox(&mut self, mailbox: &Arc<Mailbox>, outboxes: &mut Vec<Outbox>) -> u32 {
@@ -194,7 +244,9 @@ impl Routes {
 
 impl Route {
     fn bytes(&self) -> usize {
-        size_of::<Self>() + self.topic.len() + self.targets.len() * size_of::<Target>()
+        let members = self.groups.iter().map(|group| group.members.len());
+        let targets = self.targets.len() + members.sum::<usize>();
+        size_of::<Self>() + self.topic.len() + targets * size_of::<Target>()
     }
 }
 
@@ -205,5 +257,7 @@ fn union(a: Grant, b: Grant) -> Grant {
         qos: a.qos.max(b.qos),
         no_local: a.no_local && b.no_local,
         retain_as_published: a.retain_as_published || b.retain_as_published,
+        // All of them are kept beside the grant.
+        identifier: a.identifier.or(b.identifier),
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! # A turn
 //!
-//! Take everything that waits; append each run to the outbox of every subscriber of its topic; at the
-//! end send one delivery per touched outbox and kind, and then one receipt per batch. A command that is
+//! Take everything that waits; append each run to the outbox of every subscriber of its topic, and of one
+//! member of each of its shared subscriptions; at the end send one delivery per touched outbox and kind, and then one receipt per batch. A command that is
 //! not a batch first ends the turn so far, so that whatever it sends comes behind.
 //!
 //! # Invariants
@@ -18,17 +18,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-
-use bytes::Bytes;
+use std::time::Instant;
 
 use crate::codec::PublishView;
-use crate::ids::{ProtocolVersion, Qos, SessionId};
-use crate::message::{Batch, Delivery, Grant, Kind, Piece, Replay, Run};
+use crate::ids::{PacketId, ProtocolVersion, SessionId};
+use crate::message::{Batch, Grant, Replay, Run};
 use crate::metrics::{DropReason, Metrics};
-use crate::retained;
 use crate::router::bell::Bell;
+use crate::router::keeper::{Keeper, RetainedLimits};
 use crate::router::mailbox::{Mail, Mailbox};
-use crate::router::route::{Routes, Subscriber};
+use crate::router::route::{Route, Routes, Subscriber};
+use crate::router::sharing::{Group, Strategy};
+use crate::router::turn::Turn;
 use crate::subscriptions::Subscribers;
 use crate::topic::TopicFilter;
 
@@ -78,6 +79,15 @@ pub enum Command {
         /// Its exact filters of this shard.
         exact: Vec<TopicFilter>,
     },
+    /// Give messages of a shared subscription, which one member did not get, to another one.
+    Share {
+        /// One run of one topic.
+        batch: Batch,
+        /// The shared subscription.
+        filter: TopicFilter,
+        /// Who did not get them: has them again only if nobody else can take them.
+        from: SessionId,
+    },
     /// Send the next chunk of retained messages.
     Replay {
         /// To whom.
@@ -99,15 +109,6 @@ pub struct Publication {
     pub mailbox: Arc<Mailbox>,
     /// The turn of the publisher's session, where an acknowledgement depends on it.
     pub turn: Option<u64>,
-}
-
-/// Bounds of the retained messages of one shard.
-#[derive(Clone, Copy, Debug)]
-pub struct RetainedLimits {
-    /// Messages of all shards together.
-    pub messages_max: u64,
-    /// Bytes of all shards together, topics included.
-    pub bytes_max: u64,
 }
 
 /// The sending half of a shard's channel. Cheap to clone.
@@ -141,43 +142,27 @@ impl ShardHandle {
 
 /// See the module comment.
 pub(super) struct Shard {
-    index: usize,
     receiver: flume::Receiver<Command>,
     bell: Arc<Bell>,
     exact: HashMap<Box<str>, Subscribers<Subscriber>>,
-    retained: retained::Store,
-    retained_limits: RetainedLimits,
+    keeper: Keeper,
     routes: Routes,
-    outboxes: Vec<Outbox>,
-    /// Outboxes that this turn has put something into.
-    touched: Vec<u32>,
-    /// Pieces that this turn has put into them.
-    pieces: usize,
+    turn: Turn,
     /// The batches of this turn are a single message.
     is_single: bool,
     /// Bytes of the batches of this turn.
     bytes: usize,
-    /// Number of the batch that is being routed; never used twice.
-    batch: u64,
     /// Publishers to be told at the end of this turn.
-    receipts: Vec<(Arc<Mailbox>, u64)>,
+    receipts: Vec<Receipt>,
     metrics: Arc<Metrics>,
 }
 
-/// What this turn has for one session.
-#[derive(Default)]
-pub(super) struct Outbox {
-    mailbox: Option<Arc<Mailbox>>,
-    unacknowledged: Pile,
-    acknowledged: Pile,
-}
-
-#[derive(Default)]
-struct Pile {
-    buffers: Vec<Bytes>,
-    /// Number of the batch whose frames are the last of `buffers`.
-    newest: u64,
-    pieces: Vec<Piece>,
+/// The batch of `mailbox` that came with number `turn` is owned.
+struct Receipt {
+    mailbox: Arc<Mailbox>,
+    turn: u64,
+    /// Messages for nobody, see [`Mail::Accepted`].
+    unmatched: Vec<PacketId>,
 }
 
 /// A shard and the handle to it; spawn [`Shard::run`].
@@ -185,25 +170,22 @@ pub(super) fn shard(
     index: usize,
     routes: Routes,
     retained_limits: RetainedLimits,
+    strategy: Strategy,
     metrics: Arc<Metrics>,
 ) -> (Shard, ShardHandle) {
     let (sender, receiver) = flume::bounded(COMMANDS_MAX);
     let bell = Arc::new(Bell::default());
+    let keeper = Keeper::new(index, retained_limits, metrics.clone());
     let handle = ShardHandle { sender, bell: bell.clone() };
     let shard = Shard {
-        index,
         receiver,
         bell,
         exact: HashMap::new(),
-        retained: retained::Store::default(),
-        retained_limits,
+        keeper,
         routes,
-        outboxes: Vec::new(),
-        touched: Vec::new(),
-        pieces: 0,
+        turn: Turn::new(strategy),
         is_single: false,
         bytes: 0,
-        batch: 0,
         receipts: Vec::new(),
         metrics,
     };
@@ -224,7 +206,7 @@ impl Shard {
                 self.handle(command);
                 taken += 1;
             }
-            let is_small = self.is_single && self.touched.len() == 1 && self.receipts.len() == 1;
+            let is_small = self.is_single && self.turn.touched() == 1 && self.receipts.len() == 1;
             self.send_deliveries();
             if is_small {
                 // Waking two sessions at once wakes another worker thread for the second one, which costs more than
@@ -235,9 +217,18 @@ impl Shard {
             if taken == TURN_COMMANDS_MAX {
                 tokio::task::yield_now().await;
             } else {
-                let has_something = || !self.receiver.is_empty();
-                std::future::poll_fn(|cx| self.bell.poll_rung(cx, has_something)).await;
+                self.wait().await;
             }
+        }
+    }
+
+    /// Until there is a command, or a retained message expires.
+    async fn wait(&mut self) {
+        let has_something = || !self.receiver.is_empty();
+        let commands = std::future::poll_fn(|cx| self.bell.poll_rung(cx, has_something));
+        let Some(expiry) = self.keeper.next_expiry() else { return commands.await };
+        if tokio::time::timeout_at(expiry.into(), commands).await.is_err() {
+            self.keeper.expire(Instant::now());
         }
     }
 
@@ -252,7 +243,7 @@ impl Shard {
                 for (filter, grant) in exact {
                     self.subscribe(&mailbox, &filter, grant);
                 }
-                let replay = self.plan_replay(replay, token);
+                let replay = self.keeper.plan_replay(replay, token);
                 mailbox.send(Mail::PartDone { token, parts_due, replay });
             }
             Command::Unsubscribe { mailbox, exact, token, parts_due } => {
@@ -261,10 +252,11 @@ impl Shard {
             }
             Command::End { session, exact } => {
                 self.unsubscribe(session, &exact);
-                self.routes.forget(session, &mut self.outboxes);
+                self.routes.forget(session, &mut self.turn.outboxes);
             }
+            Command::Share { batch, filter, from } => self.share_again(&batch, &filter, from),
             Command::Replay { mailbox, replay } => {
-                let (deliveries, rest) = self.retained.replay(replay);
+                let (deliveries, rest) = self.keeper.replay(replay, Instant::now());
                 mailbox.send(Mail::Chunk { deliveries, rest });
             }
             // Whoever asked may have given up waiting.
@@ -274,35 +266,60 @@ impl Shard {
 
     fn publish(&mut self, publication: Publication) {
         let Publication { batch, mailbox, turn } = publication;
-        self.batch += 1;
+        self.turn.begin_batch();
         self.is_single = self.bytes == 0 && batch.is_single();
         self.bytes += batch.frames.len();
+        let tells_unmatched = turn.is_some() && batch.version == ProtocolVersion::V5;
+        let mut unmatched = Vec::new();
         for run in &batch.runs {
             if run.retain {
-                self.retain(&batch, run);
+                self.keeper.keep(&batch, run);
             }
-            let route =
-                self.routes.find(run.hash, batch.topic(run), &self.exact, &mut self.outboxes);
-            for target in route {
-                let Some(outbox) = self.outboxes.get_mut(target.outbox as usize) else { continue };
-                if target.grant.no_local && outbox.is_for(mailbox.session()) {
-                    continue;
+            let topic = batch.topic(run);
+            let outboxes = &mut self.turn.outboxes;
+            let route = self.routes.find(run.hash, topic, &self.exact, outboxes);
+            if let Some(Route { targets, groups, .. }) = route {
+                let publisher = mailbox.session();
+                self.turn.add_all(run, targets, &batch, publisher);
+                for group in groups {
+                    if let Some(left) = self.turn.share(run, group, &batch, publisher) {
+                        self.metrics.dropped(DropReason::QueueFull, left.count.into());
+                    }
                 }
-                if outbox.is_empty() {
-                    self.touched.push(target.outbox);
+                // No Local matches the session's own messages, though it gets none of them.
+                if tells_unmatched && targets.is_empty() && groups.is_empty() {
+                    unmatched.extend(packet_ids(&batch, run));
                 }
-                outbox.add(run, batch.version, target.grant, self.batch, &batch.frames);
             }
-            self.pieces += route.len();
-            if self.pieces >= TURN_PIECES_MAX {
+            if self.turn.pieces() >= TURN_PIECES_MAX {
                 self.end_turn();
             }
         }
         if let Some(turn) = turn {
-            self.receipts.push((mailbox, turn));
+            self.receipts.push(Receipt { mailbox, turn, unmatched });
         }
         if self.bytes >= TURN_BYTES_MAX {
             self.end_turn();
+        }
+    }
+
+    /// See [`Command::Share`].
+    fn share_again(&mut self, batch: &Batch, filter: &TopicFilter, from: SessionId) {
+        self.turn.begin_batch();
+        let group = self.routes.group(filter, &mut self.turn.outboxes);
+        let reason = match group {
+            Some(_) => DropReason::QueueFull,
+            None => DropReason::SessionEnded,
+        };
+        let members = group.iter().flat_map(|group| &group.members).cloned();
+        let (own, others): (Vec<_>, _) = members.partition(|it| self.turn.is_for(it, from));
+        let cursor = group.map(|group| group.cursor).unwrap_or_default();
+        let own = Group { members: own, cursor: cursor.clone() };
+        let others = Group { members: others, cursor };
+        for run in &batch.runs {
+            let left = self.turn.share(run, &others, batch, from);
+            let left = left.and_then(|run| self.turn.share(&run, &own, batch, from));
+            self.metrics.dropped(reason, left.map_or(0, |run| run.count.into()));
         }
     }
 
@@ -313,19 +330,14 @@ impl Shard {
     }
 
     fn send_deliveries(&mut self) {
-        for index in self.touched.drain(..) {
-            if let Some(outbox) = self.outboxes.get_mut(index as usize) {
-                outbox.flush();
-            }
-        }
-        self.pieces = 0;
+        self.turn.flush();
         self.bytes = 0;
     }
 
     /// Only behind the deliveries: a receipt says that they are in the mailboxes.
     fn send_receipts(&mut self) {
-        for (mailbox, turn) in self.receipts.drain(..) {
-            mailbox.send(Mail::Accepted { turn });
+        for Receipt { mailbox, turn, unmatched } in self.receipts.drain(..) {
+            mailbox.send(Mail::Accepted { turn, unmatched });
         }
     }
 
@@ -347,121 +359,179 @@ impl Shard {
             self.routes.invalidate(filter.as_str());
         }
     }
-
-    fn plan_replay(&self, mut filters: Vec<(TopicFilter, Grant)>, token: u64) -> Option<Replay> {
-        filters.retain(|(filter, _)| self.retained.may_match(filter));
-        if filters.is_empty() {
-            return None;
-        }
-        Some(Replay {
-            shard: self.index,
-            token,
-            filters: filters.into(),
-            filter: 0,
-            after: None,
-            stored_until: self.retained.last_change(),
-        })
-    }
-
-    /// Keeps the last message of `run` [MQTT-3.3.1-5], or removes the topic's one if it is
-    /// empty [MQTT-3.3.1-6] [MQTT-3.3.1-7].
-    fn retain(&mut self, batch: &Batch, run: &Run) {
-        let Some((topic, frame, is_empty)) = newest_of(batch, run) else { return };
-        let change = if is_empty {
-            self.retained.remove(topic)
-        } else if self.has_room_to_retain(topic, frame) {
-            self.retained.set(topic, frame, batch.version, run.qos)
-        } else {
-            // The earlier message is not the topic's newest any more: none is better than a stale one.
-            self.metrics.dropped(DropReason::RetainedFull, 1);
-            self.retained.remove(topic)
-        };
-        self.metrics.retained_messages.add(change.messages);
-        self.metrics.retained_bytes.add(change.bytes);
-    }
-
-    fn has_room_to_retain(&self, topic: &str, frame: &[u8]) -> bool {
-        let (messages, bytes) =
-            (self.metrics.retained_messages.value(), self.metrics.retained_bytes.value());
-        let (new_messages, freed) = match self.retained.frame_len(topic) {
-            Some(earlier) => (0, earlier as u64),
-            None => (1, 0),
-        };
-        let added = (frame.len() + topic.len()) as u64;
-        messages + new_messages <= self.retained_limits.messages_max
-            && (bytes + added).saturating_sub(freed) <= self.retained_limits.bytes_max
-    }
 }
 
-/// Topic and frame of the last message of `run`, and whether its payload is empty.
-fn newest_of<'b>(batch: &'b Batch, run: &Run) -> Option<(&'b str, &'b [u8], bool)> {
+/// The publisher's identifiers of the messages of `run`; none at QoS 0.
+fn packet_ids(batch: &Batch, run: &Run) -> impl Iterator<Item = PacketId> {
     let start = run.offset as usize;
-    let mut frames = batch.frames.get(start..start + run.len as usize)?;
-    let mut newest = None;
-    while let Some(view) = PublishView::parse(frames, batch.version) {
-        let (frame, rest) = frames.split_at_checked(view.frame_len)?;
-        newest = Some((frame, view.payload.is_empty()));
-        frames = rest;
-    }
-    let (frame, is_empty) = newest?;
-    Some((std::str::from_utf8(batch.topic(run)).ok()?, frame, is_empty))
+    let mut frames = batch.frames.get(start..start + run.len as usize).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let view = PublishView::parse(frames, batch.version)?;
+        frames = frames.get(view.frame_len..).unwrap_or_default();
+        PacketId::new(view.packet_id?)
+    })
 }
 
-impl Outbox {
-    /// An outbox for whoever reads `mailbox`.
-    pub(super) fn new(mailbox: Arc<Mailbox>) -> Self {
-        Self { mailbox: Some(mailbox), ..Self::default() }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Delivery as Flow;
+    use crate::codec::{Packet, Properties, Publish, header_len};
+    use crate::ids::ProtocolVersion::{V5, V311};
+    use crate::ids::Qos;
+    use crate::message::{Collector, Incoming, TopicHasher};
+    use crate::router::mailbox::{Inbox, QueueLimits, mailbox};
+    use crate::subscriptions::Trie;
+
+    /// A shard without a task, and the publisher.
+    struct Pair {
+        shard: Shard,
+        trie: Arc<Trie<Subscriber>>,
+        hasher: TopicHasher,
+        publisher: Inbox,
     }
 
-    fn is_for(&self, session: SessionId) -> bool {
-        self.mailbox.as_ref().is_some_and(|mailbox| mailbox.session() == session)
+    fn pair() -> Pair {
+        let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
+        let trie = Arc::new(Trie::new());
+        let routes = Routes::new(trie.clone(), hasher.clone());
+        let limits = RetainedLimits { messages_max: 10, bytes_max: 1_000 };
+        let (shard, _) = shard(0, routes, limits, Strategy::RoundRobin, Arc::default());
+        Pair { shard, trie, hasher, publisher: inbox(1) }
     }
 
-    fn is_empty(&self) -> bool {
-        self.unacknowledged.pieces.is_empty() && self.acknowledged.pieces.is_empty()
+    fn inbox(session: u64) -> Inbox {
+        let limits = QueueLimits { messages_max: 100, bytes_max: 10_000 };
+        mailbox(SessionId(session), limits, Arc::default())
     }
 
-    fn add(
-        &mut self,
-        run: &Run,
-        version: ProtocolVersion,
-        grant: Grant,
-        batch: u64,
-        frames: &Bytes,
-    ) {
-        let qos = run.qos.min(grant.qos);
-        let pile = match qos {
-            Qos::AtMostOnce => &mut self.unacknowledged,
-            Qos::AtLeastOnce | Qos::ExactlyOnce => &mut self.acknowledged,
-        };
-        if pile.buffers.is_empty() || pile.newest != batch {
-            pile.buffers.push(frames.clone());
-            pile.newest = batch;
-        }
-        pile.pieces.push(Piece {
-            buffer: (pile.buffers.len() - 1) as u32,
-            offset: run.offset,
-            len: run.len,
-            count: run.count,
-            version,
-            frame_qos: run.qos,
-            frame_retain: run.retain,
-            qos,
-            retain: run.retain && grant.retain_as_published,
-        });
+    fn grant(no_local: bool) -> Grant {
+        let (qos, retain_as_published) = (Qos::AtMostOnce, false);
+        Grant { qos, no_local, retain_as_published, identifier: None }
     }
 
-    fn flush(&mut self) {
-        let Some(mailbox) = &self.mailbox else { return };
-        let piles = [
-            (Kind::Unacknowledged, &mut self.unacknowledged),
-            (Kind::Acknowledged, &mut self.acknowledged),
-        ];
-        for (kind, pile) in piles {
-            if !pile.pieces.is_empty() {
-                let Pile { buffers, pieces, .. } = std::mem::take(pile);
-                mailbox.deliver(Delivery::new(kind, buffers, pieces));
+    impl Pair {
+        fn subscribe(&mut self, inbox: &Inbox, filter: &str, grant: Grant) {
+            let filter = TopicFilter::parse(filter).unwrap();
+            let mailbox = inbox.mailbox().clone();
+            if filter.has_wildcards() {
+                let session = mailbox.session();
+                self.trie.insert(&filter, session, Subscriber { mailbox, grant });
+            } else {
+                self.shard.subscribe(&mailbox, &filter, grant);
             }
         }
+
+        /// Topic, QoS and identifier of each message of one read, and RETAIN of all of them.
+        fn publish(
+            &mut self,
+            version: ProtocolVersion,
+            messages: &[(&str, u8, u16)],
+            retain: bool,
+            turn: Option<u64>,
+        ) {
+            let mut collector = Collector::new(self.hasher.clone(), 1, Instant::now());
+            collector.begin(version, Instant::now());
+            let mut read = Vec::new();
+            for &(topic, qos, id) in messages {
+                let start = read.len();
+                let id = PacketId::new(id).unwrap();
+                let delivery = match qos {
+                    0 => Flow::AtMostOnce,
+                    1 => Flow::AtLeastOnce { id, dup: false },
+                    _ => Flow::ExactlyOnce { id, dup: false },
+                };
+                let properties = Properties::EMPTY;
+                let publish = Publish { topic, payload: b"x", properties, delivery, retain };
+                Packet::Publish(publish).encode(version, &mut read);
+                let topic_at = start + header_len(&read[start..]).unwrap() + 2;
+                let (frame, qos) = (start..read.len(), delivery.qos());
+                let message = Incoming { topic, qos, retain, expires: false };
+                collector.add(message, frame, topic_at);
+            }
+            let mailbox = self.publisher.mailbox().clone();
+            collector.flush(&read, |_, batch| {
+                let mailbox = mailbox.clone();
+                self.shard.handle(Command::Publish(Publication { batch, mailbox, turn }));
+            });
+        }
+
+        /// The receipts that the publisher gets at the end of the turn.
+        fn receipts(&mut self) -> Vec<(u64, Vec<u16>)> {
+            self.shard.end_turn();
+            let mails = std::iter::from_fn(|| self.publisher.try_next());
+            mails
+                .filter_map(|mail| match mail {
+                    Mail::Accepted { turn, unmatched } => Some((turn, unmatched)),
+                    _ => None,
+                })
+                .map(|(turn, ids)| (turn, ids.into_iter().map(PacketId::get).collect()))
+                .collect()
+        }
+    }
+
+    #[test]
+    fn receipt_names_the_messages_of_a_v5_client_that_nobody_has_subscribed_to() {
+        let mut pair = pair();
+        let reader = inbox(2);
+        pair.subscribe(&reader, "exact", grant(false));
+        pair.subscribe(&reader, "wild/#", grant(false));
+        let messages = [
+            ("exact", 1, 1),
+            ("none", 1, 7),
+            ("none", 1, 8),
+            ("none", 0, 9),
+            ("none", 2, 300),
+            ("wild/x", 2, 4),
+            ("other", 1, 5),
+        ];
+        pair.publish(V5, &messages, false, Some(3));
+        pair.publish(V5, &[("exact", 1, 6)], false, Some(4));
+        assert_eq!(pair.receipts(), [(3, vec![7, 8, 300, 5]), (4, vec![])]);
+    }
+
+    #[test]
+    fn receipt_of_a_client_before_v5_names_none() {
+        let mut pair = pair();
+        pair.publish(V311, &[("none", 1, 7), ("none", 2, 8)], false, Some(0));
+        assert_eq!(pair.receipts(), [(0, vec![])]);
+    }
+
+    #[test]
+    fn batch_that_awaits_no_receipt_gets_none() {
+        let mut pair = pair();
+        pair.publish(V5, &[("none", 1, 7)], false, None);
+        assert_eq!(pair.receipts(), []);
+    }
+
+    #[test]
+    fn retained_message_that_nobody_has_subscribed_to_is_named_and_kept() {
+        let mut pair = pair();
+        pair.publish(V5, &[("none", 1, 7)], true, Some(0));
+        assert_eq!(pair.receipts(), [(0, vec![7])]);
+        let filters = vec![(TopicFilter::parse("none").unwrap(), grant(false))];
+        assert!(pair.shard.keeper.plan_replay(filters, 0).is_some());
+    }
+
+    #[test]
+    fn publisher_that_has_subscribed_with_no_local_is_a_subscriber() {
+        let mut pair = pair();
+        let mailbox = pair.publisher.mailbox().clone();
+        let topic = TopicFilter::parse("own").unwrap();
+        pair.shard.subscribe(&mailbox, &topic, grant(true));
+        pair.publish(V5, &[("own", 1, 7)], false, Some(0));
+        assert_eq!(pair.receipts(), [(0, vec![])]);
+    }
+
+    #[test]
+    fn subscription_that_came_or_went_counts_from_then_on() {
+        let mut pair = pair();
+        let reader = inbox(2);
+        pair.publish(V5, &[("t", 1, 1)], false, Some(0));
+        pair.subscribe(&reader, "t", grant(false));
+        pair.publish(V5, &[("t", 1, 2)], false, Some(1));
+        pair.shard.unsubscribe(SessionId(2), &[TopicFilter::parse("t").unwrap()]);
+        pair.publish(V5, &[("t", 1, 3)], false, Some(2));
+        assert_eq!(pair.receipts(), [(0, vec![1]), (1, vec![]), (2, vec![3])]);
     }
 }

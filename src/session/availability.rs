@@ -4,6 +4,7 @@
 use crate::codec::{Properties, PropertiesBuf, Property, ReasonCode, Will};
 use crate::ids::Qos;
 use crate::session::CloseReason;
+use crate::session::refusal::FilterRefusal;
 use crate::topic::TopicFilter;
 
 /// The parts of the standard that a server may leave out.
@@ -87,12 +88,12 @@ impl Availability {
     }
 
     /// A filter is refused for itself; the others of its SUBSCRIBE are not [MQTT-3.8.3-2 of 3.1.1].
-    pub(super) fn check_filter(&self, filter: &TopicFilter) -> Result<(), ReasonCode> {
+    pub(super) fn check_filter(&self, filter: &TopicFilter) -> Result<(), FilterRefusal> {
         if filter.is_shared() && !self.shared_subscriptions {
-            return Err(ReasonCode::SharedSubscriptionsNotSupported);
+            return Err(FilterRefusal::SharedNotSupported);
         }
         if filter.has_wildcards() && !self.wildcard_subscriptions {
-            return Err(ReasonCode::WildcardSubscriptionsNotSupported);
+            return Err(FilterRefusal::WildcardsNotSupported);
         }
         Ok(())
     }
@@ -123,7 +124,7 @@ mod tests {
 
     #[test]
     fn what_is_there_is_not_mentioned_and_what_is_not_is() {
-        assert_eq!(announced(Availability::EVERYTHING), []);
+        assert!(announced(Availability::EVERYTHING).is_empty());
         let all = [0x24, 0, 0x25, 0, 0x28, 0, 0x29, 0, 0x2A, 0];
         assert_eq!(announced(NOTHING), all);
         let qos_1 = Availability { qos_max: Qos::AtLeastOnce, ..Availability::EVERYTHING };
@@ -138,15 +139,15 @@ mod tests {
             (everything, Ok(()), Ok(()), Ok(())),
             (
                 Availability { wildcard_subscriptions: false, ..everything },
-                Err(ReasonCode::WildcardSubscriptionsNotSupported),
+                Err(FilterRefusal::WildcardsNotSupported),
                 Ok(()),
-                Err(ReasonCode::WildcardSubscriptionsNotSupported),
+                Err(FilterRefusal::WildcardsNotSupported),
             ),
             (
                 Availability { shared_subscriptions: false, ..everything },
                 Ok(()),
-                Err(ReasonCode::SharedSubscriptionsNotSupported),
-                Err(ReasonCode::SharedSubscriptionsNotSupported),
+                Err(FilterRefusal::SharedNotSupported),
+                Err(FilterRefusal::SharedNotSupported),
             ),
         ] {
             assert_eq!(missing.check_filter(&filter("a/b")), Ok(()));

@@ -18,13 +18,13 @@ pub enum CloseReason {
     #[error("nothing received for one and a half times the keep alive of {0} s")]
     KeepAliveTimeout(u64),
     /// Another connection came with the same client identifier [MQTT-3.1.4-3].
-    #[error("another connection took the session over")]
+    #[error("another connection with this client identifier took the session over")]
     TakenOver,
     /// The broker stops.
     #[error("broker is shutting down")]
     ShuttingDown,
-    /// Bytes that are not MQTT.
-    #[error("malformed packet: {0}")]
+    /// Bytes that are not MQTT, or not by its rules.
+    #[error("invalid packet: {0}")]
     Malformed(#[from] DecodeError),
     /// A packet that only a server may send, or one that is not allowed now.
     #[error("protocol error: {0}")]
@@ -47,6 +47,9 @@ pub enum CloseReason {
     /// SUBSCRIBE with an identifier, though there are none.
     #[error("subscription identifier used, but there are none")]
     SubscriptionIdentifiersNotSupported,
+    /// A QoS 0 message that says it is text and is not (MQTT 5, section 3.3.2.3.2).
+    #[error("the payload of a QoS 0 message is not UTF-8, as its format indicator says")]
+    PayloadFormatInvalid,
 }
 
 impl CloseReason {
@@ -57,7 +60,12 @@ impl CloseReason {
             Self::KeepAliveTimeout(_) => Some(ReasonCode::KeepAliveTimeout),
             Self::TakenOver => Some(ReasonCode::SessionTakenOver),
             Self::ShuttingDown => Some(ReasonCode::ServerShuttingDown),
-            Self::Malformed(error) => Some(error.reason_code()),
+            Self::Malformed(error) => Some(match error.reason_code() {
+                // A second CONNECT that cannot be read is one all the same [MQTT-3.1.0-2], and DISCONNECT
+                // has no 0x84 [MQTT-3.14.2-1].
+                ReasonCode::UnsupportedProtocolVersion => ReasonCode::ProtocolError,
+                reason => reason,
+            }),
             Self::Protocol(_) => Some(ReasonCode::ProtocolError),
             Self::ReceiveMaximumExceeded(_) => Some(ReasonCode::ReceiveMaximumExceeded),
             Self::AnswerTooLarge(_) => Some(ReasonCode::PacketTooLarge),
@@ -67,6 +75,7 @@ impl CloseReason {
             Self::SubscriptionIdentifiersNotSupported => {
                 Some(ReasonCode::SubscriptionIdentifiersNotSupported)
             }
+            Self::PayloadFormatInvalid => Some(ReasonCode::PayloadFormatInvalid),
         }
     }
 
@@ -86,6 +95,7 @@ impl CloseReason {
                 | Self::QosNotSupported(_)
                 | Self::RetainNotSupported
                 | Self::SubscriptionIdentifiersNotSupported
+                | Self::PayloadFormatInvalid
         )
     }
 }

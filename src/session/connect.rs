@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion};
 use crate::session::Limits;
+use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
 use crate::topic::check_topic_name;
 
@@ -190,6 +191,10 @@ fn settle_will(
         return Err((ReasonCode::NotAuthorized, sentence));
     }
     limits.availability.check_will(will)?;
+    if limits.check_payload_format && has_wrong_format(will.properties, will.payload) {
+        let sentence = "the will payload is not UTF-8, as its format indicator says: correct it";
+        return Err((ReasonCode::PayloadFormatInvalid, sentence));
+    }
     Ok(Some(Will::new(will, link.wire_version())))
 }
 

@@ -3,27 +3,58 @@
 //! What one read brought is a *turn*: it goes to some shards as one batch each, and every shard answers
 //! with one receipt. A message is acknowledged when its turn and all turns before it are complete,
 //! so acknowledgements leave in the order of the PUBLISHes [MQTT-4.6.0-2] without any sorting.
+//!
+//! # Invariants
+//!
+//! - The receipts of an earlier connection complete its turns and say nothing else: no answer waits for them.
+//! - A QoS 2 message that is sent again gets the answer that it got, or waits for, from the first time.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::codec::{Ack, Packet, Properties, ReasonCode};
 use crate::ids::PacketId;
+use crate::session::refusal::PublishRefusal;
 use crate::session::{Link, Output};
+
+/// Bytes of PUBACK and PUBREC that say nothing but success.
+const PLAIN_ACK_BYTES: u32 = 4;
 
 /// See the module comment.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
-    /// QoS 2 identifiers between PUBLISH and PUBREL: these are not routed again [MQTT-4.3.3-10].
-    received: HashSet<PacketId, BuildHasherDefault<IdHasher>>,
+    /// QoS 2 identifiers between PUBLISH and PUBREL, and what is said about them: these are not routed
+    /// again [MQTT-4.3.3-10].
+    received: HashMap<PacketId, Verdict, BuildHasherDefault<IdHasher>>,
     /// In the order of the PUBLISHes.
     waiting: VecDeque<Waiting>,
     /// QoS 1 messages in `waiting`.
     waiting_pubacks: usize,
-    /// Receipts that are still due for each open turn.
-    turns: VecDeque<usize>,
+    /// Open turns in their order.
+    turns: VecDeque<Turn>,
     /// Number of the first open turn; `first_turn + turns.len()` is the turn that gathers now.
     first_turn: u64,
+}
+
+/// A turn that shards have a part of.
+#[derive(Debug)]
+struct Turn {
+    /// Receipts that are still due.
+    due: usize,
+    /// Messages of which a receipt said that nobody has subscribed to their topic.
+    unmatched: Vec<PacketId>,
+}
+
+/// What the client is told about a message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Verdict {
+    /// The broker owns it.
+    Accepted,
+    /// The broker owns it, and nobody has subscribed to its topic.
+    Unmatched,
+    /// It is not routed.
+    Refused(PublishRefusal),
 }
 
 /// How a message is acknowledged.
@@ -33,6 +64,8 @@ pub(super) enum Answer {
     PubAck,
     /// QoS 2.
     PubRec,
+    /// QoS 2, and the identifier was known already.
+    RepeatedPubRec,
 }
 
 /// Messages with consecutive identifiers that get the same answer.
@@ -42,7 +75,7 @@ struct Waiting {
     first: PacketId,
     last: PacketId,
     answer: Answer,
-    reason: ReasonCode,
+    verdict: Verdict,
 }
 
 /// Whether a QoS 2 message has to be routed.
@@ -62,14 +95,32 @@ impl Incoming {
         self.waiting_pubacks = 0;
     }
 
-    /// Notes a QoS 2 identifier.
-    pub(super) fn receive(&mut self, id: PacketId) -> Novelty {
-        if self.received.insert(id) { Novelty::New } else { Novelty::Repeated }
+    /// A QoS 1 message came; an answer is due once the present turn is complete.
+    pub(super) fn receive_once(&mut self, id: PacketId, verdict: Verdict) {
+        self.waiting_pubacks += 1;
+        self.await_turn(id, Answer::PubAck, verdict);
+    }
+
+    /// A QoS 2 message came; an answer is due once the present turn is complete. A message that
+    /// is known already is answered as the first time, whatever `verdict` says.
+    pub(super) fn receive(&mut self, id: PacketId, verdict: Verdict) -> Novelty {
+        match self.received.entry(id) {
+            Entry::Vacant(place) => {
+                place.insert(verdict);
+                self.await_turn(id, Answer::PubRec, verdict);
+                Novelty::New
+            }
+            Entry::Occupied(place) => {
+                let earlier = *place.get();
+                self.await_turn(id, Answer::RepeatedPubRec, earlier);
+                Novelty::Repeated
+            }
+        }
     }
 
     /// PUBREL: the identifier may be used for a new message. False where it was not known.
     pub(super) fn release(&mut self, id: PacketId) -> bool {
-        self.received.remove(&id)
+        self.received.remove(&id).is_some()
     }
 
     /// Messages that count against the Receive Maximum [MQTT-3.3.4-7].
@@ -77,21 +128,19 @@ impl Incoming {
         self.waiting_pubacks + self.received.len()
     }
 
-    /// An answer is due once the present turn is complete.
-    pub(super) fn await_turn(&mut self, id: PacketId, answer: Answer, reason: ReasonCode) {
-        self.waiting_pubacks += usize::from(answer == Answer::PubAck);
+    fn await_turn(&mut self, id: PacketId, answer: Answer, verdict: Verdict) {
         let turn = self.first_turn + self.turns.len() as u64;
         if let Some(newest) = self.waiting.back_mut()
             && newest.turn == turn
             && newest.answer == answer
-            && newest.reason == reason
+            && newest.verdict == verdict
             && newest.last.next() == id
             && newest.first != id
         {
             newest.last = id;
             return;
         }
-        self.waiting.push_back(Waiting { turn, first: id, last: id, answer, reason });
+        self.waiting.push_back(Waiting { turn, first: id, last: id, answer, verdict });
     }
 
     /// Whether the present turn has a message that must be answered.
@@ -103,61 +152,115 @@ impl Incoming {
     /// The present turn ends: it went to `shards` shards. Returns its number, which comes back with
     /// each receipt.
     pub(super) fn end_turn(&mut self, shards: usize) -> u64 {
-        self.turns.push_back(shards);
+        self.turns.push_back(Turn { due: shards, unmatched: Vec::new() });
         self.first_turn + self.turns.len() as u64 - 1
     }
 
-    /// A shard owns what it got in `turn`.
-    pub(super) fn accept(&mut self, turn: u64) {
+    /// A shard owns what it got in `turn`; nobody has subscribed to the topics of `unmatched`.
+    pub(super) fn accept(&mut self, turn: u64, mut unmatched: Vec<PacketId>) {
         let index = turn.wrapping_sub(self.first_turn) as usize;
-        if let Some(due) = self.turns.get_mut(index) {
-            *due = due.saturating_sub(1);
+        if let Some(turn) = self.turns.get_mut(index) {
+            turn.due = turn.due.saturating_sub(1);
+            turn.unmatched.append(&mut unmatched);
         }
     }
 
     /// Answers everything that is due.
     pub(super) fn answer(&mut self, link: &Link, out: &mut Output) {
-        while self.turns.pop_front_if(|due| *due == 0).is_some() {
+        while let Some(mut turn) = self.turns.pop_front_if(|turn| turn.due == 0) {
             self.first_turn += 1;
-        }
-        let complete = self.first_turn;
-        while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.turn < complete) {
-            let mut id = waiting.first;
-            loop {
-                send_answer(id, &waiting, link, out);
-                match waiting.answer {
-                    Answer::PubAck => self.waiting_pubacks -= 1,
-                    Answer::PubRec if waiting.reason.as_u8() >= 0x80 => {
-                        self.received.remove(&id);
-                    }
-                    Answer::PubRec => (),
-                }
-                if id == waiting.last {
-                    break;
-                }
-                id = id.next();
+            let complete = self.first_turn;
+            turn.unmatched.sort_unstable();
+            while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.turn < complete) {
+                self.answer_each(&waiting, &turn.unmatched, link, out);
             }
+        }
+    }
+
+    fn answer_each(
+        &mut self,
+        waiting: &Waiting,
+        unmatched: &[PacketId],
+        link: &Link,
+        out: &mut Output,
+    ) {
+        let is_plain = waiting.verdict == Verdict::Accepted
+            && waiting.answer != Answer::RepeatedPubRec
+            && unmatched.is_empty()
+            && link.packet_bytes_max.is_none_or(|max| max >= PLAIN_ACK_BYTES);
+        let mut id = waiting.first;
+        loop {
+            if is_plain {
+                send_plain(id, waiting.answer, out);
+            } else {
+                let verdict = self.conclude(id, waiting, unmatched);
+                send_verdict(id, waiting.answer, verdict, link, out);
+            }
+            if waiting.answer == Answer::PubAck {
+                self.waiting_pubacks -= 1;
+            }
+            if id == waiting.last {
+                break;
+            }
+            id = id.next();
+        }
+    }
+
+    /// What is said about `id` now that the shards have spoken, and noted for the case that the client sends
+    /// it again. A refused identifier is free with its PUBREC [MQTT-4.3.3-9].
+    fn conclude(&mut self, id: PacketId, waiting: &Waiting, unmatched: &[PacketId]) -> Verdict {
+        let is_unmatched = || unmatched.binary_search(&id).is_ok();
+        match (waiting.answer, waiting.verdict) {
+            (Answer::PubAck, Verdict::Accepted) if is_unmatched() => Verdict::Unmatched,
+            (Answer::PubRec, Verdict::Accepted) if is_unmatched() => {
+                if let Some(noted) = self.received.get_mut(&id) {
+                    *noted = Verdict::Unmatched;
+                }
+                Verdict::Unmatched
+            }
+            (Answer::PubRec, Verdict::Refused(_)) => {
+                self.received.remove(&id);
+                waiting.verdict
+            }
+            // The first one may have been answered since this one came.
+            (Answer::RepeatedPubRec, Verdict::Accepted) => {
+                self.received.get(&id).copied().unwrap_or(Verdict::Accepted)
+            }
+            (_, verdict) => verdict,
         }
     }
 }
 
-fn send_answer(id: PacketId, waiting: &Waiting, link: &Link, out: &mut Output) {
-    if waiting.reason == ReasonCode::Success {
-        let first_byte = match waiting.answer {
-            Answer::PubAck => 0x40,
-            Answer::PubRec => 0x50,
-        };
-        let [high, low] = id.get().to_be_bytes();
-        out.bytes.extend_from_slice(&[first_byte, 2, high, low]);
-        out.tally.packets_sent += 1;
-        return;
-    }
-    let ack = Ack { id, reason: waiting.reason, properties: Properties::EMPTY };
-    let packet = match waiting.answer {
-        Answer::PubAck => Packet::PubAck(ack),
-        Answer::PubRec => Packet::PubRec(ack),
+fn send_plain(id: PacketId, answer: Answer, out: &mut Output) {
+    let first_byte = match answer {
+        Answer::PubAck => 0x40,
+        Answer::PubRec | Answer::RepeatedPubRec => 0x50,
     };
-    out.send(&packet, link);
+    let [high, low] = id.get().to_be_bytes();
+    out.bytes.extend_from_slice(&[first_byte, 2, high, low]);
+    out.tally.packets_sent += 1;
+}
+
+fn send_verdict(id: PacketId, answer: Answer, verdict: Verdict, link: &Link, out: &mut Output) {
+    let packet = |reason| {
+        let ack = Ack { id, reason, properties: Properties::EMPTY };
+        match answer {
+            Answer::PubAck => Packet::PubAck(ack),
+            Answer::PubRec | Answer::RepeatedPubRec => Packet::PubRec(ack),
+        }
+    };
+    match verdict {
+        Verdict::Accepted => out.send(&packet(ReasonCode::Success), link),
+        // A byte longer than success, which says nothing wrong.
+        Verdict::Unmatched => {
+            if out.try_send(&packet(ReasonCode::NoMatchingSubscribers), link).is_err() {
+                out.send(&packet(ReasonCode::Success), link);
+            }
+        }
+        Verdict::Refused(refusal) => {
+            out.send_explained(&packet(refusal.reason_code()), &refusal.to_string(), link);
+        }
+    }
 }
 
 /// Packet identifiers are 16 bits: there are too few to attack a table with.

@@ -3,7 +3,7 @@
 //!
 //! QoS 0 and QoS 1/2 wait in queues of their own, so that a client that does not acknowledge
 //! still gets its QoS 0 messages. Frames are copied a whole stretch at a time and then patched where
-//! version and QoS allow it; else they are encoded anew, one by one.
+//! version, QoS and properties allow it; else they are encoded anew, one by one.
 //!
 //! # Invariants
 //!
@@ -11,12 +11,15 @@
 //! - Nothing new is sent before everything open has been sent again.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use crate::codec::Ack;
 use crate::codec::Delivery as Flow;
-use crate::codec::{Packet, Properties, PublishView, ReasonCode, next_frame};
-use crate::ids::{PacketId, ProtocolVersion, Qos};
-use crate::message::{Delivery, Kind, Piece};
+use crate::codec::{Forward, Packet, Properties, PublishView, ReasonCode, TopicAlias, next_frame};
+use crate::ids::{PacketId, Qos};
+use crate::message::{Delivery, Kind, Piece, Undelivered};
+use crate::session::aliases::SentAliases;
+use crate::session::refusal::NO_OPEN_MESSAGE;
 use crate::session::window::{Acknowledged, Body, Resend, Window};
 use crate::session::{Link, OUTPUT_BYTES_MAX, Output};
 
@@ -26,6 +29,7 @@ pub(super) struct Outgoing {
     unacknowledged: Queue,
     acknowledged: Queue,
     window: Window,
+    aliases: SentAliases,
 }
 
 impl Outgoing {
@@ -35,12 +39,14 @@ impl Outgoing {
             unacknowledged: Queue::default(),
             acknowledged: Queue::default(),
             window: Window::new(),
+            aliases: SentAliases::default(),
         }
     }
 
     /// A connection begins.
     pub(super) fn attach(&mut self, link: &Link) {
         self.window.attach(link.send_max);
+        self.aliases.attach(link.topic_alias_max);
     }
 
     /// Queues what a shard sent. [`Outgoing::fill`] puts it on the wire.
@@ -61,6 +67,18 @@ impl Outgoing {
         self.window.len()
     }
 
+    /// Takes out what came by a shared subscription and was not sent. Of an ended session also what was
+    /// sent at QoS 1 and not acknowledged; at QoS 2 that must not go to anyone else [MQTT-4.8.2-5].
+    pub(super) fn take_shared(&mut self, has_ended: bool, out: &mut Output) -> Vec<Undelivered> {
+        let mut undelivered = Vec::new();
+        if has_ended {
+            self.window.take_shared(&mut undelivered);
+        }
+        self.acknowledged.take_shared(&mut undelivered, out);
+        self.unacknowledged.take_shared(&mut undelivered, out);
+        undelivered
+    }
+
     /// The client acknowledged something with PUBACK, PUBREC or PUBCOMP.
     pub(super) fn acknowledged(
         &mut self,
@@ -76,44 +94,47 @@ impl Outgoing {
             Step::Received => self.window.pubrec(ack.id),
             Step::Completed => self.window.pubcomp(ack.id),
         };
-        if let Acknowledged::Expected { released_bytes } = outcome {
-            out.tally.released_bytes += released_bytes;
+        match outcome {
+            Acknowledged::Expected { released_bytes } => out.tally.released_bytes += released_bytes,
+            // Only PUBREC has an answer that could say so.
+            Acknowledged::Unknown => out.tally.acks_unknown += 1,
         }
         if step == Step::Received && !refused {
-            let reason = match outcome {
-                Acknowledged::Expected { .. } => ReasonCode::Success,
-                Acknowledged::Unknown => ReasonCode::PacketIdentifierNotFound,
-            };
-            pubrel(ack.id, reason, link, out);
+            match outcome {
+                Acknowledged::Expected { .. } => pubrel(ack.id, link, out),
+                Acknowledged::Unknown => pubrel_of_nothing(ack.id, link, out),
+            }
         }
     }
 
     /// Sends again what is open, then what waits, as far as the window and the room in the output
     /// go. Returns whether more could be sent as soon as there is room.
-    pub(super) fn fill(&mut self, link: &Link, out: &mut Output) -> bool {
+    pub(super) fn fill(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
         while out.bytes.len() < OUTPUT_BYTES_MAX {
-            if self.resend(link, out) || self.send_acknowledged(link, out) {
+            if self.resend(link, now, out) || self.send_acknowledged(link, now, out) {
                 continue;
             }
-            if !self.send_unacknowledged(link, out) {
+            if !self.send_unacknowledged(link, now, out) {
                 return false;
             }
         }
         true
     }
 
-    fn resend(&mut self, link: &Link, out: &mut Output) -> bool {
+    fn resend(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
         match self.window.next_resend() {
             None => return false,
-            Some(Resend::PubRel { id }) => pubrel(id, ReasonCode::Success, link, out),
+            Some(Resend::PubRel { id }) => pubrel(id, link, out),
             Some(Resend::Publish { id, body, index }) => {
                 let mut frames = &body.frames[..];
                 for _ in 0..index {
                     frames = next_frame(frames).and_then(|len| frames.get(len..)).unwrap_or(&[]);
                 }
-                let (qos, retain) = (body.qos, body.retain);
+                let qos = body.qos;
+                let mut writer = Writer::new(body, &mut self.aliases, link, now);
+                // Expiry is no matter here: its delivery has begun [MQTT-3.3.2-5].
                 let is_sent = PublishView::parse(frames, body.version)
-                    .is_some_and(|view| encode(&view, flow(qos, id, true), retain, link, out));
+                    .is_some_and(|view| writer.write(&view, flow(qos, id, true), out));
                 if !is_sent {
                     self.window.resent();
                     self.leave_out(id, qos, out);
@@ -125,7 +146,7 @@ impl Outgoing {
         true
     }
 
-    /// Too large for this client: as if it had been sent and acknowledged [MQTT-3.1.2-25].
+    /// Too large for this client, or out of date: as if it had been sent and acknowledged [MQTT-3.1.2-25].
     fn leave_out(&mut self, id: PacketId, qos: Qos, out: &mut Output) {
         let outcome = match qos {
             Qos::AtMostOnce | Qos::AtLeastOnce => self.window.puback(id),
@@ -136,34 +157,29 @@ impl Outgoing {
         }
     }
 
-    fn send_acknowledged(&mut self, link: &Link, out: &mut Output) -> bool {
+    fn send_acknowledged(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
         let free = self.window.free();
         if free == 0 {
             return false;
         }
-        let Some(Stretch { piece, frames, charged_bytes }) = self.acknowledged.take(free, out)
-        else {
+        let Some(Stretch { piece, body }) = self.acknowledged.take(free, out) else {
             return false;
         };
-        let body = Body {
-            frames,
-            version: piece.version,
-            qos: piece.qos,
-            retain: piece.retain,
-            charged_bytes,
-        };
-        let bytes = body.frames.clone();
-        let first = self.window.push(body, piece.count as usize);
-        for id in send_stretch(&piece, &bytes, first, link, out) {
+        let first = self.window.next_id();
+        let left_out = send_stretch(&piece, &body, first, &mut self.aliases, link, now, out);
+        self.window.push(body, piece.count as usize);
+        for id in left_out {
             self.leave_out(id, piece.qos, out);
         }
         true
     }
 
-    fn send_unacknowledged(&mut self, link: &Link, out: &mut Output) -> bool {
-        let Some(stretch) = self.unacknowledged.take(usize::MAX, out) else { return false };
-        send_stretch(&stretch.piece, &stretch.frames, PacketId::FIRST, link, out);
-        out.tally.released_bytes += stretch.charged_bytes;
+    fn send_unacknowledged(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
+        let Some(Stretch { piece, body }) = self.unacknowledged.take(usize::MAX, out) else {
+            return false;
+        };
+        send_stretch(&piece, &body, PacketId::FIRST, &mut self.aliases, link, now, out);
+        out.tally.released_bytes += body.charged_bytes;
         true
     }
 }
@@ -192,11 +208,37 @@ struct Queue {
 /// Frames of one piece that go out together.
 struct Stretch {
     piece: Piece,
-    frames: bytes::Bytes,
-    charged_bytes: usize,
+    body: Body,
 }
 
 impl Queue {
+    /// See [`Outgoing::take_shared`].
+    fn take_shared(&mut self, undelivered: &mut Vec<Undelivered>, out: &mut Output) {
+        if let Some(front) = self.deliveries.front_mut() {
+            // What of it has been sent is forgotten first.
+            let sent = front.pieces.drain(..self.sent_pieces);
+            front.messages -= sent.map(|piece| piece.count).sum::<u32>();
+            front.piece_bytes = front.pieces.iter().map(|piece| piece.len as usize).sum();
+            front.held_bytes = front.held_bytes.saturating_sub(self.charge_given);
+            self.sent_pieces = 0;
+            self.charge_given = 0;
+        }
+        for delivery in std::mem::take(&mut self.deliveries) {
+            if !delivery.is_shared() {
+                self.deliveries.push_back(delivery);
+                continue;
+            }
+            let (messages, held_bytes) = (delivery.messages, delivery.held_bytes);
+            let (rest, mut shared) = delivery.split_shared();
+            undelivered.append(&mut shared);
+            let (kept, kept_bytes) =
+                rest.as_ref().map_or((0, 0), |it| (it.messages, it.held_bytes));
+            out.tally.released_messages += u64::from(messages - kept);
+            out.tally.released_bytes += held_bytes - kept_bytes;
+            self.deliveries.extend(rest);
+        }
+    }
+
     /// Takes the next frames that belong together, at most `count_max`.
     fn take(&mut self, count_max: usize, out: &mut Output) -> Option<Stretch> {
         let delivery = self.deliveries.front_mut()?;
@@ -209,8 +251,9 @@ impl Queue {
         let start = piece.offset as usize;
         let end = start + piece.len as usize;
         let buffer = delivery.buffers.get(piece.buffer as usize);
-        let frames =
-            buffer.filter(|buffer| end <= buffer.len()).map(|buffer| buffer.slice(start..end));
+        let found = buffer.filter(|buffer| end <= buffer.frames.len());
+        let found = found.map(|buffer| (buffer.frames.slice(start..end), buffer.received_at));
+        let via = delivery.via(&piece).cloned();
 
         let share = delivery.held_bytes * piece.len as usize / delivery.piece_bytes.max(1);
         let mut charged_bytes = share;
@@ -229,7 +272,10 @@ impl Queue {
             self.charge_given = 0;
         }
         out.tally.released_messages += u64::from(piece.count);
-        Some(Stretch { piece, frames: frames?, charged_bytes })
+        let (frames, received_at) = found?;
+        let Piece { version, qos, retain, expires, .. } = piece;
+        let body = Body { frames, version, qos, retain, expires, received_at, via, charged_bytes };
+        Some(Stretch { piece, body })
     }
 }
 
@@ -242,31 +288,36 @@ fn bytes_of_frames(frames: &[u8], count: usize) -> usize {
     len
 }
 
-/// Writes the frames of `piece` with identifiers from `first` on. Returns the identifiers of the
-/// messages that are too large for the client and were left out.
+/// Writes the frames of `body` with identifiers from `first` on. Returns the identifiers of the
+/// messages that were left out: too large for the client, or out of date.
 fn send_stretch(
     piece: &Piece,
-    frames: &[u8],
+    body: &Body,
     first: PacketId,
+    aliases: &mut SentAliases,
     link: &Link,
+    now: Instant,
     out: &mut Output,
 ) -> Vec<PacketId> {
     let has_id = |qos: Qos| qos != Qos::AtMostOnce;
     let same_layout = link.wire_version() == piece.version
         && has_id(piece.qos) == has_id(piece.frame_qos)
-        && link.packet_bytes_max.is_none();
+        && link.packet_bytes_max.is_none()
+        && !piece.expires
+        && body.identifiers().is_empty()
+        && !aliases.are_allowed();
     if !same_layout {
-        return encode_stretch(piece, frames, first, link, out);
+        return write_stretch(body, first, aliases, link, now, out);
     }
     let start = out.bytes.len();
-    out.bytes.extend_from_slice(frames);
+    out.bytes.extend_from_slice(&body.frames);
     let first_byte = 0x30 | (piece.qos as u8) << 1 | u8::from(piece.retain);
     if has_id(piece.qos) {
         patch(&mut out.bytes[start..], first_byte, first);
     } else if piece.frame_retain != piece.retain {
         patch_first_bytes(&mut out.bytes[start..], first_byte);
     }
-    out.tally.publishes_sent(u64::from(piece.count), frames.len());
+    out.tally.publishes_sent(u64::from(piece.count), body.frames.len());
     Vec::new()
 }
 
@@ -300,37 +351,102 @@ fn patch_first_bytes(mut frames: &mut [u8], first_byte: u8) {
     }
 }
 
-fn encode_stretch(
-    piece: &Piece,
-    mut frames: &[u8],
+/// Encodes the frames of `body` one by one; like [`send_stretch`].
+fn write_stretch(
+    body: &Body,
     first: PacketId,
+    aliases: &mut SentAliases,
     link: &Link,
+    now: Instant,
     out: &mut Output,
 ) -> Vec<PacketId> {
-    let mut too_large = Vec::new();
+    let mut writer = Writer::new(body, aliases, link, now);
+    let mut left_out = Vec::new();
+    let mut frames = &body.frames[..];
     let mut id = first;
-    while let Some(view) = PublishView::parse(frames, piece.version) {
-        if !encode(&view, flow(piece.qos, id, false), piece.retain, link, out) {
-            too_large.push(id);
+    while let Some(view) = PublishView::parse(frames, body.version) {
+        if writer.has_expired(&view) {
+            out.tally.expired += 1;
+            left_out.push(id);
+        } else if !writer.write(&view, flow(body.qos, id, false), out) {
+            left_out.push(id);
         }
         id = id.next();
         frames = frames.get(view.frame_len..).unwrap_or(&[]);
     }
-    too_large
+    left_out
 }
 
-/// Encodes one PUBLISH anew. Returns false where it is larger than the client takes.
-fn encode(view: &PublishView<'_>, flow: Flow, retain: bool, link: &Link, out: &mut Output) -> bool {
-    let start = out.bytes.len();
-    view.encode(link.version, flow, retain, &mut out.bytes);
-    let len = out.bytes.len() - start;
-    if link.packet_bytes_max.is_some_and(|max| len > max as usize) {
-        out.bytes.truncate(start);
-        out.tally.too_large += 1;
-        return false;
+/// Encodes messages of one body, which have one topic.
+struct Writer<'a> {
+    body: &'a Body,
+    aliases: &'a mut SentAliases,
+    link: &'a Link,
+    /// Whole seconds since the messages were received.
+    waited_s: u32,
+    /// Looked up with the first message.
+    alias: Option<Option<TopicAlias>>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(body: &'a Body, aliases: &'a mut SentAliases, link: &'a Link, now: Instant) -> Self {
+        let waited_s = match body.expires {
+            true => now.saturating_duration_since(body.received_at).as_secs(),
+            false => 0,
+        };
+        let waited_s = u32::try_from(waited_s).unwrap_or(u32::MAX);
+        Self { body, aliases, link, waited_s, alias: None }
     }
-    out.tally.publishes_sent(1, len);
-    true
+
+    fn has_expired(&self, view: &PublishView<'_>) -> bool {
+        self.body.expires
+            && view.message_expiry_interval_s().is_some_and(|interval| interval <= self.waited_s)
+    }
+
+    /// Writes one PUBLISH. Returns false where it is larger than the client takes [MQTT-3.1.2-24].
+    fn write(&mut self, view: &PublishView<'_>, flow: Flow, out: &mut Output) -> bool {
+        let alias = match self.alias {
+            Some(alias) => alias,
+            None if self.aliases.are_allowed() => self.aliases.find(view.topic),
+            None => None,
+        };
+        let is_written = self.write_with(alias, view, flow, out);
+        match alias {
+            Some(TopicAlias::New(number)) if is_written => {
+                self.aliases.learn(view.topic, number);
+                self.alias = Some(Some(TopicAlias::Known(number)));
+            }
+            // A new alias costs three bytes, which may be the three that are too many.
+            Some(TopicAlias::New(_)) => {
+                if self.write_with(None, view, flow, out) {
+                    return true;
+                }
+            }
+            alias => self.alias = Some(alias),
+        }
+        out.tally.too_large += u64::from(!is_written);
+        is_written
+    }
+
+    fn write_with(
+        &self,
+        alias: Option<TopicAlias>,
+        view: &PublishView<'_>,
+        flow: Flow,
+        out: &mut Output,
+    ) -> bool {
+        let identifiers = self.body.identifiers();
+        let forward = Forward { waited_s: self.waited_s, identifiers, alias };
+        let start = out.bytes.len();
+        view.encode(self.link.version, flow, self.body.retain, &forward, &mut out.bytes);
+        let len = out.bytes.len() - start;
+        if self.link.packet_bytes_max.is_some_and(|max| len > max as usize) {
+            out.bytes.truncate(start);
+            return false;
+        }
+        out.tally.publishes_sent(1, len);
+        true
+    }
 }
 
 fn flow(qos: Qos, id: PacketId, dup: bool) -> Flow {
@@ -341,7 +457,12 @@ fn flow(qos: Qos, id: PacketId, dup: bool) -> Flow {
     }
 }
 
-fn pubrel(id: PacketId, reason: ReasonCode, link: &Link, out: &mut Output) {
-    let reason = if link.version == ProtocolVersion::V5 { reason } else { ReasonCode::Success };
-    out.send(&Packet::PubRel(Ack { id, reason, properties: Properties::EMPTY }), link);
+fn pubrel(id: PacketId, link: &Link, out: &mut Output) {
+    out.send(&Packet::PubRel(Ack::success(id)), link);
+}
+
+fn pubrel_of_nothing(id: PacketId, link: &Link, out: &mut Output) {
+    let reason = ReasonCode::PacketIdentifierNotFound;
+    let ack = Ack { id, reason, properties: Properties::EMPTY };
+    out.send_explained(&Packet::PubRel(ack), NO_OPEN_MESSAGE, link);
 }

@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
-use crate::codec::Packet;
+use crate::codec::{
+    Ack, Disconnect, Packet, Properties, PropertiesBuf, Property, SubAck, UnsubAck,
+};
+use crate::ids::ProtocolVersion;
 use crate::message::{Collector, Grant, Replay};
 use crate::session::{CloseReason, Link};
 use crate::topic::TopicFilter;
@@ -69,8 +72,14 @@ pub struct Tally {
     pub publish_bytes_sent: u64,
     /// Messages over the client's Maximum Packet Size.
     pub too_large: u64,
+    /// Messages whose Message Expiry Interval had passed [MQTT-3.3.2-5].
+    pub expired: u64,
     /// Messages that the client may not publish.
     pub not_authorized: u64,
+    /// Messages that say they are text and are not.
+    pub payload_format_invalid: u64,
+    /// Acknowledgements with a packet identifier under which nothing is open.
+    pub acks_unknown: u64,
     /// Messages that left the queue.
     pub released_messages: u64,
     /// Bytes that the queue no longer holds.
@@ -102,18 +111,72 @@ impl Output {
     /// Writes `packet`; where the client does not take one of its size, the connection ends, for
     /// these packets cannot be left out [MQTT-3.1.2-24].
     pub(super) fn send(&mut self, packet: &Packet<'_>, link: &Link) {
+        if let Err(TooLarge(len)) = self.try_send(packet, link) {
+            self.close(CloseReason::AnswerTooLarge(len));
+        }
+    }
+
+    /// As [`Output::send`], with `why` as the Reason String where the client wants one [MQTT-3.1.2-29] and
+    /// takes a packet of that size [MQTT-3.4.2-2] [MQTT-3.5.2-2] [MQTT-3.6.2-2] [MQTT-3.7.2-2]
+    /// [MQTT-3.9.2-1] [MQTT-3.11.2-1].
+    pub(super) fn send_explained(&mut self, packet: &Packet<'_>, why: &str, link: &Link) {
+        if !link.problem_information || self.try_explain(packet, why, link).is_err() {
+            self.send(packet, link);
+        }
+    }
+
+    /// DISCONNECT, with `why` as its Reason String, which Request Problem Information does not forbid here.
+    /// What is too large for the client is left out, first the string [MQTT-3.14.2-3], then the packet:
+    /// the connection ends either way.
+    pub(super) fn send_last(&mut self, packet: &Disconnect<'_>, why: &str, link: &Link) {
+        let packet = Packet::Disconnect(*packet);
+        if self.try_explain(&packet, why, link).is_err() {
+            let _ = self.try_send(&packet, link);
+        }
+    }
+
+    fn try_explain(&mut self, packet: &Packet<'_>, why: &str, link: &Link) -> Result<(), TooLarge> {
+        if link.version != ProtocolVersion::V5 {
+            return self.try_send(packet, link);
+        }
+        let mut properties = PropertiesBuf::new();
+        properties.push(Property::ReasonString(why));
+        self.try_send(&with_properties(*packet, properties.as_properties()), link)
+    }
+
+    /// Writes `packet` unless it is larger than the client takes [MQTT-3.1.2-24].
+    pub(super) fn try_send(&mut self, packet: &Packet<'_>, link: &Link) -> Result<(), TooLarge> {
         let start = self.bytes.len();
         packet.encode(link.version, &mut self.bytes);
         let len = self.bytes.len() - start;
         if link.packet_bytes_max.is_some_and(|max| len > max as usize) {
             self.bytes.truncate(start);
-            return self.close(CloseReason::AnswerTooLarge(len));
+            return Err(TooLarge(len));
         }
         self.tally.packets_sent += 1;
+        Ok(())
     }
 
     /// The first reason wins.
     pub(super) fn close(&mut self, reason: CloseReason) {
         self.close.get_or_insert(reason);
+    }
+}
+
+/// Nothing was written: the packet has this many bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct TooLarge(usize);
+
+/// The packets that may say why; others stay as they are.
+fn with_properties<'a>(packet: Packet<'a>, properties: Properties<'a>) -> Packet<'a> {
+    match packet {
+        Packet::PubAck(ack) => Packet::PubAck(Ack { properties, ..ack }),
+        Packet::PubRec(ack) => Packet::PubRec(Ack { properties, ..ack }),
+        Packet::PubRel(ack) => Packet::PubRel(Ack { properties, ..ack }),
+        Packet::PubComp(ack) => Packet::PubComp(Ack { properties, ..ack }),
+        Packet::SubAck(suback) => Packet::SubAck(SubAck { properties, ..suback }),
+        Packet::UnsubAck(unsuback) => Packet::UnsubAck(UnsubAck { properties, ..unsuback }),
+        Packet::Disconnect(last) => Packet::Disconnect(Disconnect { properties, ..last }),
+        other => other,
     }
 }

@@ -10,6 +10,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU32;
 
 use crate::codec::{
     Packet, Properties, ReasonCode, RetainHandling, SubAck, Subscribe, SubscribeOptions, UnsubAck,
@@ -18,7 +19,8 @@ use crate::codec::{
 use crate::ids::{PacketId, ProtocolVersion};
 use crate::message::{Grant, Replay};
 use crate::session::output::{Request, Retained};
-use crate::session::{Limits, Link, Output};
+use crate::session::refusal::FilterRefusal;
+use crate::session::{CloseReason, Limits, Link, Output};
 use crate::topic::TopicFilter;
 
 /// See the module comment.
@@ -36,6 +38,8 @@ pub(super) struct Subscribing {
     /// When `replays` is this long, those that nobody wants any more are looked for.
     replays_checked_at: usize,
     replay_is_out: bool,
+    /// There was a shared subscription, and messages that came by it may still wait.
+    has_shared: bool,
 }
 
 /// A SUBSCRIBE or UNSUBSCRIBE that is not answered yet.
@@ -45,6 +49,8 @@ struct Pending {
     id: PacketId,
     answer: Answer,
     reasons: Vec<u8>,
+    /// Why the first of the refused filters is refused.
+    why: Option<String>,
     /// Shards that have answered.
     parts: usize,
     /// Shards that have to; known with the first answer, zero parts with `Some(0)`.
@@ -79,6 +85,11 @@ impl Subscribing {
         self.next_token > 0
     }
 
+    /// Whether there ever was a shared subscription.
+    pub(super) fn has_shared(&self) -> bool {
+        self.has_shared
+    }
+
     /// SUBSCRIBE: remembers what is granted and asks the router for it.
     pub(super) fn subscribe(
         &mut self,
@@ -87,11 +98,19 @@ impl Subscribing {
         link: &Link,
         out: &mut Output,
     ) {
+        let mut options = packet.filters.iter();
+        if options.any(|(text, options)| options.no_local && text.starts_with("$share/")) {
+            // [MQTT-3.8.3-4]
+            return out.close(CloseReason::Protocol("No Local on a shared subscription"));
+        }
+        let identifier = packet.properties.subscription_identifiers().next();
+        let identifier = identifier.and_then(NonZeroU32::new);
         let mut wanted = Vec::with_capacity(packet.filters.len());
         let mut places = HashMap::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
+        let mut why = None;
         for (text, options) in packet.filters.iter() {
-            let outcome = self.grant(text, options, limits, out);
+            let outcome = self.grant(text, options, identifier, limits, out);
             reasons.push(match outcome {
                 Ok(granted) => {
                     // A filter that comes twice counts once, as it was given last [MQTT-3.8.4-3].
@@ -104,10 +123,13 @@ impl Subscribing {
                     }
                     limits.availability.grant(options.qos) as u8
                 }
-                Err(reason) => suback_failure(reason, link.version),
+                Err(refusal) => {
+                    why.get_or_insert_with(|| explain(reasons.len(), refusal));
+                    suback_failure(refusal.reason_code(), link.version)
+                }
             });
         }
-        let token = self.enqueue(packet.id, Answer::SubAck, reasons, wanted.is_empty());
+        let token = self.enqueue(packet.id, Answer::SubAck, (reasons, why), wanted.is_empty());
         if wanted.is_empty() {
             self.answer(link, out);
         } else {
@@ -119,6 +141,7 @@ impl Subscribing {
     pub(super) fn unsubscribe(&mut self, packet: &Unsubscribe<'_>, link: &Link, out: &mut Output) {
         let mut gone = Vec::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
+        let mut why = None;
         for text in packet.filters.iter() {
             let filter = TopicFilter::parse(text);
             let known = filter.as_ref().is_ok_and(|filter| self.filters.remove(filter).is_some());
@@ -126,7 +149,11 @@ impl Subscribing {
             let reason = match (&filter, known) {
                 (Ok(_), true) => ReasonCode::Success,
                 (Ok(_), false) => ReasonCode::NoSubscriptionExisted,
-                (Err(_), _) => ReasonCode::TopicFilterInvalid,
+                (Err(invalid), _) => {
+                    let refusal = FilterRefusal::from(*invalid);
+                    why.get_or_insert_with(|| explain(reasons.len(), refusal));
+                    refusal.reason_code()
+                }
             };
             reasons.push(reason.as_u8());
             if let (Ok(filter), true) = (filter, known) {
@@ -134,7 +161,7 @@ impl Subscribing {
             }
         }
         out.tally.subscriptions -= gone.len() as i64;
-        let token = self.enqueue(packet.id, Answer::UnsubAck, reasons, gone.is_empty());
+        let token = self.enqueue(packet.id, Answer::UnsubAck, (reasons, why), gone.is_empty());
         if gone.is_empty() {
             self.answer(link, out);
         } else {
@@ -171,7 +198,10 @@ impl Subscribing {
                 Answer::SubAck => Packet::SubAck(SubAck { id, properties, reasons }),
                 Answer::UnsubAck => Packet::UnsubAck(UnsubAck { id, properties, reasons }),
             };
-            out.send(&packet, link);
+            match &pending.why {
+                Some(why) => out.send_explained(&packet, why, link),
+                None => out.send(&packet, link),
+            }
             self.replays.extend(pending.replays);
         }
         if self.replays.len() > self.replays_checked_at {
@@ -218,31 +248,34 @@ impl Subscribing {
         &mut self,
         text: &str,
         options: SubscribeOptions,
+        identifier: Option<NonZeroU32>,
         limits: &Limits,
         out: &mut Output,
-    ) -> Result<(TopicFilter, Grant, Retained), ReasonCode> {
-        let filter = TopicFilter::parse(text).map_err(|_| ReasonCode::TopicFilterInvalid)?;
+    ) -> Result<(TopicFilter, Grant, Retained), FilterRefusal> {
+        let filter = TopicFilter::parse(text)?;
         limits.availability.check_filter(&filter)?;
-        if filter.is_shared() {
-            return Err(ReasonCode::SharedSubscriptionsNotSupported);
-        }
         let grant = Grant {
             qos: limits.availability.grant(options.qos),
             no_local: options.no_local,
             retain_as_published: options.retain_as_published,
+            identifier,
         };
         let earlier = self.filters.get(&filter).copied();
         let is_new = earlier.is_none();
         if is_new {
             let bytes = self.filter_bytes + text.len();
-            let too_many = self.filters.len() >= limits.subscriptions_max;
-            if too_many || bytes > limits.subscription_bytes_max {
-                return Err(ReasonCode::QuotaExceeded);
+            if self.filters.len() >= limits.subscriptions_max {
+                return Err(FilterRefusal::TooMany(limits.subscriptions_max));
+            }
+            if bytes > limits.subscription_bytes_max {
+                return Err(FilterRefusal::TooManyBytes(limits.subscription_bytes_max));
             }
             self.filter_bytes = bytes;
             out.tally.subscriptions += 1;
         }
         let retained = match options.retain_handling {
+            // Section 4.8.2: there are no retained messages for a shared subscription.
+            _ if filter.is_shared() => Retained::Skip,
             RetainHandling::Send => Retained::Replay,
             RetainHandling::SendIfNew if is_new => Retained::Replay,
             RetainHandling::SendIfNew | RetainHandling::DoNotSend => Retained::Skip,
@@ -251,6 +284,7 @@ impl Subscribing {
             (Retained::Skip, Some(earlier)) => earlier,
             _ => self.next_token,
         };
+        self.has_shared |= filter.is_shared();
         self.filters.insert(filter.clone(), replay_token);
         Ok((filter, grant, retained))
     }
@@ -259,7 +293,7 @@ impl Subscribing {
         &mut self,
         id: PacketId,
         answer: Answer,
-        reasons: Vec<u8>,
+        (reasons, why): (Vec<u8>, Option<String>),
         is_complete: bool,
     ) -> u64 {
         let token = self.next_token;
@@ -271,12 +305,19 @@ impl Subscribing {
             id,
             answer,
             reasons,
+            why,
             parts: 0,
             parts_due,
             replays,
         });
         token
     }
+}
+
+/// What the answer to a request says about the filter at `index`: the codes say it of each, the
+/// sentence of one.
+fn explain(index: usize, refusal: FilterRefusal) -> String {
+    format!("filter {}: {refusal}", index + 1)
 }
 
 /// 3.1.1 knows one failure code only [MQTT-3.9.3-2].

@@ -25,6 +25,8 @@ pub struct Will {
     pub qos: Qos,
     /// Whether to retain it.
     pub retain: bool,
+    /// Whether it has a Message Expiry Interval, which counts from when it is published.
+    pub expires: bool,
     /// How long it waits for the client to come back.
     pub delay: Duration,
 }
@@ -59,6 +61,7 @@ impl Will {
             topic: will.topic.into(),
             qos: will.qos,
             retain: will.retain,
+            expires: will.properties.message_expiry_interval_s().is_some(),
             delay: Duration::from_secs(will.properties.will_delay_interval_s().unwrap_or(0).into()),
         }
     }

@@ -11,10 +11,15 @@
 //! - `slots[i]` belongs to identifier `first + i`; `slots[0]` is never complete.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::codec::next_frame;
 use crate::ids::{PacketId, ProtocolVersion, Qos};
+use crate::message::{Undelivered, Via};
 
 /// Packet identifiers that exist: all 16-bit numbers but zero.
 const IDENTIFIERS: usize = 65_535;
@@ -61,8 +66,21 @@ pub(super) struct Body {
     pub(super) qos: Qos,
     /// RETAIN flag that they are delivered with.
     pub(super) retain: bool,
+    /// They have a Message Expiry Interval, which counts from `received_at`.
+    pub(super) expires: bool,
+    /// When the broker got them.
+    pub(super) received_at: Instant,
+    /// By which subscriptions they come.
+    pub(super) via: Option<Arc<Via>>,
     /// What the queue limit was charged for them.
     pub(super) charged_bytes: usize,
+}
+
+impl Body {
+    /// Of the subscriptions that they match.
+    pub(super) fn identifiers(&self) -> &[NonZeroU32] {
+        self.via.as_ref().map_or(&[], |via| &via.identifiers)
+    }
 }
 
 #[derive(Debug)]
@@ -127,10 +145,15 @@ impl Window {
         self.slots.iter().filter(|slot| slot.state != State::Complete).count()
     }
 
-    /// Opens a slot for each of `count` messages of `body`; `count` is at most [`Window::free`].
-    /// Returns the first of their consecutive identifiers.
-    pub(super) fn push(&mut self, body: Body, count: usize) -> PacketId {
-        let id = self.id_at(self.slots.len());
+    /// The identifier of the next message; those after it follow in order.
+    pub(super) fn next_id(&self) -> PacketId {
+        self.id_at(self.slots.len())
+    }
+
+    /// Opens a slot for each of `count` messages of `body`, from [`Window::next_id`] on; `count` is at most
+    /// [`Window::free`].
+    pub(super) fn push(&mut self, body: Body, count: usize) {
+        let id = self.next_id();
         let state = match body.qos {
             Qos::AtMostOnce | Qos::AtLeastOnce => State::AwaitsPubAck,
             Qos::ExactlyOnce => State::AwaitsPubRec,
@@ -140,7 +163,6 @@ impl Window {
         self.slots.extend(std::iter::repeat_n(Slot { state, body: number }, count));
         self.unacknowledged += count;
         self.resend_from = self.slots.len();
-        id
     }
 
     /// The client acknowledged a QoS 1 message.
@@ -206,6 +228,28 @@ impl Window {
         self.unacknowledged += 1;
     }
 
+    /// What was sent at QoS 1 by a shared subscription and not acknowledged. The session has ended: the
+    /// window is not used again.
+    pub(super) fn take_shared(&self, undelivered: &mut Vec<Undelivered>) {
+        for (index, slot) in self.slots.iter().enumerate() {
+            let held = self.bodies.get(slot.body.wrapping_sub(self.bodies_gone) as usize);
+            if slot.state == State::AwaitsPubAck
+                && let Some(Held { body, first, .. }) = held
+                && let Some(filter) = body.via.as_ref().and_then(|via| via.share.clone())
+                && let Some(frame) = frame_at(&body.frames, distance(*first, self.id_at(index)))
+            {
+                undelivered.push(Undelivered {
+                    filter,
+                    frames: body.frames.slice_ref(frame),
+                    count: 1,
+                    version: body.version,
+                    expires: body.expires,
+                    received_at: body.received_at,
+                });
+            }
+        }
+    }
+
     fn id_at(&self, index: usize) -> PacketId {
         let raw = (usize::from(self.first.get()) - 1 + index) % IDENTIFIERS + 1;
         PacketId::new(raw as u16).unwrap_or(PacketId::FIRST)
@@ -257,6 +301,14 @@ impl Window {
     }
 }
 
+/// Frame number `index` of `frames`.
+fn frame_at(mut frames: &[u8], index: usize) -> Option<&[u8]> {
+    for _ in 0..index {
+        frames = frames.get(next_frame(frames)?..)?;
+    }
+    frames.get(..next_frame(frames)?)
+}
+
 /// How many identifiers lie between `from` and `to`.
 fn distance(from: PacketId, to: PacketId) -> usize {
     (usize::from(to.get()) + IDENTIFIERS - usize::from(from.get())) % IDENTIFIERS
@@ -270,13 +322,15 @@ mod tests {
     fn identifiers_follow_each_other_and_skip_zero_when_they_wrap() {
         let mut window = window(10);
         for _ in 0..6553 {
-            let first = window.push(body(Qos::AtLeastOnce), 10);
+            let first = window.next_id();
+            window.push(body(Qos::AtLeastOnce), 10);
             for offset in 0..10 {
                 let raw = first.get() + offset;
                 assert_ne!(window.puback(id(raw)), Acknowledged::Unknown);
             }
         }
-        assert_eq!(window.push(body(Qos::AtLeastOnce), 10).get(), 65_531);
+        assert_eq!(window.next_id(), id(65_531));
+        window.push(body(Qos::AtLeastOnce), 10);
         for raw in (65_531..=65_535).chain(1..=5) {
             assert_ne!(window.puback(id(raw)), Acknowledged::Unknown, "{raw}");
         }
@@ -290,7 +344,8 @@ mod tests {
         assert_eq!(window.free(), 0);
         window.puback(id(2));
         assert_eq!(window.free(), 1);
-        assert_eq!(window.push(body(Qos::AtLeastOnce), 1), id(3));
+        assert_eq!(window.next_id(), id(3));
+        window.push(body(Qos::AtLeastOnce), 1);
         assert_eq!(window.puback(id(2)), Acknowledged::Unknown);
     }
 
@@ -346,8 +401,16 @@ mod tests {
     }
 
     fn body(qos: Qos) -> Body {
-        let version = ProtocolVersion::V311;
-        Body { frames: Bytes::new(), version, qos, retain: false, charged_bytes: 100 }
+        Body {
+            frames: Bytes::new(),
+            version: ProtocolVersion::V311,
+            qos,
+            retain: false,
+            expires: false,
+            received_at: Instant::now(),
+            via: None,
+            charged_bytes: 100,
+        }
     }
 
     fn id(raw: u16) -> PacketId {

@@ -453,12 +453,15 @@ fn each_malformed_packet_closes_its_client_only_with_its_code_and_is_counted() {
 /// [MQTT-3.3.2-9] [MQTT-3.3.4-6] [MQTT-3.3.4-7] [MQTT-3.14.2-2], sections 3.2.2.3.12 and 2.2.2.2
 #[test]
 fn what_connack_excludes_closes_a_v5_client_with_its_code() {
-    let broker = Broker::start_configured("receive_max = 2");
+    let settings = "receive_max = 2\ntopic_alias_max = 4\nsubscription_identifiers = false";
+    let broker = Broker::start_configured(settings);
     for (packet, code) in [
-        // Topic alias; its maximum is zero.
-        (&b"\x30\x07\0\x01t\x03\x23\0\x01"[..], 0x94),
+        // Topic aliases: over the maximum, zero, and one that stands for nothing yet.
+        (&b"\x30\x07\0\x01t\x03\x23\0\x05"[..], 0x94),
+        (b"\x30\x07\0\x01t\x03\x23\0\0", 0x94),
+        (b"\x30\x06\0\0\x03\x23\0\x01", 0x82),
         // Subscription identifier in SUBSCRIBE and in PUBLISH.
-        (b"\x82\x09\0\x01\x02\x0B\x01\0\x01t\0", 0x82),
+        (b"\x82\x09\0\x01\x02\x0B\x01\0\x01t\0", 0xA1),
         (b"\x30\x06\0\x01t\x02\x0B\x01", 0x82),
         // Payload format twice, one that does not exist, one that belongs elsewhere.
         (b"\x30\x08\0\x01t\x04\x01\0\x01\0", 0x82),

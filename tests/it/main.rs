@@ -25,6 +25,7 @@ mod mqttjs;
 mod paho;
 mod process;
 mod protocol;
+mod reasons;
 mod rumqttc;
 mod terms;
 mod wire;

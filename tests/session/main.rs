@@ -13,6 +13,7 @@ mod fuzz;
 mod keep_alive;
 mod pair;
 mod publishing;
+mod reasons;
 mod resuming;
 mod subscribing;
 mod terms;

@@ -9,7 +9,7 @@ use mailboxqtt::codec::{
     frame_len,
 };
 use mailboxqtt::ids::{ClientId, PacketId, ProtocolVersion, Qos};
-use mailboxqtt::message::{Batch, Collector, Delivery, Kind, Piece, TopicHasher, shard_of};
+use mailboxqtt::message::{Batch, Buffer, Collector, Delivery, Kind, Piece, TopicHasher, shard_of};
 use mailboxqtt::session::{
     Availability, CloseReason, Limits, Opening, Output, Place, Request, Session, Tally, negotiate,
 };
@@ -25,6 +25,8 @@ pub(crate) struct Terms {
     pub(crate) receive_max: Option<u16>,
     /// v5 only.
     pub(crate) packet_bytes_max: Option<u32>,
+    /// v5 only.
+    pub(crate) problem_information: Option<bool>,
     pub(crate) keep_alive_s: u16,
 }
 
@@ -33,6 +35,7 @@ impl Terms {
         version: ProtocolVersion::V311,
         receive_max: None,
         packet_bytes_max: None,
+        problem_information: None,
         keep_alive_s: 0,
     };
     pub(crate) const V5: Self = Self { version: ProtocolVersion::V5, ..Self::V311 };
@@ -116,7 +119,7 @@ impl Pair {
         let now = Instant::now();
         Self {
             session: Session::new(limits, &opening(terms, &limits), now),
-            out: Output::new(Collector::new(hasher.clone(), SHARDS)),
+            out: Output::new(Collector::new(hasher.clone(), SHARDS, now)),
             now,
             routed: Vec::new(),
             released_messages: 0,
@@ -145,7 +148,7 @@ impl Pair {
     /// As `net::connection` takes what one read brought.
     fn read(&mut self, read: &[u8]) -> Vec<Receipt> {
         self.session.handle_read(self.now);
-        self.out.routes.begin(self.session.link().wire_version());
+        self.out.routes.begin(self.session.link().wire_version(), self.now);
         let version = self.session.link().version;
         let mut receipts = Vec::new();
         let mut taken = 0;
@@ -183,7 +186,13 @@ impl Pair {
 
     /// The shard owns what it got.
     pub(crate) fn accept(&mut self, receipt: &Receipt) {
-        self.session.handle_accepted(receipt.turn, &mut self.out);
+        self.accept_unmatched(receipt, &[]);
+    }
+
+    /// The shard owns what it got, and nobody has subscribed to the topics of messages `ids`.
+    pub(crate) fn accept_unmatched(&mut self, receipt: &Receipt, ids: &[u16]) {
+        let unmatched = ids.iter().map(|id| pid(*id)).collect();
+        self.session.handle_accepted(receipt.turn, unmatched, &mut self.out);
     }
 
     /// A shard has `delivery` for the client.
@@ -197,7 +206,7 @@ impl Pair {
     pub(crate) fn hear(&mut self) -> Vec<Heard> {
         let mut heard = Vec::new();
         loop {
-            let more = self.session.fill(&mut self.out);
+            let more = self.session.fill(self.now, &mut self.out);
             heard.append(&mut self.take_bytes());
             if !more {
                 return heard;
@@ -302,6 +311,9 @@ fn opening(terms: Terms, limits: &Limits) -> Opening {
     }
     if let Some(max) = terms.packet_bytes_max {
         properties.push(Property::MaximumPacketSize(max));
+    }
+    if let Some(is_wanted) = terms.problem_information {
+        properties.push(Property::RequestProblemInformation(is_wanted));
     }
     let connect = Connect {
         version: terms.version,
@@ -420,10 +432,12 @@ pub(crate) fn delivery_of(runs: &[Run]) -> Delivery {
             frame_retain: false,
             qos: qos(run.to),
             retain: false,
+            expires: false,
+            via: 0,
         });
-        buffers.push(Bytes::from(frames));
+        buffers.push(Buffer { frames: Bytes::from(frames), received_at: Instant::now() });
     }
-    Delivery::new(kind, buffers, pieces)
+    Delivery::new(kind, buffers, pieces, Vec::new())
 }
 
 /// A message as it is heard for the first time.

@@ -235,7 +235,12 @@ impl Pair {
 
 /// As a shard answers request `token` for the filter `#`.
 fn replay(shard: usize, token: u64) -> Replay {
-    let grant = Grant { qos: Qos::AtLeastOnce, no_local: false, retain_as_published: false };
+    let grant = Grant {
+        qos: Qos::AtLeastOnce,
+        no_local: false,
+        retain_as_published: false,
+        identifier: None,
+    };
     let filters = [(TopicFilter::parse("#").unwrap(), grant)].into();
     Replay { shard, token, filters, filter: 0, after: None, stored_until: 0 }
 }

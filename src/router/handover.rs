@@ -1,0 +1,74 @@
+//! Messages of shared subscriptions whose member went away go to another one. Floor 4, part of
+//! [`Router`].
+//!
+//! # When, and which
+//!
+//! When a client's connection ends, whatever waits for it unsent; when its session ends, also what was
+//! sent at QoS 1 and not acknowledged. A message leaves the one session before it enters another, so no
+//! two members have it. If nobody else has room it goes back to where it came from.
+
+use crate::codec::PublishView;
+use crate::message::{Batch, Run, Undelivered, shard_of};
+use crate::router::Router;
+use crate::router::mailbox::{Inbox, Mail};
+use crate::router::shard::Command;
+use crate::session::{Output, Session};
+
+impl Router {
+    /// Hands over what waits for `session`, whose client is away and whose mailbox knows it.
+    pub async fn hand_over(&self, session: &mut Session, inbox: &Inbox, has_ended: bool) {
+        if !session.has_shared() {
+            return;
+        }
+        // Until now a shard may have taken the client for connected. What it sent is in the mailbox then.
+        self.settle().await;
+        let mut out = Output::new(self.collector());
+        take_mail(session, inbox, &mut out);
+        let undelivered = session.take_shared(has_ended, &mut out);
+        let tally = std::mem::take(&mut out.tally);
+        let _ = inbox.mailbox().release(tally.released_messages, tally.released_bytes);
+        for messages in undelivered {
+            self.share_again(messages, inbox).await;
+        }
+    }
+
+    async fn share_again(&self, messages: Undelivered, inbox: &Inbox) {
+        let Undelivered { filter, frames, count, version, expires, received_at } = messages;
+        let Some(view) = PublishView::parse(&frames, version) else { return };
+        let run = Run {
+            hash: self.hasher.hash(view.topic),
+            offset: 0,
+            len: frames.len() as u32,
+            count,
+            topic_at: view.header_len as u32 + 2,
+            topic_len: view.topic.len() as u16,
+            qos: view.qos(),
+            retain: view.retain(),
+            expires,
+        };
+        let batch = Batch { frames: frames.clone(), runs: vec![run], version, received_at };
+        let from = inbox.mailbox().session();
+        if let Some(shard) = self.shards.get(shard_of(run.hash, self.shards.len())) {
+            shard.send(Command::Share { batch, filter, from }).await;
+        }
+    }
+}
+
+/// What `net::connection` does with mail, but for a client that is not there to be answered.
+fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) {
+    while let Some(mail) = inbox.try_next() {
+        match mail {
+            Mail::Delivery(delivery) => session.handle_delivery(delivery),
+            Mail::Accepted { turn, unmatched } => session.handle_accepted(turn, unmatched, out),
+            Mail::PartDone { token, parts_due, replay } => {
+                session.handle_part_done(token, parts_due, replay, out);
+            }
+            Mail::Chunk { deliveries, rest } => {
+                deliveries.into_iter().for_each(|delivery| session.handle_delivery(delivery));
+                session.handle_chunk(rest);
+            }
+            // Nobody is connected who could go.
+            Mail::TakenOver { .. } | Mail::ShuttingDown => (),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What one turn of a shard has for the sessions. Floor 4, owned by `router::shard`.
+
+use std::sync::Arc;
+
+use crate::codec::next_frame;
+use crate::ids::{Qos, SessionId};
+use crate::message::{Batch, Buffer, Delivery, Grant, Kind, Piece, Run, Via};
+use crate::router::mailbox::Mailbox;
+use crate::router::route::Target;
+use crate::router::sharing::{Group, Member, Room, Strategy};
+
+/// Outboxes by index, and which of them this turn has put something into.
+pub(super) struct Turn {
+    pub(super) outboxes: Vec<Outbox>,
+    touched: Vec<u32>,
+    /// Pieces in all outboxes.
+    pieces: usize,
+    /// Number of the batch that is being routed; never used twice.
+    batch: u64,
+    strategy: Strategy,
+}
+
+impl Turn {
+    /// Nothing yet.
+    pub(super) fn new(strategy: Strategy) -> Self {
+        Self { outboxes: Vec::new(), touched: Vec::new(), pieces: 0, batch: 0, strategy }
+    }
+
+    /// Sessions that get something.
+    pub(super) fn touched(&self) -> usize {
+        self.touched.len()
+    }
+
+    /// Pieces for all of them.
+    pub(super) fn pieces(&self) -> usize {
+        self.pieces
+    }
+
+    /// What is added from now on is of another batch.
+    pub(super) fn begin_batch(&mut self) {
+        self.batch += 1;
+    }
+
+    /// `run` of `batch` goes to each of `targets`.
+    pub(super) fn add_all(
+        &mut self,
+        run: &Run,
+        targets: &[Target],
+        batch: &Batch,
+        publisher: SessionId,
+    ) {
+        for target in targets {
+            if !(target.grant.no_local && self.is_for(target, publisher)) {
+                self.add(run, target, batch);
+            }
+        }
+    }
+
+    /// Each message of `run` goes to one member of `group`. Returns those that nobody has room for.
+    pub(super) fn share(
+        &mut self,
+        run: &Run,
+        group: &Group,
+        batch: &Batch,
+        publisher: SessionId,
+    ) -> Option<Run> {
+        let strategy = self.strategy;
+        let key = match strategy {
+            Strategy::StickyPublisher => publisher.0,
+            _ => run.hash,
+        };
+        let stretch = group.stretch(strategy, run.count);
+        let mut rest = Some(*run);
+        while let Some(run) = rest {
+            let target = group.pick(strategy, key, |target| self.as_member(target, run.qos));
+            let Some(target) = target else { break };
+            let (first, others) = cut(run, stretch, batch);
+            self.add(&first, target, batch);
+            rest = others;
+        }
+        rest
+    }
+
+    /// Whether `target` is `session`.
+    pub(super) fn is_for(&self, target: &Target, session: SessionId) -> bool {
+        self.outboxes.get(target.outbox as usize).is_some_and(|outbox| outbox.is_for(session))
+    }
+
+    /// Sends what there is.
+    pub(super) fn flush(&mut self) {
+        for index in self.touched.drain(..) {
+            if let Some(outbox) = self.outboxes.get_mut(index as usize) {
+                outbox.flush();
+            }
+        }
+        self.pieces = 0;
+    }
+
+    fn add(&mut self, run: &Run, target: &Target, batch: &Batch) {
+        let Some(outbox) = self.outboxes.get_mut(target.outbox as usize) else { return };
+        if outbox.is_empty() {
+            self.touched.push(target.outbox);
+        }
+        outbox.add(run, target, batch, self.batch);
+        self.pieces += 1;
+    }
+
+    fn as_member(&self, target: &Target, qos: Qos) -> Member {
+        let outbox = self.outboxes.get(target.outbox as usize);
+        let member = outbox.and_then(|outbox| outbox.as_member(qos.min(target.grant.qos)));
+        // Routes lead to outboxes that have an owner.
+        member.unwrap_or(Member { session: SessionId(0), room: Room::None, load: 0 })
+    }
+}
+
+/// The first `count` messages of `run`, and the others.
+fn cut(run: Run, count: u32, batch: &Batch) -> (Run, Option<Run>) {
+    if count >= run.count {
+        return (run, None);
+    }
+    let frames = batch.frames.get(run.offset as usize..).unwrap_or_default();
+    let mut len = 0;
+    for _ in 0..count {
+        len += frames.get(len..).and_then(next_frame).unwrap_or(0);
+    }
+    let len = len as u32;
+    let others =
+        Run { offset: run.offset + len, len: run.len - len, count: run.count - count, ..run };
+    (Run { len, count, ..run }, Some(others))
+}
+
+/// What this turn has for one session.
+#[derive(Default)]
+pub(super) struct Outbox {
+    mailbox: Option<Arc<Mailbox>>,
+    unacknowledged: Pile,
+    acknowledged: Pile,
+    /// Messages in both piles.
+    messages: u64,
+    /// Their bytes.
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Pile {
+    buffers: Vec<Buffer>,
+    /// Number of the batch whose frames are the last of `buffers`.
+    newest: u64,
+    pieces: Vec<Piece>,
+    vias: Vec<Arc<Via>>,
+}
+
+impl Outbox {
+    /// An outbox for whoever reads `mailbox`.
+    pub(super) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox: Some(mailbox), ..Self::default() }
+    }
+
+    fn is_for(&self, session: SessionId) -> bool {
+        self.mailbox.as_ref().is_some_and(|mailbox| mailbox.session() == session)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.unacknowledged.pieces.is_empty() && self.acknowledged.pieces.is_empty()
+    }
+
+    /// Whether the session could take another message of `qos`, and what it has already.
+    fn as_member(&self, qos: Qos) -> Option<Member> {
+        let mailbox = self.mailbox.as_ref()?;
+        let room = if !mailbox.has_room(self.messages, self.bytes) {
+            Room::None
+        } else if mailbox.is_connected() {
+            Room::Here
+        } else if qos == Qos::AtMostOnce {
+            Room::None
+        } else {
+            Room::Away
+        };
+        Some(Member { session: mailbox.session(), room, load: mailbox.held_bytes() + self.bytes })
+    }
+
+    /// Appends `run` of `batch`, which is number `number` of this shard, as `target` wants it.
+    fn add(&mut self, run: &Run, target: &Target, batch: &Batch, number: u64) {
+        let Grant { qos, retain_as_published, .. } = target.grant;
+        let qos = run.qos.min(qos);
+        let pile = match qos {
+            Qos::AtMostOnce => &mut self.unacknowledged,
+            Qos::AtLeastOnce | Qos::ExactlyOnce => &mut self.acknowledged,
+        };
+        if pile.buffers.is_empty() || pile.newest != number {
+            let (frames, received_at) = (batch.frames.clone(), batch.received_at);
+            pile.buffers.push(Buffer { frames, received_at });
+            pile.newest = number;
+        }
+        pile.pieces.push(Piece {
+            buffer: (pile.buffers.len() - 1) as u32,
+            offset: run.offset,
+            len: run.len,
+            count: run.count,
+            version: batch.version,
+            frame_qos: run.qos,
+            frame_retain: run.retain,
+            qos,
+            retain: run.retain && retain_as_published,
+            expires: run.expires,
+            via: target.via.as_ref().map_or(0, |via| place_of(via, &mut pile.vias)),
+        });
+        self.messages += u64::from(run.count);
+        self.bytes += run.len as usize;
+    }
+
+    fn flush(&mut self) {
+        let Some(mailbox) = &self.mailbox else { return };
+        let piles = [
+            (Kind::Unacknowledged, &mut self.unacknowledged),
+            (Kind::Acknowledged, &mut self.acknowledged),
+        ];
+        for (kind, pile) in piles {
+            if !pile.pieces.is_empty() {
+                let Pile { buffers, pieces, vias, .. } = std::mem::take(pile);
+                mailbox.deliver(Delivery::new(kind, buffers, pieces, vias));
+            }
+        }
+        self.messages = 0;
+        self.bytes = 0;
+    }
+}
+
+/// Counted from 1.
+fn place_of(via: &Arc<Via>, vias: &mut Vec<Arc<Via>>) -> u32 {
+    if !vias.last().is_some_and(|last| Arc::ptr_eq(last, via)) {
+        vias.push(via.clone());
+    }
+    vias.len() as u32
+}

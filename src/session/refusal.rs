@@ -1,0 +1,81 @@
+//! Why one message or one filter of a client is refused, and what the client is told about it: the reason
+//! code and the sentence of the Reason String. Floor 2, called by the other parts of a session.
+//!
+//! A sentence names the thing and the way out. It holds nothing that the client sent, so that it
+//! may be logged and shown as it is.
+
+use crate::codec::{Properties, ReasonCode};
+use crate::session::output::Tally;
+use crate::topic::InvalidFilter;
+
+/// Says why a packet identifier is answered with 0x92.
+pub(super) const NO_OPEN_MESSAGE: &str =
+    "no QoS 2 message is open under this packet identifier: forget it";
+
+/// Why a message is not routed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum PublishRefusal {
+    /// Only the broker publishes there.
+    #[error("$SYS/ topics belong to the broker: publish to another topic")]
+    SystemTopic,
+    /// Payload Format Indicator 1, and the payload is not UTF-8 (MQTT 5, section 3.3.2.3.2).
+    #[error(
+        "the payload is not UTF-8, as its format indicator says: correct it or leave the indicator out"
+    )]
+    PayloadFormat,
+}
+
+impl PublishRefusal {
+    /// For PUBACK, PUBREC and DISCONNECT.
+    pub(super) fn reason_code(self) -> ReasonCode {
+        match self {
+            Self::SystemTopic => ReasonCode::NotAuthorized,
+            Self::PayloadFormat => ReasonCode::PayloadFormatInvalid,
+        }
+    }
+
+    /// Counts one message.
+    pub(super) fn count(self, tally: &mut Tally) {
+        match self {
+            Self::SystemTopic => tally.not_authorized += 1,
+            Self::PayloadFormat => tally.payload_format_invalid += 1,
+        }
+    }
+}
+
+/// Why a filter of a SUBSCRIBE or UNSUBSCRIBE is refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum FilterRefusal {
+    /// It is none.
+    #[error("{0}")]
+    Invalid(#[from] InvalidFilter),
+    /// `$share/`.
+    #[error("shared subscriptions are not available: leave out $share/ and the name behind it")]
+    SharedNotSupported,
+    /// `+` or `#`.
+    #[error("wildcard subscriptions are not available: subscribe to each topic by its name")]
+    WildcardsNotSupported,
+    /// The session's limit of filters.
+    #[error("a session has at most {0} subscriptions: unsubscribe from one first")]
+    TooMany(usize),
+    /// The session's limit of bytes.
+    #[error("the filters of a session have at most {0} bytes: unsubscribe from one first")]
+    TooManyBytes(usize),
+}
+
+impl FilterRefusal {
+    /// For SUBACK and UNSUBACK.
+    pub(super) fn reason_code(self) -> ReasonCode {
+        match self {
+            Self::Invalid(_) => ReasonCode::TopicFilterInvalid,
+            Self::SharedNotSupported => ReasonCode::SharedSubscriptionsNotSupported,
+            Self::WildcardsNotSupported => ReasonCode::WildcardSubscriptionsNotSupported,
+            Self::TooMany(_) | Self::TooManyBytes(_) => ReasonCode::QuotaExceeded,
+        }
+    }
+}
+
+/// Whether `properties` say that `payload` is text, and it is not. Reads the whole payload if they do.
+pub(super) fn has_wrong_format(properties: Properties<'_>, payload: &[u8]) -> bool {
+    properties.payload_format_indicator() == Some(true) && std::str::from_utf8(payload).is_err()
+}
