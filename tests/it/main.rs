@@ -27,4 +27,5 @@ mod process;
 mod protocol;
 mod reasons;
 mod rumqttc;
+mod terms;
 mod wire;
