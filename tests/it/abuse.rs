@@ -344,7 +344,7 @@ fn every_first_byte_but_that_of_connect_closes_a_new_connection() {
     broker.stop();
 }
 
-/// [MQTT-2.1.3-1] [MQTT-2.2.2-2] of 3.1.1, [MQTT-4.8.0-1]
+/// [MQTT-2.1.3-1] [MQTT-4.13.1-1] [MQTT-2.2.2-2 of 3.1.1] [MQTT-4.8.0-1 of 3.1.1]
 #[test]
 fn every_first_byte_of_an_empty_packet_is_answered_or_closes_with_a_code() {
     let broker = Broker::start();
@@ -366,7 +366,7 @@ fn every_first_byte_of_an_empty_packet_is_answered_or_closes_with_a_code() {
     broker.stop();
 }
 
-/// [MQTT-3.1.0-2] [MQTT-4.8.0-1] of 3.1.1, [MQTT-4.13.1-1]
+/// [MQTT-3.1.0-2] [MQTT-4.13.1-1] [MQTT-3.1.0-2 of 3.1.1] [MQTT-4.8.0-1 of 3.1.1]
 #[test]
 fn packets_that_only_a_server_sends_and_a_second_connect_close_the_connection() {
     let broker = Broker::start_configured("sys_interval_s = 1");

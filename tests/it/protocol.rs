@@ -215,7 +215,7 @@ fn pubrel_and_pubrec_of_an_unknown_identifier_are_answered() {
     broker.stop();
 }
 
-/// [MQTT-3.8.4-6] of 3.1.1, [MQTT-3.8.4-8]
+/// [MQTT-3.8.4-6 of 3.1.1], [MQTT-3.8.4-8]
 #[test]
 fn message_arrives_with_the_lower_qos_of_publisher_and_subscriber() {
     let broker = Broker::start();
@@ -321,7 +321,7 @@ fn window_of_the_clients_receive_maximum_is_kept_while_qos_0_flows_past_it() {
     broker.stop();
 }
 
-/// [MQTT-3.3.5-1] of 3.1.1, [MQTT-3.3.4-2]
+/// [MQTT-3.3.5-1 of 3.1.1], [MQTT-3.3.4-2]
 #[test]
 fn overlapping_subscriptions_give_one_copy_at_the_highest_qos() {
     let broker = Broker::start();
@@ -366,8 +366,9 @@ fn wildcard_in_first_place_matches_no_topic_that_begins_with_a_dollar() {
     broker.stop();
 }
 
-/// [MQTT-3.3.1-5] [MQTT-3.3.1-6] [MQTT-3.3.1-7] [MQTT-3.3.1-8] [MQTT-3.3.1-12], and of 3.1.1
-/// [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+/// [MQTT-3.3.1-5] [MQTT-3.3.1-6] [MQTT-3.3.1-7] [MQTT-3.3.1-8] [MQTT-3.3.1-12]
+/// [MQTT-3.3.1-5 of 3.1.1] [MQTT-3.3.1-8 of 3.1.1] [MQTT-3.3.1-9 of 3.1.1] [MQTT-3.3.1-10 of 3.1.1]
+/// [MQTT-3.3.1-11 of 3.1.1] [MQTT-3.3.1-12 of 3.1.1]
 #[test]
 fn retain_flag_is_set_on_replay_only_and_an_empty_payload_removes_the_message() {
     let broker = Broker::start_with(&["--shards", "1"]);
@@ -866,7 +867,8 @@ fn retain_handling_says_when_retained_messages_are_sent() {
     broker.stop();
 }
 
-/// [MQTT-3.8.4-5] [MQTT-3.8.4-6] [MQTT-3.9.3-1] [MQTT-4.7.1-2] [MQTT-4.7.1-3]
+/// [MQTT-3.8.4-5] [MQTT-3.8.4-6] [MQTT-3.9.3-1] [MQTT-4.7.1-1] [MQTT-4.7.1-2]
+/// [MQTT-4.7.1-2 of 3.1.1] [MQTT-4.7.1-3 of 3.1.1]
 #[test]
 fn suback_has_a_code_for_each_filter_in_order_and_the_good_ones_count() {
     let broker = Broker::start();
@@ -894,7 +896,7 @@ fn suback_has_a_code_for_each_filter_in_order_and_the_good_ones_count() {
     broker.stop();
 }
 
-/// [MQTT-4.5.0-1] [MQTT-4.6.0-6] [MQTT-3.1.2-5] of 3.1.1
+/// [MQTT-4.5.0-1] [MQTT-4.6.0-6] [MQTT-3.1.2-5 of 3.1.1] [MQTT-4.5.0-1 of 3.1.1]
 #[test]
 fn qos_1_and_2_wait_for_a_client_that_is_away_in_order_and_qos_0_does_not() {
     // The last one is of QoS 2, so all of QoS 0 were routed before it.

@@ -1,0 +1,1 @@
+//! CONNACK (3.2): when it comes, and what it says.
