@@ -19,7 +19,7 @@ use mailboxqtt::codec::{
 };
 use mailboxqtt::ids::{ClientId, PacketId, ProtocolVersion, Qos};
 use mailboxqtt::message::{Collector, Delivery, Kind, Piece, TopicHasher};
-use mailboxqtt::session::{Limits, Output, Place, Session, negotiate};
+use mailboxqtt::session::{Availability, Limits, Output, Place, Session, negotiate};
 
 const VERSION: ProtocolVersion = ProtocolVersion::V311;
 const TOPIC: &str = "site/7/line/3/temperature";
@@ -32,6 +32,9 @@ const LIMITS: Limits = Limits {
     subscriptions_max: 10,
     subscription_bytes_max: usize::MAX,
     keep_alive_s_max: None,
+    topic_alias_max: 64,
+    availability: Availability::EVERYTHING,
+    check_payload_format: false,
 };
 
 fn publish_in(bench: &mut Criterion) {

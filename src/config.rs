@@ -12,9 +12,11 @@ use std::{fs, io};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::Qos;
 use crate::router::mailbox::QueueLimits;
 use crate::router::shard::RetainedLimits;
 use crate::session;
+use crate::session::Availability;
 use crate::{net, router};
 
 /// An MQTT broker for 3.1.1 and 5.0 that uses all cores.
@@ -89,6 +91,20 @@ pub struct File {
     pub sessions_max: u64,
     /// Longest keep-alive of an MQTT 5 client in seconds; 0 leaves it to the client.
     pub keep_alive_s_max: u16,
+    /// Topic aliases that one MQTT 5 client may use, and that are used towards it; 0 is none.
+    pub topic_alias_max: u16,
+    /// Highest QoS of messages and subscriptions.
+    pub qos_max: u8,
+    /// Whether retained messages are available.
+    pub retain_available: bool,
+    /// Whether topic filters may hold `+` and `#`.
+    pub wildcard_subscriptions: bool,
+    /// Whether shared subscriptions are available.
+    pub shared_subscriptions: bool,
+    /// Whether subscription identifiers are available.
+    pub subscription_identifiers: bool,
+    /// Refuse messages that say they are text and are not.
+    pub check_payload_format: bool,
     /// Messages that wait for one session, its client connected or away.
     pub queue_messages_max: u64,
     /// Bytes held by the messages that wait for one session or are not acknowledged by it.
@@ -117,6 +133,13 @@ impl Default for File {
             subscription_bytes_max: 16 * 1024 * 1024,
             sessions_max: 1_000_000,
             keep_alive_s_max: 0,
+            topic_alias_max: 64,
+            qos_max: 2,
+            retain_available: true,
+            wildcard_subscriptions: true,
+            shared_subscriptions: true,
+            subscription_identifiers: true,
+            check_payload_format: false,
             queue_messages_max: 100_000,
             queue_bytes_max: 64 * 1024 * 1024,
             retained_messages_max: 1_000_000,
@@ -216,6 +239,9 @@ impl File {
             let rule = "must be from 64 to 268435460, the largest packet of the standard";
             return Err(InvalidConfig::Value { key: "packet_bytes_max", rule });
         }
+        let rule = "must be 0, 1 or 2";
+        let qos_max =
+            Qos::new(self.qos_max).ok_or(InvalidConfig::Value { key: "qos_max", rule })?;
         if !self.listen.ip().is_loopback() && !self.allow_anonymous {
             return Err(InvalidConfig::OpenToTheWorld(self.listen));
         }
@@ -242,6 +268,15 @@ impl File {
                     subscriptions_max: self.subscriptions_max,
                     subscription_bytes_max: self.subscription_bytes_max,
                     keep_alive_s_max: (self.keep_alive_s_max > 0).then_some(self.keep_alive_s_max),
+                    topic_alias_max: self.topic_alias_max,
+                    availability: Availability {
+                        qos_max,
+                        retain: self.retain_available,
+                        wildcard_subscriptions: self.wildcard_subscriptions,
+                        shared_subscriptions: self.shared_subscriptions,
+                        subscription_identifiers: self.subscription_identifiers,
+                    },
+                    check_payload_format: self.check_payload_format,
                 },
             },
             router: router::Limits {

@@ -35,6 +35,7 @@ use crate::session::outgoing::{Outgoing, Step};
 use crate::session::subscribing::Subscribing;
 use crate::topic::TopicFilter;
 
+mod availability;
 mod close;
 mod connect;
 mod incoming;
@@ -44,6 +45,7 @@ mod subscribing;
 mod will;
 mod window;
 
+pub use availability::Availability;
 pub use close::CloseReason;
 pub use connect::Expiry;
 pub use connect::Link;
@@ -74,6 +76,12 @@ pub struct Limits {
     pub subscription_bytes_max: usize,
     /// Longest keep-alive that a v5 client may have, in seconds; `None` leaves it to the client.
     pub keep_alive_s_max: Option<u16>,
+    /// Topic aliases that a client may use towards us, and we towards it.
+    pub topic_alias_max: u16,
+    /// What is left out.
+    pub availability: Availability,
+    /// Whether a payload that says it is text has to be text.
+    pub check_payload_format: bool,
 }
 
 /// See the module comment.

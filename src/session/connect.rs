@@ -19,6 +19,12 @@ pub struct Link {
     pub send_max: u16,
     /// Largest packet that the client takes, in bytes.
     pub packet_bytes_max: Option<u32>,
+    /// Greatest topic alias towards the client: its Topic Alias Maximum, or our own limit if lower;
+    /// 0 forbids aliases [MQTT-3.1.2-26] [MQTT-3.1.2-27].
+    pub topic_alias_max: u16,
+    /// Whether the client wants reason strings and user properties also outside of CONNACK and
+    /// DISCONNECT, and of PUBLISH, which always keeps them [MQTT-3.1.2-29].
+    pub problem_information: bool,
 }
 
 impl Link {
@@ -80,6 +86,12 @@ pub fn negotiate(
         keep_alive: None,
         send_max: connect.properties.receive_maximum().unwrap_or(u16::MAX).min(limits.inflight_max),
         packet_bytes_max: connect.properties.maximum_packet_size(),
+        topic_alias_max: connect
+            .properties
+            .topic_alias_maximum()
+            .unwrap_or(0)
+            .min(limits.topic_alias_max),
+        problem_information: connect.properties.request_problem_information().unwrap_or(true),
     };
     let will = match &connect.will {
         Some(will) if check_topic_name(will.topic).is_err() => {
@@ -125,8 +137,10 @@ impl Opening {
         if self.link.version == ProtocolVersion::V5 {
             properties.push(Property::ReceiveMaximum(limits.receive_max));
             properties.push(Property::MaximumPacketSize(limits.packet_bytes_max));
-            properties.push(Property::SubscriptionIdentifierAvailable(false));
-            properties.push(Property::SharedSubscriptionAvailable(false));
+            if limits.topic_alias_max > 0 {
+                properties.push(Property::TopicAliasMaximum(limits.topic_alias_max));
+            }
+            limits.availability.announce(&mut properties);
             if self.assigned {
                 properties.push(Property::AssignedClientIdentifier(self.client_id.as_str()));
             }

@@ -11,7 +11,7 @@ use mailboxqtt::codec::{
 use mailboxqtt::ids::{ClientId, PacketId, ProtocolVersion, Qos};
 use mailboxqtt::message::{Batch, Collector, Delivery, Kind, Piece, TopicHasher, shard_of};
 use mailboxqtt::session::{
-    CloseReason, Limits, Opening, Output, Place, Request, Session, Tally, negotiate,
+    Availability, CloseReason, Limits, Opening, Output, Place, Request, Session, Tally, negotiate,
 };
 
 /// Shards that the pair's collector knows.
@@ -45,6 +45,9 @@ pub(crate) const LIMITS: Limits = Limits {
     subscriptions_max: 5,
     subscription_bytes_max: usize::MAX,
     keep_alive_s_max: None,
+    topic_alias_max: 64,
+    availability: Availability::EVERYTHING,
+    check_payload_format: false,
 };
 
 /// A packet from the session, as far as the scenarios care.
