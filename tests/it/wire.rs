@@ -198,6 +198,10 @@ impl Client {
         Hello::new(version, &unique("wire")).open(broker.addr()).0
     }
 
+    pub(crate) fn version(&self) -> ProtocolVersion {
+        self.version
+    }
+
     pub(crate) fn stream(&self) -> &TcpStream {
         &self.stream
     }
@@ -447,6 +451,17 @@ impl Client {
                 self.assert_closed();
             }
             Got::Closed if self.version != V5 || is_pointed_elsewhere() => (),
+            other => panic!("{codes:#04x?} and the end must come, {other:x?} came"),
+        }
+    }
+
+    /// The same for a CONNECT, which is answered by CONNACK with one of `codes`: reason codes for v5,
+    /// return codes for v3. None at all is what v3 wants of a broker that has no code for its reason.
+    #[track_caller]
+    pub(crate) fn assert_connect_refused(&mut self, codes: &[u8]) {
+        match self.next() {
+            Got::ConnAck(false, code, _) if codes.contains(&code) => self.assert_closed(),
+            Got::Closed if codes.is_empty() || is_pointed_elsewhere() => (),
             other => panic!("{codes:#04x?} and the end must come, {other:x?} came"),
         }
     }

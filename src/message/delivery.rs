@@ -1,0 +1,135 @@
+//! From one turn of a shard to one subscriber. Floor 0.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::ids::{ProtocolVersion, Qos};
+use crate::topic::TopicFilter;
+
+/// A part of a [`Run`] on its way to one subscriber.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Piece {
+    /// Index into the delivery's buffers.
+    pub buffer: u32,
+    /// Where the first frame starts in that buffer.
+    pub offset: u32,
+    /// Bytes of all frames of the piece.
+    pub len: u32,
+    /// Frames, at least one.
+    pub count: u32,
+    /// How the frames are encoded.
+    pub version: ProtocolVersion,
+    /// QoS in the frames.
+    pub frame_qos: Qos,
+    /// RETAIN flag in the frames.
+    pub frame_retain: bool,
+    /// QoS to deliver with: the lower one of the message's and the subscription's.
+    pub qos: Qos,
+    /// RETAIN flag to deliver with.
+    pub retain: bool,
+    /// The frames have a Message Expiry Interval.
+    pub expires: bool,
+    /// Which of the delivery's `vias` it came by, counted from 1; 0 is none of them.
+    pub via: u32,
+}
+
+/// Frames of one batch.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    /// Whole PUBLISH frames, and perhaps others that are not meant for this subscriber.
+    pub frames: Bytes,
+    /// When they were read; a Message Expiry Interval in them counts from here.
+    pub received_at: Instant,
+}
+
+/// By which subscriptions of the receiver a message comes, where that makes a difference.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Via {
+    /// Subscription Identifiers of those that have one [MQTT-3.3.4-3].
+    pub identifiers: Box<[NonZeroU32]>,
+    /// The shared subscription. If the receiver cannot take the message, another member may.
+    pub share: Option<TopicFilter>,
+}
+
+/// Whether a delivery has to be acknowledged. A delivery is of one kind only, so that a full window
+/// of the one never holds back the other.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// QoS 0.
+    Unacknowledged,
+    /// QoS 1 and 2.
+    Acknowledged,
+}
+
+/// What one turn of one shard has for one subscriber.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Each buffer once, however many pieces point into it.
+    pub buffers: Vec<Buffer>,
+    /// What some of the pieces came by.
+    pub vias: Vec<Arc<Via>>,
+    /// In the order of delivery.
+    pub pieces: Vec<Piece>,
+    /// Messages in all pieces.
+    pub messages: u32,
+    /// Bytes in all pieces.
+    pub piece_bytes: usize,
+    /// What the queue limit is charged: the buffers that are held, and a share for the lists.
+    pub held_bytes: usize,
+    /// QoS 0, or QoS 1 and 2.
+    pub kind: Kind,
+}
+
+/// Memory of a queued delivery besides its frames, charged to the queue limit.
+fn overhead_bytes(buffers: &[Buffer], pieces: &[Piece]) -> usize {
+    160 + size_of_val(buffers) + size_of_val(pieces)
+}
+
+impl Delivery {
+    /// Takes the parts and works out the sums. Where the pieces are less than a quarter of the
+    /// buffers, they are copied out, so that 20 waiting bytes do not pin 64 KiB.
+    pub fn new(kind: Kind, buffers: Vec<Buffer>, pieces: Vec<Piece>, vias: Vec<Arc<Via>>) -> Self {
+        let messages = pieces.iter().map(|piece| piece.count).sum();
+        let piece_bytes = pieces.iter().map(|piece| piece.len as usize).sum();
+        let buffer_bytes: usize = buffers.iter().map(|buffer| buffer.frames.len()).sum();
+        let held_bytes = buffer_bytes + overhead_bytes(&buffers, &pieces);
+        let delivery = Self { buffers, vias, pieces, messages, piece_bytes, held_bytes, kind };
+        if piece_bytes < buffer_bytes / 4 { delivery.copied_out() } else { delivery }
+    }
+
+    /// The frames of `piece`; empty when the piece is not of this delivery.
+    pub fn frames(&self, piece: &Piece) -> &[u8] {
+        let start = piece.offset as usize;
+        let buffer = self.buffers.get(piece.buffer as usize);
+        let frames = buffer.and_then(|buffer| buffer.frames.get(start..start + piece.len as usize));
+        frames.unwrap_or_default()
+    }
+
+    /// Whether any of it came by a shared subscription.
+    pub fn is_shared(&self) -> bool {
+        self.vias.iter().any(|via| via.share.is_some())
+    }
+
+    /// What `piece` came by.
+    pub fn via(&self, piece: &Piece) -> Option<&Arc<Via>> {
+        self.vias.get((piece.via as usize).checked_sub(1)?)
+    }
+
+    fn copied_out(mut self) -> Self {
+        let mut copy = Vec::with_capacity(self.piece_bytes);
+        let mut pieces = self.pieces.clone();
+        for (piece, copied) in self.pieces.iter().zip(&mut pieces) {
+            copied.offset = copy.len() as u32;
+            copy.extend_from_slice(self.frames(piece));
+        }
+        self.held_bytes = copy.len() + overhead_bytes(&self.buffers, &pieces);
+        self.pieces = pieces;
+        // One copy for all; each buffer stays, for it knows when its frames were received.
+        let copy = Bytes::from(copy);
+        self.buffers.iter_mut().for_each(|buffer| buffer.frames = copy.clone());
+        self
+    }
+}
