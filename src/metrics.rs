@@ -105,6 +105,8 @@ pub struct Metrics {
     pub sockets_opened: Counter,
     /// Connections that sent something the standard forbids.
     pub protocol_errors: Counter,
+    /// Clients that did not prove, on connecting or anew, who they are, where they have to.
+    pub authentications_failed: Counter,
     /// Clients that are connected.
     pub clients_connected: Gauge,
     /// Sessions, with and without a client.

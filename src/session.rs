@@ -30,10 +30,13 @@ use crate::ids::{PacketId, ProtocolVersion, Qos};
 use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
 use crate::message::Replay;
+use crate::session::authentication::Reauthentication;
 use crate::session::incoming::{Answer, Incoming, Novelty};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::subscribing::Subscribing;
 use crate::topic::TopicFilter;
+
+pub mod authentication;
 
 mod availability;
 mod close;
@@ -95,6 +98,8 @@ pub struct Session {
     subscribing: Subscribing,
     will: Option<Will>,
     expiry: Expiry,
+    /// `None` for a client that is not authenticated. Boxed, because most are not.
+    reauthentication: Option<Box<Reauthentication>>,
 }
 
 /// Where a PUBLISH frame is in the read buffer.
@@ -118,6 +123,7 @@ impl Session {
             subscribing: Subscribing::default(),
             will: None,
             expiry: Expiry::WithConnection,
+            reauthentication: None,
         };
         session.attach(opening, now);
         session
@@ -129,6 +135,8 @@ impl Session {
         self.last_heard = now;
         self.will = opening.will.clone();
         self.expiry = opening.expiry;
+        let authenticated = opening.authenticated.as_ref();
+        self.reauthentication = authenticated.map(|it| Box::new(Reauthentication::new(it)));
         self.outgoing.attach(&self.link);
     }
 
@@ -136,6 +144,7 @@ impl Session {
     pub fn detach(&mut self, reason: &CloseReason) -> Option<Will> {
         self.incoming.detach();
         self.subscribing.detach();
+        self.reauthentication = None;
         self.will.take().filter(|_| reason.publishes_will())
     }
 
@@ -235,9 +244,10 @@ impl Session {
             Packet::PingReq => out.send(&Packet::PingResp, &self.link),
             Packet::Disconnect(disconnect) => self.disconnect(disconnect, out),
             Packet::Connect(_) => out.close(CloseReason::Protocol("second CONNECT")),
-            Packet::Auth(_) => {
-                out.close(CloseReason::Protocol("AUTH without an authentication method"));
-            }
+            Packet::Auth(auth) => match &mut self.reauthentication {
+                Some(reauthentication) => reauthentication.handle_auth(auth, &self.link, out),
+                None => out.close(CloseReason::Protocol("AUTH without an authentication method")),
+            },
             Packet::Publish(_) => out.close(CloseReason::Protocol("PUBLISH out of its path")),
             Packet::ConnAck(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => {
                 out.close(CloseReason::Protocol("packet that only a server sends"));

@@ -60,6 +60,7 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("store/messages/bytes", metrics.retained_bytes.value() + metrics.queued_bytes.value()),
         ("subscriptions/count", metrics.subscriptions.value()),
         ("errors/protocol", metrics.protocol_errors.value()),
+        ("errors/authentication", metrics.authentications_failed.value()),
     ];
     values.extend(numbers.map(|(name, number)| (name, number.to_string())));
     let mut messages: Vec<(String, String)> =

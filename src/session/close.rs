@@ -1,6 +1,7 @@
 //! Why a connection ends, and what the client is told. Floor 2.
 
 use crate::codec::{DecodeError, ReasonCode};
+use crate::session::authentication::AuthenticationError;
 
 /// Why a session lets go of its connection. The text is what the log says.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -38,6 +39,9 @@ pub enum CloseReason {
     /// A topic alias, though none is allowed [MQTT-3.3.2-9].
     #[error("topic alias used, but none is allowed")]
     TopicAliasInvalid,
+    /// A re-authentication that failed [MQTT-4.12.1-2].
+    #[error(transparent)]
+    Authentication(#[from] AuthenticationError),
 }
 
 impl CloseReason {
@@ -53,6 +57,7 @@ impl CloseReason {
             Self::ReceiveMaximumExceeded(_) => Some(ReasonCode::ReceiveMaximumExceeded),
             Self::AnswerTooLarge(_) => Some(ReasonCode::PacketTooLarge),
             Self::TopicAliasInvalid => Some(ReasonCode::TopicAliasInvalid),
+            Self::Authentication(error) => Some(error.reason_code()),
         }
     }
 
@@ -63,6 +68,9 @@ impl CloseReason {
 
     /// Whether the client broke the rules.
     pub fn is_protocol_error(&self) -> bool {
+        if let Self::Authentication(error) = self {
+            return error.is_protocol_error();
+        }
         matches!(
             self,
             Self::Malformed(_)
@@ -70,5 +78,10 @@ impl CloseReason {
                 | Self::ReceiveMaximumExceeded(_)
                 | Self::TopicAliasInvalid
         )
+    }
+
+    /// Whether the client kept the rules, and could not prove anew who it is.
+    pub fn is_failed_authentication(&self) -> bool {
+        matches!(self, Self::Authentication(error) if !error.is_protocol_error())
     }
 }

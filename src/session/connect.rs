@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion};
 use crate::session::Limits;
+use crate::session::authentication::Authenticated;
 use crate::session::will::Will;
 use crate::topic::check_topic_name;
 
@@ -61,6 +62,8 @@ pub struct Opening {
     pub will: Option<Will>,
     /// The terms.
     pub link: Link,
+    /// Set by the caller once the client has proved who it is; `None` for an anonymous one.
+    pub authenticated: Option<Authenticated>,
     assigned: bool,
     server_keep_alive_s: Option<u16>,
 }
@@ -76,9 +79,6 @@ pub fn negotiate(
     let assigned = connect.client_id.is_empty();
     if assigned && !is_v5 && !connect.clean_start {
         return Err(ReasonCode::ClientIdentifierNotValid);
-    }
-    if connect.properties.authentication_method().is_some() {
-        return Err(ReasonCode::BadAuthenticationMethod);
     }
     let client_id = if assigned { spare_id() } else { ClientId::new(connect.client_id) };
     let link = Link {
@@ -112,6 +112,7 @@ pub fn negotiate(
         expiry: expiry(connect),
         will,
         link: Link { keep_alive, ..link },
+        authenticated: None,
         assigned,
         server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
     })
@@ -146,6 +147,9 @@ impl Opening {
             }
             if let Some(seconds) = self.server_keep_alive_s {
                 properties.push(Property::ServerKeepAlive(seconds));
+            }
+            if let Some(authenticated) = &self.authenticated {
+                authenticated.announce(&mut properties);
             }
         }
         let properties = properties.as_properties();
