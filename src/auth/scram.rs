@@ -395,6 +395,33 @@ mod tests {
         }
     }
 
+    /// Client-final with the right proof over whatever it says.
+    fn proven(challenge: &Challenge, without_proof: &str) -> String {
+        let salt = &challenge.credential.salt;
+        let salted: Key = pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(b"pencil", salt, 4096);
+        let bare = &challenge.client_first_bare;
+        let message = format!("{bare},{},{without_proof}", challenge.server_first);
+        let signature = hmac(&challenge.credential.stored_key, &[message.as_bytes()]);
+        let mut proof = hmac(&salted, &[b"Client Key"]);
+        proof.iter_mut().zip(signature).for_each(|(key, signed)| *key ^= signed);
+        format!("{without_proof},p={}", BASE64_STANDARD.encode(proof))
+    }
+
+    #[test]
+    fn right_proof_does_not_make_up_for_another_nonce_or_header() {
+        let challenge = challenge(CLIENT_FIRST).unwrap();
+        let nonce = &challenge.nonce;
+        let check = |without_proof: String| challenge.check(&proven(&challenge, &without_proof));
+        assert_eq!(check(format!("c=biws,r={nonce}")).as_deref(), Ok(SERVER_FINAL));
+        assert!(check(format!("c=biws,r={nonce},x=1")).is_ok());
+        let nonce_differs = Refused("first and final message differ in the nonce");
+        assert_eq!(check(format!("c=biws,r={nonce}1")), Err(nonce_differs));
+        assert_eq!(check("c=biws,r=rOprNGfwEbeRWgbNEkqO".to_owned()), Err(nonce_differs));
+        let binding_differs = Refused("first and final message differ in the channel binding");
+        assert_eq!(check(format!("c=eSws,r={nonce}")), Err(binding_differs));
+        assert_eq!(check(format!("c=,r={nonce}")), Err(binding_differs));
+    }
+
     #[test]
     fn names_are_unescaped_and_prepared_and_signed_as_they_came() {
         assert_eq!(challenge("n,,n=a=2Cb=3Dc,r=x").unwrap().user, "a,b=c");
