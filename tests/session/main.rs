@@ -16,3 +16,5 @@ mod publishing;
 mod reasons;
 mod resuming;
 mod subscribing;
+mod terms;
+mod will;
