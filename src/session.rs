@@ -217,7 +217,7 @@ impl Session {
         out.tally.packets_received += 1;
         out.tally.publishes_received += 1;
         out.tally.publish_bytes_received += place.frame.len() as u64;
-        let (mut alias, mut expires) = (None, false);
+        let (mut alias, mut expires, mut format) = (None, false, None);
         if !publish.properties.is_empty() {
             if publish.properties.subscription_identifiers().next().is_some() {
                 let what = "subscription identifier in a client's PUBLISH";
@@ -225,6 +225,10 @@ impl Session {
             }
             alias = publish.properties.topic_alias();
             expires = publish.properties.message_expiry_interval_s().is_some();
+            let is_checked = self.limits.check_payload_format;
+            if is_checked && has_wrong_format(publish.properties, publish.payload) {
+                format = Some(PublishRefusal::PayloadFormat);
+            }
         }
         if let Some(alias) = alias
             && let Err(reason) = self.learn_alias(alias, publish.topic)
@@ -235,7 +239,8 @@ impl Session {
         if let Err(reason) = self.limits.availability.check_publish(qos, retain) {
             return out.close(reason);
         }
-        let refusal = self.refusal(self.topic_of(publish, alias), publish);
+        let is_system = self.topic_of(publish, alias).starts_with("$SYS/");
+        let refusal = is_system.then_some(PublishRefusal::SystemTopic).or(format);
         if let Some(id) = publish.delivery.id()
             && self.receive(id, qos, refusal, out) == Novelty::Repeated
         {
@@ -385,16 +390,6 @@ impl Session {
             Some(topic) => topic,
             None => publish.topic,
         }
-    }
-
-    /// Why a message to `topic` is not routed.
-    fn refusal(&self, topic: &str, publish: &Publish<'_>) -> Option<PublishRefusal> {
-        if topic.starts_with("$SYS/") {
-            return Some(PublishRefusal::SystemTopic);
-        }
-        let is_checked = self.limits.check_payload_format && !publish.properties.is_empty();
-        (is_checked && has_wrong_format(publish.properties, publish.payload))
-            .then_some(PublishRefusal::PayloadFormat)
     }
 
     /// A QoS 1 or 2 message arrived: an answer is due at the end of the turn.

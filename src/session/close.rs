@@ -36,8 +36,8 @@ pub enum CloseReason {
     /// An answer is larger than the client's Maximum Packet Size.
     #[error("answer of {0} bytes is over the client's maximum packet size")]
     AnswerTooLarge(usize),
-    /// A topic alias, though none is allowed [MQTT-3.3.2-9].
-    #[error("topic alias used, but none is allowed")]
+    /// A topic alias over our Topic Alias Maximum, which may be zero [MQTT-3.3.2-9].
+    #[error("topic alias over the topic alias maximum of CONNACK")]
     TopicAliasInvalid,
     /// PUBLISH over the Maximum QoS.
     #[error("QoS {0} published, which is over the maximum QoS")]
