@@ -141,6 +141,7 @@ impl Serving {
         self.router.metrics().bytes_received.add(hello.bytes.len() as u64);
         let connect = hello.connect()?;
         let opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
+        opening.check_room(&self.limits.session)?;
         let Ok(claim) = self.router.registry().claim(&opening.client_id).await else {
             debug!(%peer, client = %opening.client_id, "a newer connection has the client id");
             return Ok(None);
