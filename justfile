@@ -27,6 +27,26 @@ test: setup
 # What CI runs, nothing more and nothing less.
 ci: test
 
+# Write docs/conformance.md and run its tests; `--addr HOST:PORT` runs them against that broker, whichever it is.
+conformance *ARGS:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    set -- {{ ARGS }}
+    case "${1:-}" in
+        '')
+            MAILBOXQTT_WRITE_TABLE=1 cargo test --test conformance_table
+            cargo test --test it -- conformance::
+            ;;
+        --addr)
+            MAILBOXQTT_TEST_ADDR="$2" cargo test --quiet --test conformance_table -- \
+                --ignored --nocapture verdicts_on_another_broker
+            ;;
+        *)
+            echo 'usage: just conformance [--addr HOST:PORT]' >&2
+            exit 2
+            ;;
+    esac
+
 # Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
 bench *ARGS:
     cargo bench --workspace --bench '*' -- {{ ARGS }}

@@ -326,8 +326,9 @@ impl Session {
 
     /// Puts what waits on the wire, as far as the window and the room in the output go. Call it when
     /// everything that arrived has been handled. Returns whether more could go once there is room.
-    pub fn fill(&mut self, now: Instant, out: &mut Output) -> bool {
-        let more = self.outgoing.fill(&self.link, now, out);
+    /// The clock `now` is read only for messages that expire.
+    pub fn fill(&mut self, now: impl Fn() -> Instant, out: &mut Output) -> bool {
+        let more = self.outgoing.fill(&self.link, &now, out);
         if self.outgoing.is_drained() {
             self.subscribing.ask_for_chunk(out);
         }

@@ -46,10 +46,9 @@ fn matching_never_misses_a_stable_subscription_while_others_come_and_go() {
             .map(|writer| {
                 let (trie, start, writing) = (&trie, &start, &writing);
                 scope.spawn(move || {
+                    let _leaving = Leaving(writing);
                     start.wait();
-                    let changes = change_at_random(trie, writer);
-                    writing.fetch_sub(1, Ordering::Release);
-                    changes
+                    change_at_random(trie, writer)
                 })
             })
             .collect();
@@ -83,6 +82,15 @@ fn matching_never_misses_a_stable_subscription_while_others_come_and_go() {
         assert_eq!(trie.remove(&filter(text), SessionId(at as u64)), Some(filter(text)));
     }
     assert!(trie.is_empty());
+}
+
+/// Counts a writer out, also one that panics: the readers wait for that.
+struct Leaving<'a>(&'a AtomicUsize);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// Toggles random filters of a session of its own, then ends all of them. Returns how many changes

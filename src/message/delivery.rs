@@ -70,7 +70,7 @@ pub struct Delivery {
     /// Each buffer once, however many pieces point into it.
     pub buffers: Vec<Buffer>,
     /// What some of the pieces came by.
-    pub vias: Vec<Arc<Via>>,
+    pub vias: Box<[Arc<Via>]>,
     /// In the order of delivery.
     pub pieces: Vec<Piece>,
     /// Messages in all pieces.
@@ -113,6 +113,7 @@ impl Delivery {
         let piece_bytes = pieces.iter().map(|piece| piece.len as usize).sum();
         let buffer_bytes: usize = buffers.iter().map(|buffer| buffer.frames.len()).sum();
         let held_bytes = buffer_bytes + overhead_bytes(&buffers, &pieces);
+        let vias = vias.into();
         let delivery = Self { buffers, vias, pieces, messages, piece_bytes, held_bytes, kind };
         if piece_bytes < buffer_bytes / 4 { delivery.copied_out() } else { delivery }
     }

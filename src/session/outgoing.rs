@@ -109,7 +109,12 @@ impl Outgoing {
 
     /// Sends again what is open, then what waits, as far as the window and the room in the output
     /// go. Returns whether more could be sent as soon as there is room.
-    pub(super) fn fill(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
+    pub(super) fn fill(
+        &mut self,
+        link: &Link,
+        now: &dyn Fn() -> Instant,
+        out: &mut Output,
+    ) -> bool {
         while out.bytes.len() < OUTPUT_BYTES_MAX {
             if self.resend(link, now, out) || self.send_acknowledged(link, now, out) {
                 continue;
@@ -121,7 +126,7 @@ impl Outgoing {
         true
     }
 
-    fn resend(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
+    fn resend(&mut self, link: &Link, now: &dyn Fn() -> Instant, out: &mut Output) -> bool {
         match self.window.next_resend() {
             None => return false,
             Some(Resend::PubRel { id }) => pubrel(id, link, out),
@@ -157,7 +162,12 @@ impl Outgoing {
         }
     }
 
-    fn send_acknowledged(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
+    fn send_acknowledged(
+        &mut self,
+        link: &Link,
+        now: &dyn Fn() -> Instant,
+        out: &mut Output,
+    ) -> bool {
         let free = self.window.free();
         if free == 0 {
             return false;
@@ -174,7 +184,12 @@ impl Outgoing {
         true
     }
 
-    fn send_unacknowledged(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
+    fn send_unacknowledged(
+        &mut self,
+        link: &Link,
+        now: &dyn Fn() -> Instant,
+        out: &mut Output,
+    ) -> bool {
         let Some(Stretch { piece, body }) = self.unacknowledged.take(usize::MAX, out) else {
             return false;
         };
@@ -296,7 +311,7 @@ fn send_stretch(
     first: PacketId,
     aliases: &mut SentAliases,
     link: &Link,
-    now: Instant,
+    now: &dyn Fn() -> Instant,
     out: &mut Output,
 ) -> Vec<PacketId> {
     let has_id = |qos: Qos| qos != Qos::AtMostOnce;
@@ -357,7 +372,7 @@ fn write_stretch(
     first: PacketId,
     aliases: &mut SentAliases,
     link: &Link,
-    now: Instant,
+    now: &dyn Fn() -> Instant,
     out: &mut Output,
 ) -> Vec<PacketId> {
     let mut writer = Writer::new(body, aliases, link, now);
@@ -389,9 +404,14 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(body: &'a Body, aliases: &'a mut SentAliases, link: &'a Link, now: Instant) -> Self {
+    fn new(
+        body: &'a Body,
+        aliases: &'a mut SentAliases,
+        link: &'a Link,
+        now: &dyn Fn() -> Instant,
+    ) -> Self {
         let waited_s = match body.expires {
-            true => now.saturating_duration_since(body.received_at).as_secs(),
+            true => now().saturating_duration_since(body.received_at).as_secs(),
             false => 0,
         };
         let waited_s = u32::try_from(waited_s).unwrap_or(u32::MAX);

@@ -681,11 +681,10 @@ mod tests {
     /// What each subscription is: filter and session, with the value.
     type Model = BTreeMap<(TopicFilter, SessionId), usize>;
 
+    type Members = Vec<(SessionId, usize)>;
+
     /// The subscribers, and by filter the members of the groups.
-    fn naive_matches(
-        model: &Model,
-        topic: &str,
-    ) -> (Vec<(SessionId, usize)>, BTreeMap<TopicFilter, Vec<(SessionId, usize)>>) {
+    fn naive_matches(model: &Model, topic: &str) -> (Members, BTreeMap<TopicFilter, Members>) {
         let (mut subscribers, mut groups) = (Vec::new(), BTreeMap::new());
         for ((filter, session), &value) in model {
             let text = filter.as_str();
@@ -700,7 +699,7 @@ mod tests {
         (sorted(subscribers), groups)
     }
 
-    fn members(model: &Model, filter: &TopicFilter) -> Vec<(SessionId, usize)> {
+    fn members(model: &Model, filter: &TopicFilter) -> Members {
         let own = model.iter().filter(|((present, _), _)| present == filter);
         own.map(|(&(_, session), &value)| (session, value)).collect()
     }

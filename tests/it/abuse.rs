@@ -43,21 +43,6 @@ fn half_a_connect_and_silence_are_closed_after_the_handshake_time() {
     broker.stop();
 }
 
-/// [MQTT-4.13.1-1], section 2.1.4 of MQTT 5: a remaining length has at most four bytes.
-#[test]
-fn remaining_length_of_five_bytes_closes_the_connection() {
-    let broker = Broker::start();
-    for version in VERSIONS {
-        let mut client = Client::connect(&broker, version);
-        client.send(&[0x30, 0xFF, 0xFF, 0xFF, 0xFF, 0x01]);
-        client.assert_closed_with(0x81);
-        let mut client = Client::raw(broker.addr(), version);
-        client.send(&[0x10, 0x80, 0x80, 0x80, 0x80, 0x01]);
-        client.assert_closed();
-    }
-    broker.stop();
-}
-
 /// Section 3.1.2.11.4 and 3.2.2.3.6 of MQTT 5: the limit is announced, and 0x95 says it was passed.
 #[test]
 fn announced_sizes_cost_no_memory() {
@@ -86,6 +71,30 @@ fn announced_sizes_cost_no_memory() {
     let grown = broker.resident_bytes().saturating_sub(before);
     assert!(grown < 32 * MIB, "grown by {grown} bytes");
     drop(promises);
+    broker.stop();
+}
+
+/// MQTT 5, sections 3.4.2.1 and 3.5.2.1: `$SYS` is the broker's own.
+#[test]
+fn nobody_publishes_to_sys() {
+    let broker = Broker::start();
+    for (version, code) in [(V311, 0), (V5, 0x87)] {
+        let mut watcher = Client::connect(&broker, version);
+        watcher.subscribe("$SYS/forged", 0);
+        let mut client = Client::connect(&broker, version);
+        client.retain("$SYS/forged", "x", 0, 0);
+        client.retain("$SYS/forged", "x", 1, 1);
+        assert_eq!(client.next(), Got::Ack(PUBACK, 1, code));
+        client.retain("$SYS/forged", "x", 2, 2);
+        assert_eq!(client.next(), Got::Ack(PUBREC, 2, code));
+        watcher.assert_silent();
+        let id = unique("forger");
+        let (mut forger, answer) =
+            Hello::new(version, &id).will("$SYS/forged", "x", 0, false).try_open(broker.addr());
+        let refusal = if version == V5 { 0x87 } else { 5 };
+        assert!(matches!(answer, Got::ConnAck(false, code, _) if code == refusal), "{answer:?}");
+        forger.assert_closed();
+    }
     broker.stop();
 }
 
@@ -344,7 +353,7 @@ fn every_first_byte_but_that_of_connect_closes_a_new_connection() {
     broker.stop();
 }
 
-/// [MQTT-2.1.3-1] [MQTT-2.2.2-2] of 3.1.1, [MQTT-4.8.0-1]
+/// [MQTT-2.1.3-1] [MQTT-4.13.1-1] [MQTT-2.2.2-2 of 3.1.1] [MQTT-4.8.0-1 of 3.1.1]
 #[test]
 fn every_first_byte_of_an_empty_packet_is_answered_or_closes_with_a_code() {
     let broker = Broker::start();
@@ -366,7 +375,7 @@ fn every_first_byte_of_an_empty_packet_is_answered_or_closes_with_a_code() {
     broker.stop();
 }
 
-/// [MQTT-3.1.0-2] [MQTT-4.8.0-1] of 3.1.1, [MQTT-4.13.1-1]
+/// [MQTT-3.1.0-2] [MQTT-4.13.1-1] [MQTT-3.1.0-2 of 3.1.1] [MQTT-4.8.0-1 of 3.1.1]
 #[test]
 fn packets_that_only_a_server_sends_and_a_second_connect_close_the_connection() {
     let broker = Broker::start_configured("sys_interval_s = 1");

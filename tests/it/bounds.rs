@@ -151,6 +151,23 @@ fn bytes_that_never_become_a_packet_do_not_keep_a_connection_alive() {
     broker.stop();
 }
 
+/// What is left out and arrives is the matter of `conformance::connect`.
+#[test]
+fn messages_over_the_packet_size_of_a_client_are_counted() {
+    let broker = Broker::start_configured("sys_interval_s = 1");
+    let id = unique("tiny");
+    let (mut client, _) =
+        Hello::new(V5, &id).with(Property::MaximumPacketSize(100)).open(broker.addr());
+    client.subscribe("size", 2);
+    let mut sender = Client::connect(&broker, V311);
+    for (id, bytes) in [(1, 50), (2, 5_000), (3, 101), (4, 60)] {
+        sender.publish("size", vec![b'x'; bytes], 1, id);
+        assert_eq!(sender.next(), Got::Ack(PUBACK, id, 0));
+    }
+    assert_eq!(wait_for_counter(&broker, "publish/messages/dropped/packet_too_large", 2), 2);
+    broker.stop();
+}
+
 /// [MQTT-3.1.2-24]
 #[test]
 fn answer_over_the_maximum_packet_size_of_the_client_ends_the_connection() {

@@ -7,8 +7,9 @@
 //!
 //! `MAILBOXQTT_TEST_ADDR=HOST:PORT cargo test --test it` makes [`Broker::start`] use the broker
 //! that listens there, whichever it is, and leaves it running. That is how the tests themselves
-//! are tried against another broker. [`Broker::start_with`] asks for particular settings and so
-//! always starts its own.
+//! are tried against another broker. [`Broker::start_with`] and [`Broker::start_configured`] ask for
+//! particular settings, which another broker cannot be given: a test that needs them then ends with
+//! the word [`SKIPPED`], by which `just conformance --addr` knows it from one that failed.
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -17,6 +18,16 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 
 use crate::process::Process;
+
+/// How the message of a test begins that cannot be pointed at another broker.
+const SKIPPED: &str = "skipped: ";
+
+const TEST_ADDR: &str = "MAILBOXQTT_TEST_ADDR";
+
+/// Whether the tests run against a broker that is not ours.
+pub(crate) fn is_pointed_elsewhere() -> bool {
+    std::env::var_os(TEST_ADDR).is_some()
+}
 
 /// A broker that serves.
 pub(crate) struct Broker {
@@ -28,7 +39,7 @@ pub(crate) struct Broker {
 impl Broker {
     /// A broker with its default settings.
     pub(crate) fn start() -> Self {
-        match std::env::var("MAILBOXQTT_TEST_ADDR") {
+        match std::env::var(TEST_ADDR) {
             Ok(addr) => {
                 let addr = addr.to_socket_addrs().ok().and_then(|mut all| all.next());
                 Self { addr: addr.expect("MAILBOXQTT_TEST_ADDR must be HOST:PORT"), process: None }
@@ -37,8 +48,9 @@ impl Broker {
         }
     }
 
-    /// A broker with `args` behind `--listen 127.0.0.1:0`.
+    /// A broker of our own with `args` behind `--listen 127.0.0.1:0`.
     pub(crate) fn start_with(args: &[&str]) -> Self {
+        assert!(!is_pointed_elsewhere(), "{SKIPPED}needs a broker of our own, with settings");
         let mut command = Command::new(env!("CARGO_BIN_EXE_mailboxqtt"));
         command.args(["--listen", "127.0.0.1:0"]).args(args).stdin(Stdio::null());
         let mut process = Process::spawn(&mut command);
@@ -49,7 +61,7 @@ impl Broker {
         Self { addr, process: Some(process) }
     }
 
-    /// A broker with this text as its settings file.
+    /// A broker of our own with this text as its settings file.
     pub(crate) fn start_configured(settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("settings.toml");

@@ -1,8 +1,9 @@
 //! The running broker seen from outside, one integration test binary.
 //!
 //! Each test starts its own broker ([`broker::Broker`]), talks to it through a client program or
-//! library that other people wrote, or with raw bytes ([`wire`]), and stops it. Nothing here looks inside the broker: a test may
-//! rely on what a client can see and on the line that the broker prints when it serves.
+//! library that other people wrote, or with raw bytes ([`wire`]), and stops it. Nothing here looks inside
+//! the broker: a test may rely on what a client can see and on the line that the broker prints when it
+//! serves. [`conformance`] is the part that speaks for the standard alone.
 //!
 //! `just setup` installs the clients. A test whose client is missing fails and says so, because a
 //! test that is skipped in silence looks exactly like one that passes.
@@ -19,6 +20,7 @@
 mod abuse;
 mod bounds;
 mod broker;
+mod conformance;
 mod lifecycle;
 mod mosquitto;
 mod mqttjs;

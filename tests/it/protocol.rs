@@ -4,12 +4,10 @@
 //! arrive, the publisher awaits its PUBACK, after which the broker has put the message into every
 //! mailbox, and then the subscriber pings: see `Client::assert_silent`.
 
-use std::time::{Duration, Instant};
-
 use mailboxqtt::codec::{
     Packet, Properties, PropertiesBuf, Property, Publish, RetainHandling, SubscribeOptions,
 };
-use mailboxqtt::ids::ProtocolVersion::{V5, V31, V311};
+use mailboxqtt::ids::ProtocolVersion::{V5, V311};
 use mailboxqtt::ids::{PacketId, Qos};
 
 use crate::broker::Broker;
@@ -17,74 +15,6 @@ use crate::process::unique;
 use crate::wire::{
     Client, Got, Hello, Message, PUBACK, PUBCOMP, PUBREC, PUBREL, VERSIONS, publish,
 };
-
-/// [MQTT-3.2.0-1] [MQTT-3.2.2-1]
-#[test]
-fn connack_is_the_first_packet_even_if_more_came_with_the_connect() {
-    let broker = Broker::start();
-    for (version, connack) in [(V311, &[0x20, 2, 0, 0][..]), (V5, &[0x20][..])] {
-        let id = unique("first");
-        let mut client = Client::raw(broker.addr(), version);
-        let subscribe: &[u8] = match version {
-            V5 => b"\x82\x07\0\x07\0\0\x01a\0",
-            _ => b"\x82\x06\0\x07\0\x01a\0",
-        };
-        let bytes = [&Hello::new(version, &id).bytes()[..], subscribe, &[0xC0, 0]].concat();
-        client.send(&bytes);
-        assert!(client.next_frame().unwrap().starts_with(connack));
-        // A ping needs no shard, so its answer may overtake the SUBACK.
-        let mut rest = [client.next(), client.next()];
-        rest.sort_by_key(|got| *got == Got::PingResp);
-        assert_eq!(rest, [Got::SubAck(7, vec![0]), Got::PingResp]);
-    }
-    broker.stop();
-}
-
-/// [MQTT-3.1.4-5]: a client need not wait for CONNACK, and TCP cuts where it likes.
-#[test]
-fn half_a_packet_behind_the_connect_waits_for_its_other_half() {
-    let broker = Broker::start();
-    for version in VERSIONS {
-        let id = unique("half");
-        let connect = Hello::new(version, &id).bytes();
-        let packet = publish(version, "half", b"payload", 1, 9, false);
-        for cut in 1..packet.len() {
-            let mut client = Client::raw(broker.addr(), version);
-            client.send(&[&connect[..], &packet[..cut]].concat());
-            assert!(matches!(client.next(), Got::ConnAck(_, 0, _)));
-            client.send(&packet[cut..]);
-            assert!(matches!(client.next(), Got::Ack(PUBACK, 9, _)), "cut at {cut}");
-        }
-    }
-    broker.stop();
-}
-
-/// [MQTT-3.1.2-4] [MQTT-3.1.2-5] [MQTT-3.1.2-6] [MQTT-3.2.2-2] [MQTT-3.2.2-3]
-#[test]
-fn connack_says_whether_there_is_a_session_and_a_clean_start_discards_it() {
-    let broker = Broker::start();
-    for version in VERSIONS {
-        let id = unique("present");
-        let (mut client, present) = Hello::persistent(version, &id).open(broker.addr());
-        assert!(!present);
-        client.subscribe("present", 1);
-        client.disconnect();
-
-        let (client, present) = Hello::persistent(version, &id).open(broker.addr());
-        assert!(present);
-        client.disconnect();
-
-        let (mut client, present) = Hello::new(version, &id).open(broker.addr());
-        assert!(!present);
-        Client::connect(&broker, version).deliver("present", "for nobody");
-        client.assert_silent();
-        client.disconnect();
-
-        let (_, present) = Hello::persistent(version, &id).open(broker.addr());
-        assert!(!present);
-    }
-    broker.stop();
-}
 
 /// [MQTT-4.3.1-1] [MQTT-4.3.2-1] [MQTT-4.3.2-4] [MQTT-4.3.3-8] [MQTT-4.3.3-11]
 #[test]
@@ -215,7 +145,7 @@ fn pubrel_and_pubrec_of_an_unknown_identifier_are_answered() {
     broker.stop();
 }
 
-/// [MQTT-3.8.4-6] of 3.1.1, [MQTT-3.8.4-8]
+/// [MQTT-3.8.4-6 of 3.1.1], [MQTT-3.8.4-8]
 #[test]
 fn message_arrives_with_the_lower_qos_of_publisher_and_subscriber() {
     let broker = Broker::start();
@@ -321,7 +251,7 @@ fn window_of_the_clients_receive_maximum_is_kept_while_qos_0_flows_past_it() {
     broker.stop();
 }
 
-/// [MQTT-3.3.5-1] of 3.1.1, [MQTT-3.3.4-2]
+/// [MQTT-3.3.5-1 of 3.1.1], [MQTT-3.3.4-2]
 #[test]
 fn overlapping_subscriptions_give_one_copy_at_the_highest_qos() {
     let broker = Broker::start();
@@ -366,8 +296,9 @@ fn wildcard_in_first_place_matches_no_topic_that_begins_with_a_dollar() {
     broker.stop();
 }
 
-/// [MQTT-3.3.1-5] [MQTT-3.3.1-6] [MQTT-3.3.1-7] [MQTT-3.3.1-8] [MQTT-3.3.1-12], and of 3.1.1
-/// [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+/// [MQTT-3.3.1-5] [MQTT-3.3.1-6] [MQTT-3.3.1-7] [MQTT-3.3.1-8] [MQTT-3.3.1-12]
+/// [MQTT-3.3.1-5 of 3.1.1] [MQTT-3.3.1-8 of 3.1.1] [MQTT-3.3.1-9 of 3.1.1] [MQTT-3.3.1-10 of 3.1.1]
+/// [MQTT-3.3.1-11 of 3.1.1] [MQTT-3.3.1-12 of 3.1.1]
 #[test]
 fn retain_flag_is_set_on_replay_only_and_an_empty_payload_removes_the_message() {
     let broker = Broker::start_with(&["--shards", "1"]);
@@ -466,197 +397,6 @@ fn retained_message_follows_each_suback_and_unsubscribe_ends_the_messages() {
     broker.stop();
 }
 
-/// [MQTT-3.1.2-8] [MQTT-3.1.2-10] [MQTT-3.1.2-15] [MQTT-3.14.4-3]
-#[test]
-fn will_is_published_unless_the_client_says_goodbye() {
-    let broker = Broker::start();
-    for version in VERSIONS {
-        let topic = unique("will");
-        let mut watcher = Client::connect(&broker, version);
-        watcher.subscribe(&topic, 2);
-        let open = |payload, retain| {
-            let id = unique("dying");
-            Hello::new(version, &id).will(&topic, payload, 1, retain).open(broker.addr()).0
-        };
-
-        drop(open("dropped", false));
-        let message = watcher.message();
-        assert_eq!((message.text(), message.qos, message.retain), ("dropped", 1, false));
-
-        open("polite", false).disconnect();
-        watcher.assert_silent();
-
-        let mut client = open("rude", true);
-        client.send_in_vain(&[0xF0 | 1, 0]);
-        assert_eq!(watcher.message().text(), "rude");
-        let mut late = Client::connect(&broker, version);
-        late.subscribe(&topic, 0);
-        assert_eq!(late.message().text(), "rude");
-
-        if version == V5 {
-            let mut client = open("asked for", false);
-            client.send(&[0xE0, 1, 0x04]);
-            client.assert_closed();
-            assert_eq!(watcher.message().text(), "asked for");
-        }
-    }
-    broker.stop();
-}
-
-/// [MQTT-3.1.2-22] [MQTT-3.1.2-24] of 3.1.1, [MQTT-3.1.2-22] of 5
-#[test]
-fn silence_of_one_and_a_half_keep_alives_ends_the_connection_and_publishes_the_will() {
-    let broker = Broker::start();
-    let mut open = Vec::new();
-    for version in VERSIONS {
-        let topic = unique("silent");
-        let mut watcher = Client::connect(&broker, version);
-        watcher.subscribe(&topic, 0);
-        let id = unique("silent");
-        let hello = Hello::new(version, &id).will(&topic, "gone", 0, false);
-        let started = Instant::now();
-        let (client, _) = Hello { keep_alive_s: 1, ..hello }.open(broker.addr());
-        open.push((started, client, watcher));
-    }
-    for (started, mut client, mut watcher) in open {
-        client.assert_closed_with(0x8D);
-        let passed = started.elapsed();
-        assert!(passed >= Duration::from_millis(1500), "closed after {passed:?}");
-        assert_eq!(watcher.message().text(), "gone");
-    }
-    broker.stop();
-}
-
-/// [MQTT-3.1.2-23]: any packet counts, and none is needed without a keep-alive.
-#[test]
-fn client_that_pings_within_its_keep_alive_stays() {
-    let broker = Broker::start();
-    let id = unique("pinging");
-    let (mut client, _) = Hello { keep_alive_s: 1, ..Hello::new(V311, &id) }.open(broker.addr());
-    for _ in 0..5 {
-        client.send(&[0xC0, 0]);
-        assert_eq!(client.next(), Got::PingResp);
-        client.assert_silent_for(Duration::from_millis(500));
-    }
-    broker.stop();
-}
-
-/// [MQTT-3.1.4-2] of 3.1.1, [MQTT-3.1.4-3] [MQTT-3.1.2-8]
-#[test]
-fn second_connection_takes_the_session_over_with_everything_in_it() {
-    let broker = Broker::start();
-    for version in VERSIONS {
-        let (id, topic, will) = (unique("over"), unique("over"), unique("will"));
-        let mut watcher = Client::connect(&broker, version);
-        watcher.subscribe(&will, 0);
-        let hello = Hello::persistent(version, &id);
-        let (mut first, _) = hello.clone().will(&will, "taken", 0, false).open(broker.addr());
-        first.subscribe(&topic, 1);
-        let mut sender = Client::connect(&broker, version);
-        sender.deliver(&topic, "unacknowledged");
-        let message = first.message();
-
-        let (mut second, present) = hello.open(broker.addr());
-        assert!(present);
-        first.assert_closed_with(0x8E);
-        assert_eq!(watcher.message().text(), "taken");
-        assert_eq!(second.message(), Message { dup: true, ..message });
-        sender.deliver(&topic, "next");
-        assert_eq!(second.message().text(), "next");
-        watcher.assert_silent();
-    }
-    broker.stop();
-}
-
-/// Not in the standards: what clients of MQTT 3.1 need.
-#[test]
-fn client_of_mqtt_3_1_is_served() {
-    let broker = Broker::start();
-    let mut client = Client::connect(&broker, V31);
-    client.subscribe("old", 1);
-    Client::connect(&broker, V5).deliver("old", "hello");
-    assert_eq!(client.message().text(), "hello");
-    client.disconnect();
-    broker.stop();
-}
-
-/// [MQTT-3.1.2-2] of 3.1.1; [MQTT-3.1.2-1] [MQTT-3.1.2-2]
-#[test]
-fn unknown_protocol_level_is_refused_with_return_code_1_and_unknown_name_closed() {
-    let broker = Broker::start();
-    for level in [0, 3, 6, 0x84, 0xFF] {
-        let mut client = Client::raw(broker.addr(), V311);
-        client.send(&[&b"\x10\x0D\0\x04MQTT"[..], &[level], b"\x02\0\x3C\0\x01c"].concat());
-        assert_eq!(client.next_frame().unwrap(), [0x20, 2, 0, 1], "level {level}");
-        client.assert_closed();
-    }
-    let mut client = Client::raw(broker.addr(), V311);
-    client.send(b"\x10\x0D\0\x04HTTP\x04\x02\0\x3C\0\x01c");
-    client.assert_closed();
-    broker.stop();
-}
-
-/// [MQTT-3.1.3-6] [MQTT-3.1.3-7] [MQTT-3.1.3-8] of 3.1.1; [MQTT-3.1.3-6] [MQTT-3.2.2-16]
-#[test]
-fn empty_client_identifier_gets_a_name_only_where_it_may() {
-    let broker = Broker::start();
-    let hello = Hello::new(V311, "");
-    let (mut client, answer) =
-        Hello { clean_start: false, ..hello.clone() }.try_open(broker.addr());
-    assert_eq!(answer, Got::ConnAck(false, 2, Vec::new()));
-    client.assert_closed();
-    let (_one, _) = hello.open(broker.addr());
-    let (_two, _) = hello.open(broker.addr());
-
-    let mut names = Vec::new();
-    let mut clients = Vec::new();
-    for _ in 0..3 {
-        let hello = Hello { clean_start: false, ..Hello::new(V5, "") };
-        let (client, answer) = hello.try_open(broker.addr());
-        let Got::ConnAck(false, 0, properties) = answer else { panic!("{answer:?}") };
-        let properties = Properties::from_validated(&properties);
-        names.push(properties.assigned_client_identifier().unwrap().to_owned());
-        clients.push(client);
-    }
-    names.dedup();
-    assert_eq!(names.len(), 3, "{names:?}");
-    clients[0].assert_silent();
-    // The name can be used to come back.
-    let (_again, _) = Hello::persistent(V5, &names[0]).open(broker.addr());
-    clients[0].assert_closed_with(0x8E);
-    broker.stop();
-}
-
-/// [MQTT-3.1.2-24] [MQTT-3.1.2-25]
-#[test]
-fn message_over_the_clients_packet_size_is_left_out_and_the_others_arrive() {
-    let broker = Broker::start_configured("sys_interval_s = 1");
-    let id = unique("small");
-    let hello = Hello::new(V5, &id)
-        .with(Property::MaximumPacketSize(100))
-        .with(Property::ReceiveMaximum(1));
-    let (mut small, _) = hello.open(broker.addr());
-    let mut large = Client::connect(&broker, V5);
-    for client in [&mut small, &mut large] {
-        client.subscribe("size", 2);
-    }
-    let mut sender = Client::connect(&broker, V311);
-    for (number, bytes) in [50, 5_000, 101, 60].into_iter().enumerate() {
-        let qos = if number == 2 { 2 } else { 1 };
-        sender.publish("size", vec![b'x'; bytes], qos, number as u16 + 1);
-        assert!(matches!(sender.next(), Got::Ack(..)));
-        assert_eq!(large.message().payload.len(), bytes);
-    }
-    let first = small.message();
-    assert_eq!(first.payload.len(), 50);
-    small.ack(PUBACK, first.id);
-    assert_eq!(small.message().payload.len(), 60);
-    small.assert_silent();
-    let dropped = "publish/messages/dropped/packet_too_large";
-    assert_eq!(crate::wire::wait_for_counter(&broker, dropped, 2), 2);
-    broker.stop();
-}
-
 /// [MQTT-4.4.0-1]: what wakes a connection belongs to it and not to the one before it.
 #[test]
 fn message_after_a_resume_arrives_without_a_word_from_the_client() {
@@ -677,26 +417,6 @@ fn message_after_a_resume_arrives_without_a_word_from_the_client() {
             assert_eq!(client.message().text(), "once more");
         }
     }
-    broker.stop();
-}
-
-/// [MQTT-3.1.2-25]: an open message does not block the window of a connection that cannot take it.
-#[test]
-fn open_message_that_the_returning_client_cannot_take_any_more_is_given_up() {
-    let broker = Broker::start();
-    let id = unique("shrunk");
-    let hello = Hello::persistent(V5, &id);
-    let (mut client, _) = hello.open(broker.addr());
-    client.subscribe("shrunk", 1);
-    let mut sender = Client::connect(&broker, V5);
-    sender.deliver("shrunk", vec![b'x'; 500]);
-    assert_eq!(client.message().payload.len(), 500);
-    drop(client);
-    let hello = hello.with(Property::MaximumPacketSize(100)).with(Property::ReceiveMaximum(1));
-    let (mut client, present) = hello.open(broker.addr());
-    assert!(present);
-    sender.deliver("shrunk", "small");
-    assert_eq!(client.message().text(), "small");
     broker.stop();
 }
 
@@ -739,60 +459,6 @@ fn properties_are_forwarded_in_order_to_v5_and_to_nobody_else() {
         late.subscribe(&topic, qos);
         assert_eq!(late.message(), Message { retain: true, ..message });
     }
-    broker.stop();
-}
-
-/// MQTT 5, sections 3.4.2.1 and 3.5.2.1: `$SYS` is the broker's own.
-#[test]
-fn nobody_publishes_to_sys() {
-    let broker = Broker::start();
-    for (version, code) in [(V311, 0), (V5, 0x87)] {
-        let mut watcher = Client::connect(&broker, version);
-        watcher.subscribe("$SYS/forged", 0);
-        let mut client = Client::connect(&broker, version);
-        client.retain("$SYS/forged", "x", 0, 0);
-        client.retain("$SYS/forged", "x", 1, 1);
-        assert_eq!(client.next(), Got::Ack(PUBACK, 1, code));
-        client.retain("$SYS/forged", "x", 2, 2);
-        assert_eq!(client.next(), Got::Ack(PUBREC, 2, code));
-        watcher.assert_silent();
-        let id = unique("forger");
-        let (mut forger, answer) =
-            Hello::new(version, &id).will("$SYS/forged", "x", 0, false).try_open(broker.addr());
-        let refusal = if version == V5 { 0x87 } else { 5 };
-        assert!(matches!(answer, Got::ConnAck(false, code, _) if code == refusal), "{answer:?}");
-        forger.assert_closed();
-    }
-    broker.stop();
-}
-
-/// [MQTT-3.1.2-23] [MQTT-4.1.0-1]
-#[test]
-fn session_ends_when_its_expiry_interval_has_passed() {
-    let broker = Broker::start();
-    let id = unique("expiring");
-    let hello = Hello { clean_start: false, ..Hello::new(V5, &id) }
-        .with(Property::SessionExpiryInterval(1));
-    let (client, _) = hello.open(broker.addr());
-    client.disconnect();
-    let (client, present) = hello.open(broker.addr());
-    assert!(present, "one second cannot have passed");
-    client.disconnect();
-    // Coming back renews the session, so each look takes another one of the same age.
-    let left = Instant::now();
-    let sessions: Vec<String> = (0..100).map(|_| unique("expiring")).collect();
-    for id in &sessions {
-        let hello = Hello::new(V5, id).with(Property::SessionExpiryInterval(1));
-        hello.open(broker.addr()).0.disconnect();
-    }
-    let mut clock = Client::connect(&broker, V5);
-    let is_gone = |id: &String| {
-        clock.assert_silent_for(Duration::from_millis(100));
-        let (_, present) = Hello { clean_start: false, ..Hello::new(V5, id) }.open(broker.addr());
-        !present
-    };
-    assert!(sessions.iter().any(is_gone), "none has ended after {:?}", left.elapsed());
-    assert!(left.elapsed() >= Duration::from_secs(1), "ended after {:?}", left.elapsed());
     broker.stop();
 }
 
@@ -866,7 +532,8 @@ fn retain_handling_says_when_retained_messages_are_sent() {
     broker.stop();
 }
 
-/// [MQTT-3.8.4-5] [MQTT-3.8.4-6] [MQTT-3.9.3-1] [MQTT-4.7.1-2] [MQTT-4.7.1-3]
+/// [MQTT-3.8.4-5] [MQTT-3.8.4-6] [MQTT-3.9.3-1] [MQTT-4.7.1-1] [MQTT-4.7.1-2]
+/// [MQTT-4.7.1-2 of 3.1.1] [MQTT-4.7.1-3 of 3.1.1]
 #[test]
 fn suback_has_a_code_for_each_filter_in_order_and_the_good_ones_count() {
     let broker = Broker::start();
@@ -895,7 +562,7 @@ fn suback_has_a_code_for_each_filter_in_order_and_the_good_ones_count() {
     broker.stop();
 }
 
-/// [MQTT-4.5.0-1] [MQTT-4.6.0-6] [MQTT-3.1.2-5] of 3.1.1
+/// [MQTT-4.5.0-1] [MQTT-4.6.0-6] [MQTT-3.1.2-5 of 3.1.1] [MQTT-4.5.0-1 of 3.1.1]
 #[test]
 fn qos_1_and_2_wait_for_a_client_that_is_away_in_order_and_qos_0_does_not() {
     // The last one is of QoS 2, so all of QoS 0 were routed before it.

@@ -206,7 +206,7 @@ impl Pair {
     pub(crate) fn hear(&mut self) -> Vec<Heard> {
         let mut heard = Vec::new();
         loop {
-            let more = self.session.fill(self.now, &mut self.out);
+            let more = self.session.fill(|| self.now, &mut self.out);
             heard.append(&mut self.take_bytes());
             if !more {
                 return heard;

@@ -1,0 +1,1 @@
+//! PUBACK, PUBREC, PUBREL and PUBCOMP (3.4 to 3.7).

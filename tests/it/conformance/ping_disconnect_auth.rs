@@ -1,0 +1,1 @@
+//! PINGREQ, DISCONNECT and AUTH (3.12 to 3.15).

@@ -1,0 +1,1 @@
+//! Session state, the flows of each QoS, delivery again, order (4.1 to 4.6).

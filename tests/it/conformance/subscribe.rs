@@ -1,0 +1,1 @@
+//! SUBSCRIBE and SUBACK (3.8 and 3.9).
