@@ -93,6 +93,7 @@ impl Broker {
         ));
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
+        services.spawn(drop_expired(router.clone(), stop.clone()));
 
         shutdown.await;
         info!(clients = connections.len(), "shutting down");
@@ -118,6 +119,14 @@ async fn keep_deadlines(router: Router, stop: CancellationToken) {
             () = stop.cancelled() => return,
         };
         router.settle_due(due).await;
+    }
+}
+
+/// Makes room in queues whose messages have expired.
+async fn drop_expired(router: Router, stop: CancellationToken) {
+    tokio::select! {
+        () = router.drop_expired() => (),
+        () = stop.cancelled() => (),
     }
 }
 
