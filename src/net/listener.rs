@@ -20,7 +20,7 @@ use crate::net::handshake::{HandshakeError, authenticate, read_hello};
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::router::registry::{Claim, Parked, WaitingWill};
-use crate::session::authentication::Access;
+use crate::session::authentication::{Access, UserName};
 use crate::session::{CloseReason, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -110,7 +110,7 @@ impl Serving {
             Ok(None) => return None,
             Ok(Some((opening, claim, rest))) => match self.session_for(&opening, claim).await {
                 Ok((claim, parked, was_present)) => {
-                    let user = opening.authenticated.as_ref().map(|it| it.user.as_str());
+                    let user = opening.user().map(UserName::as_str);
                     debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
                     return Some(self.begin(stream, &opening, claim, parked, was_present, rest));
                 }
@@ -167,8 +167,10 @@ impl Serving {
         let admission = self.access.handle_connect(&connect).map_err(failed)?;
         let mut rest = hello.into_rest();
         let link = &opening.link;
-        opening.authenticated =
-            authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
+        let client = authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
+        if let Some(authenticated) = client {
+            opening.authenticate(authenticated, &self.limits.session)?;
+        }
         Ok((opening, rest))
     }
 

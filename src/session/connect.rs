@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion};
 use crate::session::Limits;
-use crate::session::authentication::Authenticated;
+use crate::session::authentication::{Authenticated, UserName};
 use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
 use crate::topic::check_topic_name;
@@ -100,8 +100,8 @@ pub struct Opening {
     pub will: Option<Will>,
     /// The terms.
     pub link: Link,
-    /// Set by the caller once the client has proved who it is; `None` for an anonymous one.
-    pub authenticated: Option<Authenticated>,
+    /// Set by [`Opening::authenticate`]; `None` for an anonymous client.
+    pub(super) authenticated: Option<Authenticated>,
     /// The client sent no identifier.
     assigned: bool,
     /// The client has to ping at least this often, whatever it asked for.
@@ -169,10 +169,7 @@ pub fn negotiate(
         is_expiry_lowered: expiry.as_seconds() != wish_s,
         wants_response_information: properties.request_response_information() == Some(true),
     };
-    if !opening.can_take(&opening.connack(false, &opening.terms(limits))) {
-        let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
-        return Err(refusal(ReasonCode::ImplementationSpecificError, explanation));
-    }
+    opening.check_connack(limits)?;
     Ok(opening)
 }
 
@@ -208,6 +205,21 @@ fn expiry_wish_s(connect: &Connect<'_>) -> u32 {
 }
 
 impl Opening {
+    /// The client has proved who it is, which the CONNACK will say [MQTT-4.12.0-5].
+    pub fn authenticate(
+        &mut self,
+        authenticated: Authenticated,
+        limits: &Limits,
+    ) -> Result<(), Refusal> {
+        self.authenticated = Some(authenticated);
+        self.check_connack(limits)
+    }
+
+    /// Who the client has proved to be; `None` for an anonymous one.
+    pub fn user(&self) -> Option<&UserName> {
+        self.authenticated.as_ref().map(|authenticated| &authenticated.user)
+    }
+
     /// Writes the CONNACK that accepts the client. `response_topic_prefix` is empty where none is
     /// configured.
     pub fn accept(
@@ -264,6 +276,14 @@ impl Opening {
             authenticated.announce(&mut terms);
         }
         terms
+    }
+
+    fn check_connack(&self, limits: &Limits) -> Result<(), Refusal> {
+        if self.can_take(&self.connack(false, &self.terms(limits))) {
+            return Ok(());
+        }
+        let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
+        Err(self.refusal(ReasonCode::ImplementationSpecificError, explanation))
     }
 
     fn connack<'a>(&self, session_present: bool, properties: &'a PropertiesBuf) -> Packet<'a> {
