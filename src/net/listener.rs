@@ -20,7 +20,7 @@ use crate::net::handshake::{HandshakeError, authenticate, read_hello};
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::router::registry::{Claim, Parked, WaitingWill};
-use crate::session::authentication::{Access, UserName};
+use crate::session::authentication::Access;
 use crate::session::{CloseReason, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -110,7 +110,7 @@ impl Serving {
             Ok(None) => return None,
             Ok(Some((opening, claim, rest))) => match self.session_for(&opening, claim).await {
                 Ok((claim, parked, was_present)) => {
-                    let user = opening.user().map(UserName::as_str);
+                    let user = opening.authenticated.as_ref().map(|it| it.user.as_str());
                     debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
                     return Some(self.begin(stream, &opening, claim, parked, was_present, rest));
                 }
@@ -167,10 +167,9 @@ impl Serving {
         let admission = self.access.handle_connect(&connect).map_err(failed)?;
         let mut rest = hello.into_rest();
         let link = &opening.link;
-        let client = authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
-        if let Some(authenticated) = client {
-            opening.authenticate(authenticated, &self.limits.session)?;
-        }
+        opening.authenticated =
+            authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
+        opening.check_room(&self.limits.session)?;
         Ok((opening, rest))
     }
 
@@ -189,11 +188,8 @@ impl Serving {
             self.router.end_parked(parked).await;
         }
         if let Some(mut parked) = parked {
-            // The client is back in time, or its will is due all the same [MQTT-3.1.3-9].
-            if let Some(waiting) = parked.will.take()
-                && waiting.due_at <= now
-            {
-                self.router.publish_will(waiting.will, parked.inbox.mailbox()).await;
+            if let Some(will) = parked.take_overdue_will(now) {
+                self.router.publish_will(will, parked.inbox.mailbox()).await;
             }
             parked.session.attach(opening, now);
             parked.inbox.mailbox().set_connected(true);

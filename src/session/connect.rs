@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion};
 use crate::session::Limits;
-use crate::session::authentication::{Authenticated, UserName};
+use crate::session::authentication::Authenticated;
 use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
 use crate::topic::check_topic_name;
@@ -100,8 +100,8 @@ pub struct Opening {
     pub will: Option<Will>,
     /// The terms.
     pub link: Link,
-    /// Set by [`Opening::authenticate`]; `None` for an anonymous client.
-    pub(super) authenticated: Option<Authenticated>,
+    /// Set by the caller once the client has proved who it is; `None` for an anonymous one.
+    pub authenticated: Option<Authenticated>,
     /// The client sent no identifier.
     assigned: bool,
     /// The client has to ping at least this often, whatever it asked for.
@@ -127,7 +127,7 @@ pub struct Refusal {
 }
 
 /// Checks a CONNECT against the rules that are not the codec's, and settles the terms. `spare_id` is used
-/// for a client that sends none.
+/// for a client that sends none. [`Opening::check_room`] is left to the caller.
 pub fn negotiate(
     connect: &Connect<'_>,
     limits: &Limits,
@@ -157,7 +157,7 @@ pub fn negotiate(
         .map_err(|(reason, explanation)| refusal(reason, explanation))?;
     let wish_s = expiry_wish_s(connect);
     let expiry = Expiry::from_seconds(wish_s, limits);
-    let opening = Opening {
+    Ok(Opening {
         client_id: if assigned { spare_id() } else { ClientId::new(connect.client_id) },
         clean_start: connect.clean_start,
         expiry,
@@ -168,9 +168,7 @@ pub fn negotiate(
         server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
         is_expiry_lowered: expiry.as_seconds() != wish_s,
         wants_response_information: properties.request_response_information() == Some(true),
-    };
-    opening.check_connack(limits)?;
-    Ok(opening)
+    })
 }
 
 /// The will as it will be published. An error is the reason and a sentence.
@@ -205,19 +203,13 @@ fn expiry_wish_s(connect: &Connect<'_>) -> u32 {
 }
 
 impl Opening {
-    /// The client has proved who it is, which the CONNACK will say [MQTT-4.12.0-5].
-    pub fn authenticate(
-        &mut self,
-        authenticated: Authenticated,
-        limits: &Limits,
-    ) -> Result<(), Refusal> {
-        self.authenticated = Some(authenticated);
-        self.check_connack(limits)
-    }
-
-    /// Who the client has proved to be; `None` for an anonymous one.
-    pub fn user(&self) -> Option<&UserName> {
-        self.authenticated.as_ref().map(|authenticated| &authenticated.user)
+    /// Refuses a client that has no room for the CONNACK.
+    pub fn check_room(&self, limits: &Limits) -> Result<(), Refusal> {
+        if self.can_take(&self.connack(false, &self.terms(limits))) {
+            return Ok(());
+        }
+        let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
+        Err(self.refusal(ReasonCode::ImplementationSpecificError, explanation))
     }
 
     /// Writes the CONNACK that accepts the client. `response_topic_prefix` is empty where none is
@@ -276,14 +268,6 @@ impl Opening {
             authenticated.announce(&mut terms);
         }
         terms
-    }
-
-    fn check_connack(&self, limits: &Limits) -> Result<(), Refusal> {
-        if self.can_take(&self.connack(false, &self.terms(limits))) {
-            return Ok(());
-        }
-        let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
-        Err(self.refusal(ReasonCode::ImplementationSpecificError, explanation))
     }
 
     fn connack<'a>(&self, session_present: bool, properties: &'a PropertiesBuf) -> Packet<'a> {

@@ -150,11 +150,11 @@ impl Server {
         let properties = properties(method, data);
         let connect = connect(&properties);
         let mut opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
-        match access(Anonymous::Allowed).handle_connect(&connect).unwrap() {
-            Admission::Anonymous => (),
-            Admission::Authenticated(it) => opening.authenticate(it, &LIMITS).unwrap(),
+        opening.authenticated = match access(Anonymous::Allowed).handle_connect(&connect).unwrap() {
+            Admission::Anonymous => None,
+            Admission::Authenticated(authenticated) => Some(authenticated),
             other => panic!("{other:?}"),
-        }
+        };
         Self::open(&opening)
     }
 
@@ -176,8 +176,8 @@ impl Server {
             negotiate(&connect(&properties), &LIMITS, || ClientId::new("spare")).unwrap();
         let admission = answer_all(begin("RIDDLE", None), name);
         let Ok(Admission::Authenticated(authenticated)) = admission else { panic!("refused") };
-        opening.authenticate(authenticated, &LIMITS).unwrap();
-        assert_eq!(opening.user(), Some(&UserName::new(name)));
+        assert_eq!(authenticated.user, UserName::new(name));
+        opening.authenticated = Some(authenticated);
         Self::open(&opening)
     }
 
@@ -245,7 +245,8 @@ fn connack_with_method_and_data_over_the_maximum_packet_size_of_the_client_is_no
         let mut opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
         let admission = access(Anonymous::Refused).handle_connect(&connect).unwrap();
         let Admission::Authenticated(authenticated) = admission else { panic!("more steps") };
-        opening.authenticate(authenticated, &LIMITS)
+        opening.authenticated = Some(authenticated);
+        opening.check_room(&LIMITS)
     };
     let whole = Server::new(Some("TOKEN"), Some(b"token of anna")).connack.len() as u32;
     assert_eq!(admit(whole), Ok(()));
@@ -456,7 +457,7 @@ fn open_exchange_and_user_end_with_their_connection() {
     let mut opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
     let admission = access(Anonymous::Refused).handle_connect(&connect).unwrap();
     let Admission::Authenticated(authenticated) = admission else { panic!("more steps") };
-    opening.authenticate(authenticated, &LIMITS).unwrap();
+    opening.authenticated = Some(authenticated);
     server.session.attach(&opening, Instant::now());
     server.auth(ReasonCode::ReAuthenticate, Some("TOKEN"), b"token of bob");
     assert_eq!(understand(&server.sent()), said(0x00, "TOKEN", ""));
