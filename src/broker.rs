@@ -75,7 +75,8 @@ impl Broker {
     }
 
     /// Serves until `shutdown` is ready, then stops: no new clients, what was received is routed, and so
-    /// are the wills that wait, for their sessions end now; clients are told (v5 with 0x8B [MQTT-4.13.2-1]) and their last bytes written.
+    /// are the wills that wait, for their sessions end now; clients are told (v5 with 0x8B
+    /// [MQTT-4.13.2-1]) and their last bytes written.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let metrics = Arc::new(Metrics::default());

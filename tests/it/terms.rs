@@ -234,7 +234,6 @@ fn wills_that_wait_are_published_before_the_clients_are_told_of_the_shutdown() {
     for id in &ids {
         Mortal::new(id, &topic, 3600).leave(&broker);
     }
-    let connected = Mortal::new("connected", "elsewhere", 3600).connect(&broker);
     broker.signal(Signal::TERM);
     let mut heard = ids.each_ref().map(|_| next_will(&mut witness));
     heard.sort();
@@ -243,7 +242,6 @@ fn wills_that_wait_are_published_before_the_clients_are_told_of_the_shutdown() {
     assert_eq!(heard, expected);
     witness.assert_closed_with(0x8B);
     broker.end();
-    drop(connected);
 }
 
 /// [MQTT-3.2.2-9]
