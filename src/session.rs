@@ -65,6 +65,7 @@ pub use output::Output;
 pub use output::Request;
 pub use output::Retained;
 pub use output::Tally;
+pub use refusal::FilterRefusal;
 pub use will::Will;
 
 /// [`Session::fill`] stops when the output holds this much; one more stretch of frames may go over it.
@@ -434,7 +435,9 @@ impl Session {
     }
 
     fn subscribe(&mut self, packet: &crate::codec::Subscribe<'_>, out: &mut Output) {
-        if let Err(reason) = self.limits.availability.check_subscribe(packet.properties) {
+        if self.link.version == ProtocolVersion::V5
+            && let Err(reason) = self.limits.availability.check_subscribe(packet)
+        {
             return out.close(reason);
         }
         self.subscribing.subscribe(packet, &self.limits, &self.link, out);
