@@ -235,22 +235,61 @@ impl Client {
 
     /// PUBLISH with QoS 1, and its PUBACK: when this returns every subscriber's mailbox has it.
     pub(crate) fn deliver(&mut self, topic: &str, payload: impl AsRef<[u8]>) {
-        let id = self.fresh_id();
-        self.publish(topic, payload, 1, id);
-        assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id));
+        self.deliver_at(topic, payload, 1);
     }
 
-    /// The same with RETAIN.
+    /// PUBLISH with any QoS, and all that follows. Some brokers deliver a message of QoS 2 at its PUBREL. One
+    /// of QoS 0 is on its way only.
+    pub(crate) fn deliver_at(&mut self, topic: &str, payload: impl AsRef<[u8]>, qos: u8) {
+        let id = self.fresh_id();
+        self.publish(topic, payload, qos, id);
+        self.complete(qos, id);
+    }
+
+    /// Awaits what the broker says to a PUBLISH, and answers it.
+    pub(crate) fn complete(&mut self, qos: u8, id: u16) {
+        match qos {
+            0 => (),
+            1 => assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id)),
+            _ => {
+                assert!(matches!(self.next(), Got::Ack(PUBREC, got, 0 | 0x10) if got == id));
+                self.ack(PUBREL, id);
+                assert_eq!(self.next(), Got::Ack(PUBCOMP, id, 0));
+            }
+        }
+    }
+
+    /// PUBLISH with QoS 1 and RETAIN, and its PUBACK.
     pub(crate) fn deliver_retained(&mut self, topic: &str, payload: impl AsRef<[u8]>) {
         let id = self.fresh_id();
         self.retain(topic, payload, 1, id);
-        assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id));
+        self.complete(1, id);
+    }
+
+    /// PUBLISH as described, and all that follows.
+    pub(crate) fn deliver_publication(&mut self, publication: &Publication<'_>) {
+        self.send_publication(publication);
+        self.complete(publication.qos, publication.id);
     }
 
     /// PUBLISH as described.
     pub(crate) fn send_publication(&mut self, publication: &Publication<'_>) {
         let bytes = publication.bytes(self.version);
         self.send(&bytes);
+    }
+
+    /// Acknowledges a message to its end.
+    #[track_caller]
+    pub(crate) fn take(&mut self, message: &Message) {
+        match message.qos {
+            0 => (),
+            1 => self.ack(PUBACK, message.id),
+            _ => {
+                self.ack(PUBREC, message.id);
+                assert_eq!(self.next(), Got::Ack(PUBREL, message.id, 0));
+                self.ack(PUBCOMP, message.id);
+            }
+        }
     }
 
     /// An acknowledgement with `first_byte`.
@@ -407,6 +446,24 @@ impl Client {
             Got::Publish(message) => message,
             other => panic!("waited for PUBLISH, got {other:?}"),
         }
+    }
+
+    /// The messages that are on their way to this client, in their order. See
+    /// [`Client::assert_silent`].
+    #[track_caller]
+    pub(crate) fn drain(&mut self) -> Vec<Message> {
+        let mut messages = Vec::new();
+        for _ in 0..2 {
+            self.send(&[0xC0, 0]);
+            loop {
+                match self.next() {
+                    Got::Publish(message) => messages.push(message),
+                    Got::PingResp => break,
+                    other => panic!("waited for PUBLISH or PINGRESP, got {other:?}"),
+                }
+            }
+        }
+        messages
     }
 
     /// Nothing is on its way to this client. What was in its mailbox before comes ahead of the second
