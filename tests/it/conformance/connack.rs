@@ -135,7 +135,6 @@ fn refusal_has_no_session_and_a_code_of_the_table_and_ends_the_connection() {
 
 /// [MQTT-3.2.2-9] [MQTT-3.2.2-10] [MQTT-3.2.2-11] [MQTT-3.2.2-12]
 #[test]
-#[ignore = "keeping to what is announced is being built"]
 fn limited_qos_is_announced_and_kept_to() {
     for qos_max in 0..=1_u8 {
         let broker = Broker::start_configured(&format!("qos_max = {qos_max}"));
@@ -192,7 +191,6 @@ fn unlimited_qos_is_not_announced() {
 
 /// [MQTT-3.2.2-13] [MQTT-3.2.2-14]
 #[test]
-#[ignore = "keeping to what is announced is being built"]
 fn broker_without_retained_messages_says_so_and_refuses_them() {
     let broker = Broker::start_configured("retain_available = false");
     let topic = unique("retain");
