@@ -230,7 +230,6 @@ fn properties_of_connack_are_within_their_ranges_and_none_comes_twice() {
 
 /// [MQTT-3.2.2-19] [MQTT-3.2.2-20] [MQTT-3.1.2-24]
 #[test]
-#[ignore = "CONNACK has no size limit"]
 fn connack_is_within_the_packet_size_of_the_client() {
     let broker = Broker::start();
     for limit in 1..=60_u32 {
