@@ -87,6 +87,7 @@ impl Broker {
             self.listener,
             router.clone(),
             self.config.net,
+            self.config.access,
             connections.clone(),
             stop.clone(),
         ));

@@ -115,6 +115,8 @@ pub struct Metrics {
     pub protocol_errors: Counter,
     /// Acknowledgements from clients with a packet identifier under which nothing is open.
     pub acks_unknown: Counter,
+    /// Clients that did not prove, on connecting or anew, who they are, where they have to.
+    pub authentications_failed: Counter,
     /// Clients that are connected.
     pub clients_connected: Gauge,
     /// Sessions, with and without a client.

@@ -61,6 +61,7 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("subscriptions/count", metrics.subscriptions.value()),
         ("errors/protocol", metrics.protocol_errors.value()),
         ("errors/acknowledgements", metrics.acks_unknown.value()),
+        ("errors/authentication", metrics.authentications_failed.value()),
     ];
     values.extend(numbers.map(|(name, number)| (name, number.to_string())));
     let mut messages: Vec<(String, String)> =

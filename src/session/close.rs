@@ -1,6 +1,7 @@
 //! Why a connection ends, and what the client is told. Floor 2.
 
 use crate::codec::{DecodeError, ReasonCode};
+use crate::session::authentication::AuthenticationError;
 
 /// Why a session lets go of its connection. The text is what the log says.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -35,8 +36,8 @@ pub enum CloseReason {
     /// An answer is larger than the client's Maximum Packet Size.
     #[error("answer of {0} bytes is over the client's maximum packet size")]
     AnswerTooLarge(usize),
-    /// A topic alias, though none is allowed [MQTT-3.3.2-9].
-    #[error("topic alias used, but none is allowed")]
+    /// A topic alias over our Topic Alias Maximum, which may be zero [MQTT-3.3.2-9].
+    #[error("topic alias over the topic alias maximum of CONNACK")]
     TopicAliasInvalid,
     /// PUBLISH over the Maximum QoS.
     #[error("QoS {0} published, which is over the maximum QoS")]
@@ -50,6 +51,9 @@ pub enum CloseReason {
     /// A QoS 0 message that says it is text and is not (MQTT 5, section 3.3.2.3.2).
     #[error("the payload of a QoS 0 message is not UTF-8, as its format indicator says")]
     PayloadFormatInvalid,
+    /// A re-authentication that failed [MQTT-4.12.1-2].
+    #[error(transparent)]
+    Authentication(#[from] AuthenticationError),
 }
 
 impl CloseReason {
@@ -76,6 +80,15 @@ impl CloseReason {
                 Some(ReasonCode::SubscriptionIdentifiersNotSupported)
             }
             Self::PayloadFormatInvalid => Some(ReasonCode::PayloadFormatInvalid),
+            Self::Authentication(error) => Some(error.reason_code()),
+        }
+    }
+
+    /// What an MQTT 5 client is told in words: the text of the log, but for what helps to guess users.
+    pub fn explanation(&self) -> String {
+        match self {
+            Self::Authentication(error) => error.explanation(),
+            other => other.to_string(),
         }
     }
 
@@ -86,6 +99,9 @@ impl CloseReason {
 
     /// Whether the client broke the rules.
     pub fn is_protocol_error(&self) -> bool {
+        if let Self::Authentication(error) = self {
+            return error.is_protocol_error();
+        }
         matches!(
             self,
             Self::Malformed(_)
@@ -97,5 +113,10 @@ impl CloseReason {
                 | Self::SubscriptionIdentifiersNotSupported
                 | Self::PayloadFormatInvalid
         )
+    }
+
+    /// Whether the client kept the rules, and could not prove anew who it is.
+    pub fn is_failed_authentication(&self) -> bool {
+        matches!(self, Self::Authentication(error) if !error.is_protocol_error())
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion};
 use crate::session::Limits;
+use crate::session::authentication::Authenticated;
 use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
 use crate::topic::check_topic_name;
@@ -99,6 +100,8 @@ pub struct Opening {
     pub will: Option<Will>,
     /// The terms.
     pub link: Link,
+    /// Set by the caller once the client has proved who it is; `None` for an anonymous one.
+    pub authenticated: Option<Authenticated>,
     /// The client sent no identifier.
     assigned: bool,
     /// The client has to ping at least this often, whatever it asked for.
@@ -137,10 +140,6 @@ pub fn negotiate(
         let explanation = "a client without an identifier needs a clean session: send one of both";
         return Err(refusal(ReasonCode::ClientIdentifierNotValid, explanation));
     }
-    if connect.properties.authentication_method().is_some() {
-        let explanation = "this broker knows no authentication methods: connect without one";
-        return Err(refusal(ReasonCode::BadAuthenticationMethod, explanation));
-    }
     let keep_alive_s = match limits.keep_alive_s_max {
         Some(max) if is_v5 && (connect.keep_alive_s == 0 || connect.keep_alive_s > max) => max,
         _ => connect.keep_alive_s,
@@ -164,6 +163,7 @@ pub fn negotiate(
         expiry,
         will,
         link,
+        authenticated: None,
         assigned,
         server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
         is_expiry_lowered: expiry.as_seconds() != wish_s,
@@ -259,6 +259,9 @@ impl Opening {
         }
         if self.is_expiry_lowered {
             terms.push(Property::SessionExpiryInterval(self.expiry.as_seconds()));
+        }
+        if let Some(authenticated) = &self.authenticated {
+            authenticated.announce(&mut terms);
         }
         terms
     }

@@ -8,6 +8,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may")]
 
+mod authenticating;
 mod delivering;
 mod fuzz;
 mod keep_alive;
