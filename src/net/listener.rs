@@ -169,6 +169,7 @@ impl Serving {
         let link = &opening.link;
         opening.authenticated =
             authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
+        opening.check_room(&self.limits.session)?;
         Ok((opening, rest))
     }
 
@@ -187,11 +188,8 @@ impl Serving {
             self.router.end_parked(parked).await;
         }
         if let Some(mut parked) = parked {
-            // The client is back in time, or its will is due all the same [MQTT-3.1.3-9].
-            if let Some(waiting) = parked.will.take()
-                && waiting.due_at <= now
-            {
-                self.router.publish_will(waiting.will, parked.inbox.mailbox()).await;
+            if let Some(will) = parked.take_overdue_will(now) {
+                self.router.publish_will(will, parked.inbox.mailbox()).await;
             }
             parked.session.attach(opening, now);
             parked.inbox.mailbox().set_connected(true);

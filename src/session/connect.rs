@@ -127,7 +127,7 @@ pub struct Refusal {
 }
 
 /// Checks a CONNECT against the rules that are not the codec's, and settles the terms. `spare_id` is used
-/// for a client that sends none.
+/// for a client that sends none. [`Opening::check_room`] is left to the caller.
 pub fn negotiate(
     connect: &Connect<'_>,
     limits: &Limits,
@@ -157,7 +157,7 @@ pub fn negotiate(
         .map_err(|(reason, explanation)| refusal(reason, explanation))?;
     let wish_s = expiry_wish_s(connect);
     let expiry = Expiry::from_seconds(wish_s, limits);
-    let opening = Opening {
+    Ok(Opening {
         client_id: if assigned { spare_id() } else { ClientId::new(connect.client_id) },
         clean_start: connect.clean_start,
         expiry,
@@ -168,12 +168,7 @@ pub fn negotiate(
         server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
         is_expiry_lowered: expiry.as_seconds() != wish_s,
         wants_response_information: properties.request_response_information() == Some(true),
-    };
-    if !opening.can_take(&opening.connack(false, &opening.terms(limits))) {
-        let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
-        return Err(refusal(ReasonCode::ImplementationSpecificError, explanation));
-    }
-    Ok(opening)
+    })
 }
 
 /// The will as it will be published. An error is the reason and a sentence.
@@ -208,6 +203,15 @@ fn expiry_wish_s(connect: &Connect<'_>) -> u32 {
 }
 
 impl Opening {
+    /// Refuses a client that has no room for the CONNACK.
+    pub fn check_room(&self, limits: &Limits) -> Result<(), Refusal> {
+        if self.can_take(&self.connack(false, &self.terms(limits))) {
+            return Ok(());
+        }
+        let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
+        Err(self.refusal(ReasonCode::ImplementationSpecificError, explanation))
+    }
+
     /// Writes the CONNACK that accepts the client. `response_topic_prefix` is empty where none is
     /// configured.
     pub fn accept(

@@ -189,10 +189,16 @@ fn challenged(broker: &Broker, id: &str) -> Client {
     client
 }
 
-/// CONNACK with `code` and nothing else, then the end.
+/// CONNACK with `code` and, in v5, a sentence that does not help to guess, then the end.
 #[track_caller]
 fn assert_refused(mut client: Client, code: u8) {
-    assert_eq!(client.next(), Got::ConnAck(false, code, Vec::new()));
+    match client.next() {
+        Got::ConnAck(false, got, properties) if got == code => {
+            let told = String::from_utf8_lossy(&properties).into_owned();
+            assert!(code != 0x87 || !told.contains("unknown"), "{told}");
+        }
+        other => panic!("refused with 0x{code:02x} by {other:?}"),
+    }
     client.assert_closed();
 }
 
@@ -260,7 +266,7 @@ fn wrong_password_and_unknown_user_cannot_be_told_apart() {
         (salt, iterations, end)
     };
     let (salt, iterations, end) = ask("alice");
-    assert_eq!(end, [0x20, 3, 0, 0x87, 0]);
+    assert_eq!((end[0], end[2], end[3]), (0x20, 0, 0x87));
     for name in ["nobody", "alice2", "Alice"] {
         let (imagined, same_iterations, same_end) = ask(name);
         assert_eq!(imagined.len(), salt.len());

@@ -63,7 +63,8 @@ impl<'a> Wish<'a> {
             user_name: None,
             password: None,
         };
-        negotiate(&connect, limits, || ClientId::new("spare"))
+        let opening = negotiate(&connect, limits, || ClientId::new("spare"))?;
+        opening.check_room(limits).map(|()| opening)
     }
 
     /// The properties of the CONNACK.
