@@ -10,6 +10,7 @@
 
 mod authenticating;
 mod delivering;
+mod forwarding;
 mod fuzz;
 mod keep_alive;
 mod pair;
