@@ -267,10 +267,30 @@ impl Client {
         self.complete(1, id);
     }
 
+    /// PUBLISH as described, and all that follows.
+    pub(crate) fn deliver_publication(&mut self, publication: &Publication<'_>) {
+        self.send_publication(publication);
+        self.complete(publication.qos, publication.id);
+    }
+
     /// PUBLISH as described.
     pub(crate) fn send_publication(&mut self, publication: &Publication<'_>) {
         let bytes = publication.bytes(self.version);
         self.send(&bytes);
+    }
+
+    /// Acknowledges a message to its end.
+    #[track_caller]
+    pub(crate) fn take(&mut self, message: &Message) {
+        match message.qos {
+            0 => (),
+            1 => self.ack(PUBACK, message.id),
+            _ => {
+                self.ack(PUBREC, message.id);
+                assert_eq!(self.next(), Got::Ack(PUBREL, message.id, 0));
+                self.ack(PUBCOMP, message.id);
+            }
+        }
     }
 
     /// An acknowledgement with `first_byte`.
@@ -427,6 +447,24 @@ impl Client {
             Got::Publish(message) => message,
             other => panic!("waited for PUBLISH, got {other:?}"),
         }
+    }
+
+    /// The messages that are on their way to this client, in their order. See
+    /// [`Client::assert_silent`].
+    #[track_caller]
+    pub(crate) fn drain(&mut self) -> Vec<Message> {
+        let mut messages = Vec::new();
+        for _ in 0..2 {
+            self.send(&[0xC0, 0]);
+            loop {
+                match self.next() {
+                    Got::Publish(message) => messages.push(message),
+                    Got::PingResp => break,
+                    other => panic!("waited for PUBLISH or PINGRESP, got {other:?}"),
+                }
+            }
+        }
+        messages
     }
 
     /// Nothing is on its way to this client. What was in its mailbox before comes ahead of the second
