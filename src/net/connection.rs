@@ -220,6 +220,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     out.close.get_or_insert(CloseReason::TakenOver);
                 }
                 Mail::TakenOver { .. } => (),
+                Mail::Expire => {
+                    self.inbox.mailbox().forget_expiry();
+                    if self.session.drop_expired(Instant::now(), out) {
+                        self.inbox.mailbox().expect_expiry();
+                    }
+                }
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }

@@ -402,7 +402,7 @@ mod tests {
 
     fn inbox(session: u64) -> Inbox {
         let limits = QueueLimits { messages_max: 100, bytes_max: 10_000 };
-        mailbox(SessionId(session), limits, Arc::default())
+        mailbox(SessionId(session), None, limits, Arc::default())
     }
 
     fn grant(no_local: bool) -> Grant {
