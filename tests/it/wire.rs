@@ -247,6 +247,22 @@ impl Client {
         assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id));
     }
 
+    /// PUBLISH with any QoS, and its flow to the end: when this returns every subscriber's mailbox has it.
+    #[track_caller]
+    pub(crate) fn deliver_at(&mut self, qos: u8, topic: &str, payload: impl AsRef<[u8]>) {
+        let id = self.fresh_id();
+        self.publish(topic, payload, qos, id);
+        match qos {
+            0 => self.assert_silent(),
+            1 => assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id)),
+            _ => {
+                assert!(matches!(self.next(), Got::Ack(PUBREC, got, 0 | 0x10) if got == id));
+                self.ack(PUBREL, id);
+                assert_eq!(self.next(), Got::Ack(PUBCOMP, id, 0));
+            }
+        }
+    }
+
     /// PUBLISH as described.
     pub(crate) fn send_publication(&mut self, publication: &Publication<'_>) {
         let bytes = publication.bytes(self.version);
@@ -409,6 +425,48 @@ impl Client {
         }
     }
 
+    /// At least the next `count` messages, each acknowledged to the end of its flow.
+    #[track_caller]
+    pub(crate) fn receive(&mut self, count: usize) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let mut unreleased = 0;
+        while messages.len() < count || unreleased > 0 {
+            match self.next() {
+                Got::Publish(message) => {
+                    match message.qos {
+                        0 => (),
+                        1 => self.ack(PUBACK, message.id),
+                        _ => {
+                            self.ack(PUBREC, message.id);
+                            unreleased += 1;
+                        }
+                    }
+                    messages.push(message);
+                }
+                Got::Ack(PUBREL, id, 0) => {
+                    self.ack(PUBCOMP, id);
+                    unreleased -= 1;
+                }
+                other => panic!("waited for PUBLISH, got {other:?} behind {messages:?}"),
+            }
+        }
+        messages
+    }
+
+    /// Acknowledges `message` to the end of its flow; nothing else may be on its way.
+    #[track_caller]
+    pub(crate) fn complete(&mut self, message: &Message) {
+        match message.qos {
+            0 => (),
+            1 => self.ack(PUBACK, message.id),
+            _ => {
+                self.ack(PUBREC, message.id);
+                assert_eq!(self.next(), Got::Ack(PUBREL, message.id, 0));
+                self.ack(PUBCOMP, message.id);
+            }
+        }
+    }
+
     /// Nothing is on its way to this client. What was in its mailbox before comes ahead of the second
     /// PINGRESP: the broker answers a read before it sends the mail that it took with it.
     #[track_caller]
@@ -417,6 +475,33 @@ impl Client {
             self.send(&[0xC0, 0]);
             assert_eq!(self.next(), Got::PingResp);
         }
+    }
+
+    /// What is on its way to this client, without acknowledging it: see [`Client::assert_silent`].
+    #[track_caller]
+    pub(crate) fn drain(&mut self) -> Vec<Got> {
+        let mut all = Vec::new();
+        for _ in 0..2 {
+            self.send(&[0xC0, 0]);
+            loop {
+                match self.next() {
+                    Got::PingResp => break,
+                    Got::Closed => panic!("closed behind {all:?}"),
+                    got => all.push(got),
+                }
+            }
+        }
+        all
+    }
+
+    /// The same where there may be nothing but PUBLISH.
+    #[track_caller]
+    pub(crate) fn drain_messages(&mut self) -> Vec<Message> {
+        let message = |got| match got {
+            Got::Publish(message) => message,
+            other => panic!("waited for PUBLISH, got {other:?}"),
+        };
+        self.drain().into_iter().map(message).collect()
     }
 
     /// Waits `time` for bytes that must not come; the pause of a test that measures time.
