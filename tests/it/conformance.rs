@@ -31,6 +31,7 @@ mod connect;
 mod flow_and_errors;
 mod ping_disconnect_auth;
 mod publish;
+mod receipt_and_order;
 mod state_and_qos;
 mod structure;
 mod subscribe;

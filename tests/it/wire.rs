@@ -239,12 +239,15 @@ impl Client {
         self.deliver_at(topic, payload, 1);
     }
 
-    /// PUBLISH with any QoS, and all that follows. Some brokers deliver a message of QoS 2 at its PUBREL. One
-    /// of QoS 0 is on its way only.
+    /// The same with any QoS. Some brokers deliver a message of QoS 2 at its PUBREL only.
+    #[track_caller]
     pub(crate) fn deliver_at(&mut self, topic: &str, payload: impl AsRef<[u8]>, qos: u8) {
         let id = self.fresh_id();
         self.publish(topic, payload, qos, id);
-        self.complete(qos, id);
+        match qos {
+            0 => self.assert_silent(),
+            _ => self.complete(qos, id),
+        }
     }
 
     /// Awaits what the broker says to a PUBLISH, and answers it.
@@ -449,22 +452,59 @@ impl Client {
         }
     }
 
-    /// The messages that are on their way to this client, in their order. See
-    /// [`Client::assert_silent`].
+    /// At least the next `count` messages, each acknowledged to the end of its flow.
     #[track_caller]
-    pub(crate) fn drain(&mut self) -> Vec<Message> {
+    pub(crate) fn receive(&mut self, count: usize) -> Vec<Message> {
         let mut messages = Vec::new();
+        let mut unreleased = 0;
+        while messages.len() < count || unreleased > 0 {
+            match self.next() {
+                Got::Publish(message) => {
+                    match message.qos {
+                        0 => (),
+                        1 => self.ack(PUBACK, message.id),
+                        _ => {
+                            self.ack(PUBREC, message.id);
+                            unreleased += 1;
+                        }
+                    }
+                    messages.push(message);
+                }
+                Got::Ack(PUBREL, id, 0) => {
+                    self.ack(PUBCOMP, id);
+                    unreleased -= 1;
+                }
+                other => panic!("waited for PUBLISH, got {other:?} behind {messages:?}"),
+            }
+        }
+        messages
+    }
+
+    /// What is on its way to this client, without acknowledging it: see [`Client::assert_silent`].
+    #[track_caller]
+    pub(crate) fn drain_packets(&mut self) -> Vec<Got> {
+        let mut packets = Vec::new();
         for _ in 0..2 {
             self.send(&[0xC0, 0]);
             loop {
                 match self.next() {
-                    Got::Publish(message) => messages.push(message),
                     Got::PingResp => break,
-                    other => panic!("waited for PUBLISH or PINGRESP, got {other:?}"),
+                    Got::Closed => panic!("closed behind {packets:?}"),
+                    got => packets.push(got),
                 }
             }
         }
-        messages
+        packets
+    }
+
+    /// The same where there may be nothing but PUBLISH.
+    #[track_caller]
+    pub(crate) fn drain(&mut self) -> Vec<Message> {
+        let message = |got| match got {
+            Got::Publish(message) => message,
+            other => panic!("waited for PUBLISH, got {other:?}"),
+        };
+        self.drain_packets().into_iter().map(message).collect()
     }
 
     /// Nothing is on its way to this client. What was in its mailbox before comes ahead of the second
