@@ -239,12 +239,24 @@ impl Client {
 
     /// PUBLISH with QoS 1, and its PUBACK: when this returns every subscriber's mailbox has it.
     pub(crate) fn deliver(&mut self, topic: &str, payload: impl AsRef<[u8]>) {
-        let id = self.fresh_id();
-        self.publish(topic, payload, 1, id);
-        assert!(matches!(self.next_answer(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id));
+        self.deliver_at(topic, payload, 1);
     }
 
-    /// The same with RETAIN.
+    /// PUBLISH with `qos`, and the rest of its flow. A broker may keep a QoS 2 message back until PUBREL.
+    pub(crate) fn deliver_at(&mut self, topic: &str, payload: impl AsRef<[u8]>, qos: u8) {
+        let id = self.fresh_id();
+        self.publish(topic, payload, qos, id);
+        if qos == 1 {
+            assert!(matches!(self.next_answer(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id));
+        }
+        if qos == 2 {
+            assert!(matches!(self.next_answer(), Got::Ack(PUBREC, got, 0 | 0x10) if got == id));
+            self.ack(PUBREL, id);
+            assert_eq!(self.next_answer(), Got::Ack(PUBCOMP, id, 0));
+        }
+    }
+
+    /// [`Client::deliver`] with RETAIN.
     pub(crate) fn deliver_retained(&mut self, topic: &str, payload: impl AsRef<[u8]>) {
         let id = self.fresh_id();
         self.retain(topic, payload, 1, id);
