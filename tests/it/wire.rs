@@ -10,6 +10,7 @@
 
 #![allow(dead_code, reason = "the chapters that use the rest are being written")]
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -181,6 +182,8 @@ pub(crate) struct Client {
     version: ProtocolVersion,
     /// Received and not yet taken.
     received: Vec<u8>,
+    /// Messages that came ahead of an answer.
+    early: VecDeque<Vec<u8>>,
     last_frame: Vec<u8>,
     next_id: u16,
 }
@@ -191,7 +194,8 @@ impl Client {
         let stream = TcpStream::connect_timeout(&addr, PATIENCE).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream, version, received: Vec::new(), last_frame: Vec::new(), next_id: 1 }
+        let (received, early, last_frame) = (Vec::new(), VecDeque::new(), Vec::new());
+        Self { stream, version, received, early, last_frame, next_id: 1 }
     }
 
     /// A client with a clean session and a name of its own.
@@ -254,11 +258,13 @@ impl Client {
     pub(crate) fn complete(&mut self, qos: u8, id: u16) {
         match qos {
             0 => (),
-            1 => assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id)),
+            1 => {
+                assert!(matches!(self.next_answer(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id))
+            }
             _ => {
-                assert!(matches!(self.next(), Got::Ack(PUBREC, got, 0 | 0x10) if got == id));
+                assert!(matches!(self.next_answer(), Got::Ack(PUBREC, got, 0 | 0x10) if got == id));
                 self.ack(PUBREL, id);
-                assert_eq!(self.next(), Got::Ack(PUBCOMP, id, 0));
+                assert_eq!(self.next_answer(), Got::Ack(PUBCOMP, id, 0));
             }
         }
     }
@@ -326,7 +332,7 @@ impl Client {
         assert_eq!(self.subscribe_all(&[(filter, qos)]), [qos]);
     }
 
-    /// SUBSCRIBE; returns the codes of the SUBACK, which has to come next.
+    /// SUBSCRIBE; returns the codes of the SUBACK.
     pub(crate) fn subscribe_all(&mut self, filters: &[(&str, u8)]) -> Vec<u8> {
         let options = |qos| SubscribeOptions::new(Qos::new(qos).unwrap());
         let filters: Vec<_> = filters.iter().map(|(text, qos)| (*text, options(*qos))).collect();
@@ -336,7 +342,7 @@ impl Client {
     /// SUBSCRIBE with options.
     pub(crate) fn subscribe_with(&mut self, filters: &[(&str, SubscribeOptions)]) -> Vec<u8> {
         let id = self.send_subscribe(filters);
-        match self.next() {
+        match self.next_answer() {
             Got::SubAck(got, codes) if got == id => codes,
             other => panic!("SUBSCRIBE {id} was answered by {other:?}"),
         }
@@ -380,7 +386,7 @@ impl Client {
     /// UNSUBSCRIBE; returns when it is acknowledged, with the codes.
     pub(crate) fn unsubscribe(&mut self, filter: &str) -> Vec<u8> {
         let id = self.send_unsubscribe(&[filter], &[]);
-        match self.next() {
+        match self.next_answer() {
             Got::UnsubAck(got, codes) if got == id => codes,
             other => panic!("UNSUBSCRIBE {id} was answered by {other:?}"),
         }
@@ -394,6 +400,9 @@ impl Client {
 
     /// The next packet as it came; `None` at the end of the connection.
     pub(crate) fn next_frame(&mut self) -> Option<Vec<u8>> {
+        if let Some(frame) = self.early.pop_front() {
+            return Some(frame);
+        }
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(len) = frame_len(&self.received, u32::MAX).unwrap()
@@ -410,14 +419,30 @@ impl Client {
 
     /// The next packet, or the end.
     pub(crate) fn next(&mut self) -> Got {
-        match self.next_frame() {
-            Some(frame) => {
-                let got = understand(&frame, self.version);
-                self.last_frame = frame;
-                got
+        let frame = self.next_frame();
+        self.understand(frame)
+    }
+
+    /// The next packet that is not PUBLISH. Messages may come ahead of any answer, also of a SUBACK (3.8.4);
+    /// [`Client::next`] has them afterwards.
+    pub(crate) fn next_answer(&mut self) -> Got {
+        let mut early = VecDeque::new();
+        loop {
+            match self.next_frame() {
+                Some(frame) if frame[0] >> 4 == 3 => early.push_back(frame),
+                frame => {
+                    self.early = early;
+                    return self.understand(frame);
+                }
             }
-            None => Got::Closed,
         }
+    }
+
+    fn understand(&mut self, frame: Option<Vec<u8>>) -> Got {
+        let Some(frame) = frame else { return Got::Closed };
+        let got = understand(&frame, self.version);
+        self.last_frame = frame;
+        got
     }
 
     /// The packet that [`Client::next`] took last, as it came; also through the methods that wait for
@@ -544,8 +569,15 @@ impl Client {
     /// v3 client nothing. The standard lets a broker close without a word; ours may not.
     #[track_caller]
     pub(crate) fn assert_refused(&mut self, codes: &[u8]) {
-        match self.next() {
-            Got::Disconnect(code) if self.version == V5 && codes.contains(&code) => {
+        let answer = self.next();
+        self.assert_is_refusal(&answer, codes);
+    }
+
+    /// The same where `answer` has come already.
+    #[track_caller]
+    pub(crate) fn assert_is_refusal(&mut self, answer: &Got, codes: &[u8]) {
+        match answer {
+            Got::Disconnect(code) if self.version == V5 && codes.contains(code) => {
                 self.assert_closed();
             }
             Got::Closed if self.version != V5 || is_pointed_elsewhere() => (),

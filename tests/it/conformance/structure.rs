@@ -163,7 +163,7 @@ fn reserved_flags_other_than_prescribed_end_the_connection() {
 }
 
 /// [MQTT-2.1.3-1] [MQTT-2.2.2-1 of 3.1.1]: what the broker writes itself. That of AUTH is in
-/// `ping_disconnect_auth`.
+/// `crate::auth`.
 #[test]
 fn packets_of_the_broker_have_the_prescribed_flags() {
     let broker = Broker::start();
