@@ -585,6 +585,30 @@ fn auth_out_of_its_turn_or_of_another_method_ends_the_connection_with_protocol_e
     broker.stop();
 }
 
+/// The client knows the broker's Maximum Packet Size from the CONNACK. [MQTT-3.15.2-2] [MQTT-3.15.2-3]
+#[test]
+fn auth_over_the_packet_size_of_the_broker_ends_the_connection() {
+    let broker = broker_with_users("packet_bytes_max = 1000");
+    let scram = Scram::new("alice", "wonderland");
+    let (first, text) = (scram.first(), "x".repeat(1000));
+    let own = [Property::AuthenticationMethod(METHOD), Property::AuthenticationData(&first)];
+    for (length, is_taken) in [(800, true), (1000, false)] {
+        for more in [
+            Property::ReasonString(&text[..length]),
+            Property::UserProperty { name: "name", value: &text[..length] },
+        ] {
+            let mut client = log_in(&broker, &unique("large"), "alice", "wonderland");
+            client.send_auth(0x19, &[own[0], own[1], more]);
+            if is_taken {
+                receive_auth(&mut client, 0x18);
+            } else {
+                client.assert_closed_with(0x95);
+            }
+        }
+    }
+    broker.stop();
+}
+
 /// A session belongs to its client identifier, so it is found again after the next proof.
 #[test]
 fn session_is_found_again_after_the_proof() {

@@ -377,7 +377,7 @@ fn publish_over_what_was_announced_ends_the_connection_and_is_not_routed() {
     assert_eq!((pair.routed.len(), pair.close_reason()), (1, None));
 }
 
-/// [MQTT-3.2.2-10], and [MQTT-3.8.3-2] of 3.1.1
+/// [MQTT-3.2.2-10] [MQTT-3.8.3-2 of 3.1.1]
 #[test]
 fn subscriptions_get_the_highest_qos_that_there_is_and_missing_filters_are_refused_one_by_one() {
     let mut filters = SubscribeFiltersBuf::new();
