@@ -71,8 +71,9 @@ impl Queue {
     /// The front delivery becomes what of it has not been sent.
     fn forget_sent(&mut self) {
         if let Some(front) = self.deliveries.front_mut() {
-            let sent = front.pieces.drain(..self.sent_pieces);
-            front.messages -= sent.map(|piece| piece.count).sum::<u32>();
+            front.pieces.drain(..self.sent_pieces);
+            // What was sent of a piece has left it, but not this sum.
+            front.messages = front.pieces.iter().map(|piece| piece.count).sum();
             front.piece_bytes = front.pieces.iter().map(|piece| piece.len as usize).sum();
             front.held_bytes = front.held_bytes.saturating_sub(self.charge_given);
             self.sent_pieces = 0;

@@ -1,0 +1,81 @@
+//! What the queue of a session is charged, and what of it is given back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mailboxqtt::codec::{Packet, PropertiesBuf, Property, Publish};
+use mailboxqtt::ids::{ProtocolVersion, Qos};
+use mailboxqtt::message::{Buffer, Delivery, Kind, Piece, Via};
+use mailboxqtt::topic::TopicFilter;
+
+use crate::pair::{Pair, Terms, flow};
+
+/// More messages than the window has room for are one piece, of which a part is sent.
+const RUN: u32 = 25;
+
+#[test]
+fn part_of_a_piece_that_was_sent_is_released_once_when_the_rest_is_handed_over() {
+    let mut pair = Pair::new(Terms::V5);
+    pair.deliver(run(RUN, None, Some(shared())));
+    assert_eq!(pair.hear().len(), 10);
+    pair.lose_link();
+
+    let left = pair.session.take_shared(false, &mut pair.out);
+    assert_eq!(left.iter().map(|it| it.count).sum::<u32>(), 15);
+    pair.hear_bytes();
+    assert_eq!(pair.released_messages, u64::from(RUN));
+}
+
+#[test]
+fn part_of_a_piece_that_was_sent_has_not_expired_with_the_rest() {
+    let mut pair = Pair::new(Terms::V5);
+    pair.deliver(run(RUN, Some((10, pair.now)), None));
+    assert_eq!(pair.hear().len(), 10);
+    pair.pass(Duration::from_secs(10));
+
+    assert!(!pair.session.drop_expired(pair.now, &mut pair.out));
+    pair.hear_bytes();
+    assert_eq!((pair.expired, pair.released_messages), (15, u64::from(RUN)));
+}
+
+/// `count` messages to one topic at QoS 1, with an expiry that counts from its moment.
+fn run(count: u32, expiry: Option<(u32, Instant)>, via: Option<Via>) -> Delivery {
+    let mut properties = PropertiesBuf::new();
+    if let Some((interval_s, _)) = expiry {
+        properties.push(Property::MessageExpiryInterval(interval_s));
+    }
+    let mut frames = Vec::new();
+    for number in 0..count {
+        let publish = Publish {
+            topic: "t",
+            payload: &number.to_be_bytes(),
+            properties: properties.as_properties(),
+            delivery: flow(1, 9, false),
+            retain: false,
+        };
+        Packet::Publish(publish).encode(ProtocolVersion::V5, &mut frames);
+    }
+    let piece = Piece {
+        buffer: 0,
+        offset: 0,
+        len: frames.len() as u32,
+        count,
+        version: ProtocolVersion::V5,
+        frame_qos: Qos::AtLeastOnce,
+        frame_retain: false,
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        expires: expiry.is_some(),
+        via: u32::from(via.is_some()),
+    };
+    let received_at = expiry.map_or_else(Instant::now, |(_, at)| at);
+    let buffer = Buffer { frames: Bytes::from(frames), received_at };
+    let vias = via.into_iter().map(Arc::new).collect();
+    Delivery::new(Kind::Acknowledged, vec![buffer], vec![piece], vias)
+}
+
+fn shared() -> Via {
+    let share = Some(TopicFilter::parse("$share/g/t").unwrap());
+    Via { identifiers: Box::default(), share }
+}
