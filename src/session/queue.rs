@@ -58,6 +58,10 @@ impl Queue {
             }
             let (messages, held_bytes) = (delivery.messages, delivery.held_bytes);
             let current = current_pieces(&delivery, now);
+            if current.iter().map(|piece| piece.count).sum::<u32>() == messages {
+                self.deliveries.push_back(delivery);
+                continue;
+            }
             let rest = delivery.with_pieces(current);
             let kept = rest.as_ref().map_or((0, 0), |it| (it.messages, it.held_bytes));
             out.tally.expired += u64::from(messages - kept.0);

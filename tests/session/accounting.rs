@@ -39,6 +39,46 @@ fn part_of_a_piece_that_was_sent_has_not_expired_with_the_rest() {
     assert_eq!((pair.expired, pair.released_messages), (15, u64::from(RUN)));
 }
 
+/// Its buffer stays as long as one message of it, however small that is.
+#[test]
+fn what_is_left_of_a_delivery_is_charged_what_it_holds() {
+    let delivery = run(1000, None, None);
+    let charged = delivery.held_bytes;
+    let (offset, len) = (0, delivery.pieces[0].len / 1000);
+    let one = Piece { offset, len, count: 1, ..delivery.pieces[0] };
+    let rest = delivery.with_pieces(vec![one]).unwrap();
+    assert!(held(&rest) <= rest.held_bytes, "{} held, {} charged", held(&rest), rest.held_bytes);
+    assert!(rest.held_bytes < charged / 4, "what is gone is given back");
+
+    let delivery = run(2, None, None);
+    let one = Piece { len: delivery.pieces[0].len / 2, count: 1, ..delivery.pieces[0] };
+    let rest = delivery.with_pieces(vec![one]).unwrap();
+    assert!(held(&rest) <= rest.held_bytes, "{} held, {} charged", held(&rest), rest.held_bytes);
+}
+
+#[test]
+fn messages_for_another_member_do_not_hold_the_buffer_that_they_came_in() {
+    for has_ended in [false, true] {
+        let mut pair = Pair::new(Terms::V5);
+        let delivery = run(RUN, None, Some(shared()));
+        let buffer = delivery.buffers[0].frames.clone();
+        pair.deliver(delivery);
+        pair.hear();
+        pair.lose_link();
+        let left = pair.session.take_shared(has_ended, &mut pair.out);
+        assert_eq!(left.len(), if has_ended { 11 } else { 1 });
+        for messages in left {
+            let is_within = buffer.as_ptr_range().contains(&messages.frames.as_ptr());
+            assert!(!is_within, "has ended: {has_ended}");
+        }
+    }
+}
+
+/// Bytes of the buffers of `delivery`.
+fn held(delivery: &Delivery) -> usize {
+    delivery.buffers.iter().map(|buffer| buffer.frames.len()).sum()
+}
+
 /// `count` messages to one topic at QoS 1, with an expiry that counts from its moment.
 fn run(count: u32, expiry: Option<(u32, Instant)>, via: Option<Via>) -> Delivery {
     let mut properties = PropertiesBuf::new();
