@@ -102,9 +102,18 @@ pub struct Undelivered {
     pub received_at: Instant,
 }
 
-/// Memory of a queued delivery besides its frames, charged to the queue limit.
-fn overhead_bytes(buffers: &[Buffer], pieces: &[Piece]) -> usize {
-    160 + size_of_val(buffers) + size_of_val(pieces)
+/// Memory of a queued delivery besides its frames, charged to the queue limit. Other deliveries may have
+/// the same vias; that is not worth finding out.
+fn overhead_bytes(buffers: &[Buffer], pieces: &[Piece], vias: &[Arc<Via>]) -> usize {
+    let via_bytes: usize = vias.iter().map(|via| size_of_val(via) + via.bytes()).sum();
+    160 + size_of_val(buffers) + size_of_val(pieces) + via_bytes
+}
+
+impl Via {
+    /// Memory that it takes, but for the text of the filter, which it shares.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + size_of_val(&*self.identifiers)
+    }
 }
 
 impl Delivery {
@@ -115,7 +124,7 @@ impl Delivery {
         let expires = pieces.iter().any(|piece| piece.expires);
         let piece_bytes = pieces.iter().map(|piece| piece.len as usize).sum();
         let buffer_bytes: usize = buffers.iter().map(|buffer| buffer.frames.len()).sum();
-        let held_bytes = buffer_bytes + overhead_bytes(&buffers, &pieces);
+        let held_bytes = buffer_bytes + overhead_bytes(&buffers, &pieces, &vias);
         let vias = vias.into();
         let delivery =
             Self { buffers, vias, pieces, messages, piece_bytes, held_bytes, kind, expires };
@@ -186,7 +195,7 @@ impl Delivery {
             copied.offset = copy.len() as u32;
             copy.extend_from_slice(self.frames(piece));
         }
-        self.held_bytes = copy.len() + overhead_bytes(&self.buffers, &pieces);
+        self.held_bytes = copy.len() + overhead_bytes(&self.buffers, &pieces, &self.vias);
         self.pieces = pieces;
         // One copy for all; each buffer stays, for it knows when its frames were received.
         let copy = Bytes::from(copy);

@@ -1,5 +1,6 @@
 //! What the queue of a session is charged, and what of it is given back.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use bytes::Bytes;
 use mailboxqtt::codec::{Packet, PropertiesBuf, Property, Publish};
 use mailboxqtt::ids::{ProtocolVersion, Qos};
 use mailboxqtt::message::{Buffer, Delivery, Kind, Piece, Via};
+use mailboxqtt::session::OUTPUT_BYTES_MAX;
 use mailboxqtt::topic::TopicFilter;
 
 use crate::pair::{Pair, Terms, flow};
@@ -72,6 +74,35 @@ fn messages_for_another_member_do_not_hold_the_buffer_that_they_came_in() {
             assert!(!is_within, "has ended: {has_ended}");
         }
     }
+}
+
+/// Each of the messages is sent with all identifiers: a few kilobytes of frames become megabytes.
+#[test]
+fn identifiers_do_not_make_the_output_larger_than_it_may_be() {
+    let identifier = NonZeroU32::new(268_435_455).unwrap();
+    let via = Via { identifiers: vec![identifier; 1000].into(), share: None };
+    let mut delivery = run(500, None, Some(via));
+    delivery.kind = Kind::Unacknowledged;
+    delivery.pieces[0].qos = Qos::AtMostOnce;
+    let mut pair = Pair::new(Terms::V5);
+    pair.deliver(delivery);
+    let mut sent = 0;
+    loop {
+        let more = pair.session.fill(|| pair.now, &mut pair.out);
+        assert!(pair.out.bytes.len() <= 2 * OUTPUT_BYTES_MAX, "{}", pair.out.bytes.len());
+        sent += std::mem::take(&mut pair.out.bytes).len();
+        if !more {
+            break;
+        }
+    }
+    assert!(sent > 500 * 5000);
+}
+
+#[test]
+fn delivery_is_charged_for_the_identifiers_that_it_holds() {
+    let identifier = NonZeroU32::new(1).unwrap();
+    let via = Via { identifiers: vec![identifier; 1000].into(), share: None };
+    assert!(run(1, None, Some(via)).held_bytes > 4000);
 }
 
 /// Bytes of the buffers of `delivery`.
