@@ -49,6 +49,11 @@ impl Outgoing {
         self.aliases.attach(link.topic_alias_max);
     }
 
+    /// The connection is gone, and the aliases with it.
+    pub(super) fn detach(&mut self) {
+        self.aliases.attach(0);
+    }
+
     /// Queues what a shard sent. [`Outgoing::fill`] puts it on the wire.
     pub(super) fn push(&mut self, delivery: Delivery) {
         match delivery.kind {

@@ -11,7 +11,7 @@ use mailboxqtt::message::{Buffer, Delivery, Kind, Piece, Via};
 use mailboxqtt::session::OUTPUT_BYTES_MAX;
 use mailboxqtt::topic::TopicFilter;
 
-use crate::pair::{Pair, Terms, flow};
+use crate::pair::{Pair, Terms, flow, puback};
 
 /// More messages than the window has room for are one piece, of which a part is sent.
 const RUN: u32 = 25;
@@ -103,6 +103,29 @@ fn delivery_is_charged_for_the_identifiers_that_it_holds() {
     let identifier = NonZeroU32::new(1).unwrap();
     let via = Via { identifiers: vec![identifier; 1000].into(), share: None };
     assert!(run(1, None, Some(via)).held_bytes > 4000);
+}
+
+/// A session may wait for its client for years.
+#[test]
+fn session_whose_client_is_away_holds_no_topics_of_aliases() {
+    let mut pair = Pair::new(Terms { topic_alias_max: Some(5), ..Terms::V5 });
+    let mut properties = PropertiesBuf::new();
+    properties.push(Property::TopicAlias(3));
+    let publish = Publish {
+        topic: "topic/of/client",
+        payload: b"0001",
+        properties: properties.as_properties(),
+        delivery: flow(0, 0, false),
+        retain: false,
+    };
+    pair.say(&[Packet::Publish(publish)]);
+    pair.deliver(run(1, None, None));
+    pair.hear();
+    pair.say(&[puback(1)]);
+    pair.lose_link();
+    let session = format!("{:?}", pair.session);
+    assert!(!session.contains("topic/of/client"), "{session}");
+    assert!(!session.contains("[116]: 1"), "{session}");
 }
 
 /// Bytes of the buffers of `delivery`.
