@@ -354,8 +354,8 @@ impl<'a> Writer<'a> {
                 self.aliases.learn(view.topic, number);
                 self.alias = Some(Some(TopicAlias::Known(number)));
             }
-            // A new alias costs three bytes, which may be the three that are too many.
-            Some(TopicAlias::New(_)) => {
+            // Its three bytes may be too many: behind a name, or in place of a shorter one.
+            Some(_) if !is_written => {
                 if self.write_with(None, view, flow, out) {
                     return true;
                 }
