@@ -131,6 +131,11 @@ impl Mailbox {
         self.session
     }
 
+    /// The client whose session it is; `None` for the broker's own.
+    pub fn client_id(&self) -> Option<&ClientId> {
+        self.expiring.as_ref().map(|expiring| &expiring.client_id)
+    }
+
     /// Whether another message could be queued, if `messages` with `bytes` were on their way already.
     pub fn has_room(&self, messages: u64, bytes: usize) -> bool {
         self.messages.load(Relaxed) + messages < self.limits.messages_max

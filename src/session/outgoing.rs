@@ -101,7 +101,10 @@ impl Outgoing {
             Step::Completed => self.window.pubcomp(ack.id),
         };
         match outcome {
-            Acknowledged::Expected { released_bytes } => out.tally.released_bytes += released_bytes,
+            Acknowledged::Expected { released_bytes } => {
+                out.tally.released_bytes += released_bytes;
+                out.tally.refused += u64::from(refused);
+            }
             // Only PUBREC has an answer that could say so.
             Acknowledged::Unknown => out.tally.acks_unknown += 1,
         }

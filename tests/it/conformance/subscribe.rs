@@ -482,7 +482,6 @@ fn own_messages_do_not_come_back_with_no_local() {
 
 /// [MQTT-3.8.3-3]: a retained message that comes with the subscription is forwarded, too.
 #[test]
-#[ignore = "a retained message does not know who published it"]
 fn own_retained_message_does_not_come_back_with_no_local() {
     let broker = Broker::start();
     let (own, theirs) = (unique("own"), unique("theirs"));
