@@ -8,8 +8,6 @@
 //! [`Got`] says of a packet what most tests ask for. Everything else about it is in
 //! [`Client::last_frame`] and [`Client::properties`].
 
-#![allow(dead_code, reason = "the chapters that use the rest are being written")]
-
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
