@@ -231,8 +231,8 @@ impl Queue {
     fn take_shared(&mut self, undelivered: &mut Vec<Undelivered>, out: &mut Output) {
         if let Some(front) = self.deliveries.front_mut() {
             // What of it has been sent is forgotten first.
-            let sent = front.pieces.drain(..self.sent_pieces);
-            front.messages -= sent.map(|piece| piece.count).sum::<u32>();
+            front.pieces.drain(..self.sent_pieces);
+            front.messages = front.pieces.iter().map(|piece| piece.count).sum();
             front.piece_bytes = front.pieces.iter().map(|piece| piece.len as usize).sum();
             front.held_bytes = front.held_bytes.saturating_sub(self.charge_given);
             self.sent_pieces = 0;
