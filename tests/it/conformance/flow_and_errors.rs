@@ -424,7 +424,7 @@ fn packet_that_cannot_be_taken_for_want_of_room_ends_the_connection() {
 fn client_that_knows_the_standard_alone_is_served() {
     let broker = Broker::start();
     let (id, topic) = (unique("plain"), unique("plain"));
-    let talk: [(&[&[u8]], &[&[u8]]); 9] = [
+    let talk: [(Parts<'_>, Parts<'_>); 9] = [
         (&[b"\x10", &string("MQTT"), b"\x04\x02\0\x3C", &string(&id)], &[b"\x20", b"\0\0"]),
         (&[b"\xC0"], &[b"\xD0"]),
         (&[b"\x82", b"\0\x0A", &string(&topic), b"\x02"], &[b"\x90", b"\0\x0A\x02"]),
@@ -435,7 +435,7 @@ fn client_that_knows_the_standard_alone_is_served() {
         (&[b"\x62", b"\0\x0D"], &[b"\x70", b"\0\x0D"]),
         (&[b"\xC0"], &[b"\xD0"]),
     ];
-    let packet = |parts: &[&[u8]]| frame(parts[0][0], &parts[1..]);
+    let packet = |parts: Parts<'_>| frame(parts[0][0], &parts[1..]);
     let mut client = Client::raw(broker.addr(), V311);
     for (said, answered) in talk {
         client.send(&packet(said));
@@ -444,6 +444,9 @@ fn client_that_knows_the_standard_alone_is_served() {
     client.disconnect();
     broker.stop();
 }
+
+/// A first byte, and what its packet consists of.
+type Parts<'a> = &'a [&'a [u8]];
 
 fn as_message(got: Got) -> Option<Message> {
     match got {

@@ -1,5 +1,6 @@
 //! Session state, network connections, the flows of each QoS, delivery again (4.1 to 4.4).
 
+use std::slice;
 use std::time::Duration;
 
 use mailboxqtt::codec::Property;
@@ -362,7 +363,7 @@ fn qos_2_message_is_sent_until_pubrec_and_pubrel_until_pubcomp() {
             drop(client);
             client = hello.open(broker.addr()).0;
             // And not the message.
-            assert_eq!(client.drain(), [pubrel.clone()]);
+            assert_eq!(client.drain(), slice::from_ref(&pubrel));
         }
         // A client that has not kept a record of PUBREL.
         client.ack(PUBREC, first.id);
