@@ -20,6 +20,8 @@
 //!   a client that does not.
 //! - Where something must *not* arrive, the publisher awaits its PUBACK, after which the message is in
 //!   every mailbox, and then the subscriber pings: see `Client::assert_silent`.
+//! - A broker may deliver a message of QoS 2 at its PUBLISH or at its PUBREL: `Client::deliver_at` goes
+//!   through the whole flow.
 //!
 //! What cannot be tested from outside has a line in `docs/spec/untested.txt` that says why.
 

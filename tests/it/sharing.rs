@@ -205,7 +205,7 @@ fn plain_subscription_and_groups_each_give_a_copy() {
         let mut sender = Client::connect(&broker, version);
         let mut both = Vec::new();
         for _ in 0..2 {
-            sender.deliver_at(2, &topic, "x");
+            sender.deliver_at(&topic, "x", 2);
             let mut own: Vec<u8> = take_all(&mut all).iter().map(|message| message.qos).collect();
             own.sort_unstable();
             let others = take_all(&mut other).len();
@@ -374,7 +374,7 @@ fn member_that_is_away_gets_messages_only_while_nobody_is_there() {
     client.subscribe(&format!("$share/g/{topic}"), 1);
     client.disconnect();
     let mut sender = Client::connect(&broker, V5);
-    (0..5).for_each(|_| sender.deliver_at(0, &topic, "x"));
+    (0..5).for_each(|_| sender.deliver_at(&topic, "x", 0));
     wait_for_counter(&broker, "publish/messages/dropped/offline", 5);
     let (mut client, _) = Hello::persistent(V5, &id).open(broker.addr());
     client.assert_silent();
@@ -483,7 +483,7 @@ fn messages_of_the_only_member_that_comes_back_wait_for_it_in_their_order() {
             client.disconnect();
         }
         let mut sender = Client::connect(&broker, version);
-        (0..20).for_each(|number| sender.deliver_at(1, &topic, number.to_string()));
+        (0..20).for_each(|number| sender.deliver_at(&topic, number.to_string(), 1));
         let first = (0..3).map(|_| member.message()).collect::<Vec<_>>();
         member.ack(PUBACK, first[0].id);
         assert_eq!(member.message().text(), "3");
@@ -607,7 +607,7 @@ fn queue_limit_is_right_after_messages_were_handed_over() {
         // In one run, of which five are sent.
         let shared = (0..12).map(|_| (topic.clone(), 1, "shared".to_owned()));
         publish_all(&mut sender, &shared.collect::<Vec<_>>());
-        member.drain_messages();
+        member.drain();
         for _ in 0..8 {
             sender.deliver(&plain, "plain");
         }
@@ -664,7 +664,7 @@ fn publish_all(sender: &mut Client, list: &[(String, u8, String)]) {
 fn take_all(client: &mut Client) -> Vec<Message> {
     let mut all = Vec::new();
     loop {
-        let came = client.drain();
+        let came = client.drain_packets();
         if came.is_empty() {
             return all;
         }

@@ -22,7 +22,7 @@ fn first_messages_of_a_connection_are_at_least_one_and_at_most_its_receive_maxim
     client.disconnect();
     let mut sender = Client::connect(&broker, V5);
     for number in 0..12 {
-        sender.deliver_at(1 + number % 2, &topic, [number]);
+        sender.deliver_at(&topic, [number], 1 + number % 2);
     }
     // Each connection has its own: what an earlier one left open does not count in it.
     for receive_max in [Some(3), Some(1), Some(5), Some(2), None] {
@@ -32,7 +32,7 @@ fn first_messages_of_a_connection_are_at_least_one_and_at_most_its_receive_maxim
         }
         let (mut client, present) = hello.open(broker.addr());
         assert!(present);
-        let came = client.drain_messages();
+        let came = client.drain();
         assert!(!came.is_empty(), "the quota is not zero");
         let max = receive_max.unwrap_or(u16::MAX);
         assert!(came.len() <= usize::from(max), "{} came, at most {max}", came.len());
@@ -51,7 +51,7 @@ fn no_message_is_sent_beyond_the_quota_until_an_earlier_one_is_done() {
     client.subscribe(&topic, 2);
     let mut sender = Client::connect(&broker, V5);
     for (number, qos) in [(1, 2), (2, 1), (3, 2), (4, 2), (5, 1), (6, 1)] {
-        sender.deliver_at(qos, &topic, [number]);
+        sender.deliver_at(&topic, [number], qos);
     }
     let next = |client: &mut Client, number| {
         let message = client.message();
@@ -123,15 +123,15 @@ fn everything_but_publish_goes_on_while_the_quota_of_the_broker_is_used_up() {
     let (mut client, _) = Hello::new(V5, &id).with(Property::ReceiveMaximum(1)).open(broker.addr());
     client.subscribe(&topic, 2);
     let mut sender = Client::connect(&broker, V5);
-    sender.deliver_at(2, &topic, "open");
-    sender.deliver_at(2, &topic, "held back");
+    sender.deliver_at(&topic, "open", 2);
+    sender.deliver_at(&topic, "held back", 2);
     let open = client.message();
     for _ in 0..2 {
         client.assert_silent();
         client.subscribe(&other, 2);
         client.unsubscribe(&other);
         for qos in 0..=2 {
-            client.deliver_at(qos, &other, "x");
+            client.deliver_at(&other, "x", qos);
         }
         // The answer to a PUBREC, once and again.
         client.ack(PUBREC, open.id);
@@ -152,7 +152,7 @@ fn pubrels_are_sent_again_while_the_quota_is_used_up() {
     client.subscribe(&topic, 2);
     let mut sender = Client::connect(&broker, V5);
     for number in 0..6 {
-        sender.deliver_at(2, &topic, [number]);
+        sender.deliver_at(&topic, [number], 2);
     }
     let sent: Vec<Message> = (0..6).map(|_| client.message()).collect();
     for index in [1, 3, 4] {
@@ -163,7 +163,7 @@ fn pubrels_are_sent_again_while_the_quota_is_used_up() {
 
     let hello = Hello::persistent(V5, &id).with(Property::ReceiveMaximum(1));
     let (mut client, _) = hello.open(broker.addr());
-    let came = client.drain();
+    let came = client.drain_packets();
     for index in [1, 3, 4] {
         assert!(came.contains(&Got::Ack(PUBREL, sent[index].id, 0)), "{came:?}");
     }
@@ -177,7 +177,7 @@ fn pubrels_are_sent_again_while_the_quota_is_used_up() {
     for index in [0, 2, 5] {
         let message = open.pop().unwrap_or_else(|| client.message());
         assert_eq!(message, Message { dup: true, ..sent[index].clone() });
-        client.complete(&message);
+        client.take(&message);
     }
     client.assert_silent();
     broker.stop();
@@ -424,29 +424,26 @@ fn packet_that_cannot_be_taken_for_want_of_room_ends_the_connection() {
 fn client_that_knows_the_standard_alone_is_served() {
     let broker = Broker::start();
     let (id, topic) = (unique("plain"), unique("plain"));
-    let talk: [(Parts<'_>, Parts<'_>); 9] = [
-        (&[b"\x10", &string("MQTT"), b"\x04\x02\0\x3C", &string(&id)], &[b"\x20", b"\0\0"]),
-        (&[b"\xC0"], &[b"\xD0"]),
-        (&[b"\x82", b"\0\x0A", &string(&topic), b"\x02"], &[b"\x90", b"\0\x0A\x02"]),
-        (&[b"\x30", &string(&topic), b"hello"], &[b"\x30", &string(&topic), b"hello"]),
-        (&[b"\xA2", b"\0\x0B", &string(&topic)], &[b"\xB0", b"\0\x0B"]),
-        (&[b"\x32", &string(&topic), b"\0\x0C", b"hello"], &[b"\x40", b"\0\x0C"]),
-        (&[b"\x34", &string(&topic), b"\0\x0D", b"hello"], &[b"\x50", b"\0\x0D"]),
-        (&[b"\x62", b"\0\x0D"], &[b"\x70", b"\0\x0D"]),
-        (&[b"\xC0"], &[b"\xD0"]),
+    let talk: [[&[&[u8]]; 2]; 9] = [
+        [&[b"\x10", &string("MQTT"), b"\x04\x02\0\x3C", &string(&id)], &[b"\x20", b"\0\0"]],
+        [&[b"\xC0"], &[b"\xD0"]],
+        [&[b"\x82", b"\0\x0A", &string(&topic), b"\x02"], &[b"\x90", b"\0\x0A\x02"]],
+        [&[b"\x30", &string(&topic), b"hello"], &[b"\x30", &string(&topic), b"hello"]],
+        [&[b"\xA2", b"\0\x0B", &string(&topic)], &[b"\xB0", b"\0\x0B"]],
+        [&[b"\x32", &string(&topic), b"\0\x0C", b"hello"], &[b"\x40", b"\0\x0C"]],
+        [&[b"\x34", &string(&topic), b"\0\x0D", b"hello"], &[b"\x50", b"\0\x0D"]],
+        [&[b"\x62", b"\0\x0D"], &[b"\x70", b"\0\x0D"]],
+        [&[b"\xC0"], &[b"\xD0"]],
     ];
-    let packet = |parts: Parts<'_>| frame(parts[0][0], &parts[1..]);
+    let packet = |parts: &[&[u8]]| frame(parts[0][0], &parts[1..]);
     let mut client = Client::raw(broker.addr(), V311);
-    for (said, answered) in talk {
+    for [said, answered] in talk {
         client.send(&packet(said));
         assert_eq!(client.next_frame(), Some(packet(answered)));
     }
     client.disconnect();
     broker.stop();
 }
-
-/// A first byte, and what its packet consists of.
-type Parts<'a> = &'a [&'a [u8]];
 
 fn as_message(got: Got) -> Option<Message> {
     match got {

@@ -41,12 +41,12 @@ fn accepted_message_reaches_every_session_that_has_subscribed_to_it() {
         }
         let mut sender = Client::connect(&broker, from);
         for qos in [1, 2] {
-            sender.deliver_at(qos, &topic, [qos]);
+            sender.deliver_at(&topic, [qos], qos);
         }
         for (to, id, client, is_matching) in sessions {
             let hello = Hello::persistent(to, &id);
             let mut client = client.unwrap_or_else(|| hello.open(broker.addr()).0);
-            let came = client.drain_messages();
+            let came = client.drain();
             let came: Vec<_> = came.iter().map(|it| (&it.payload[..], it.qos)).collect();
             match is_matching {
                 true => assert_eq!(came, [(&[1][..], 1), (&[2], 2)]),
@@ -188,7 +188,7 @@ fn pubrels_leave_in_the_order_of_the_pubrecs() {
         receiver.subscribe(&topic, 2);
         let mut sender = Client::connect(&broker, version);
         for _ in 0..9 {
-            sender.deliver_at(2, &topic, "x");
+            sender.deliver_at(&topic, "x", 2);
         }
         let mut ids: Vec<u16> = (0..9).map(|_| receiver.message().id).collect();
         random.shuffle(&mut ids);

@@ -29,7 +29,7 @@ fn state_is_kept_as_long_as_the_connection_is_open() {
         let mut sender = Client::connect(&broker, version);
         let mut witness = Client::connect(&broker, version);
         witness.subscribe(&outside, 2);
-        sender.deliver_at(2, &topic, "half");
+        sender.deliver_at(&topic, "half", 2);
         let half = client.message();
         client.ack(PUBREC, half.id);
         assert_eq!(client.next(), Got::Ack(PUBREL, half.id, 0));
@@ -70,21 +70,21 @@ fn every_part_of_the_state_of_a_session_outlives_its_connections() {
         client.publish(&outside, "once", 2, 7);
         assert_eq!(client.next(), Got::Ack(PUBREC, 7, 0));
         let mut sender = Client::connect(&broker, version);
-        sender.deliver_at(1, &topic, "one");
-        sender.deliver_at(2, &topic, "two");
-        sender.deliver_at(2, &topic, "three");
+        sender.deliver_at(&topic, "one", 1);
+        sender.deliver_at(&topic, "two", 2);
+        sender.deliver_at(&topic, "three", 2);
         let sent = [client.message(), client.message(), client.message()];
         client.ack(PUBREC, sent[1].id);
         assert_eq!(client.next(), Got::Ack(PUBREL, sent[1].id, 0));
         drop(client);
-        sender.deliver_at(1, &topic, "four");
+        sender.deliver_at(&topic, "four", 1);
 
         let dup = |message: &Message| Message { dup: true, ..message.clone() };
         let mut open = vec![dup(&sent[0]), dup(&sent[2])];
         for _ in 0..3 {
             let (mut client, present) = hello.open(broker.addr());
             assert!(present);
-            let mut came = client.drain();
+            let mut came = client.drain_packets();
             let pubrel = came.iter().position(|got| *got == Got::Ack(PUBREL, sent[1].id, 0));
             came.remove(pubrel.expect("PUBREL is sent again"));
             let came: Vec<Message> = came.into_iter().map(message).collect();
@@ -98,7 +98,7 @@ fn every_part_of_the_state_of_a_session_outlives_its_connections() {
         assert_eq!(open.len(), 3, "the one that waited came");
 
         let (mut client, _) = hello.open(broker.addr());
-        client.drain();
+        client.drain_packets();
         client.send_publication(&Publication::new(&outside, "once").qos(2, 7).dup());
         assert_eq!(client.next(), Got::Ack(PUBREC, 7, 0));
         client.ack(PUBREL, 7);
@@ -129,10 +129,10 @@ fn nothing_is_left_of_a_session_whose_expiry_interval_has_passed() {
     let is_over = |id: &String| {
         sender.assert_silent_for(Duration::from_millis(100));
         let (mut client, present) = Hello::persistent(V5, id).open(broker.addr());
-        let waited = client.drain_messages();
+        let waited = client.drain();
         assert_eq!(waited.is_empty(), !present, "{waited:?}");
         sender.deliver(&topic, "later");
-        assert_eq!(client.drain_messages().is_empty(), !present);
+        assert_eq!(client.drain().is_empty(), !present);
         !present
     };
     assert!(sessions.iter().any(is_over), "no session is over after five seconds");
@@ -276,7 +276,7 @@ fn each_open_message_has_an_identifier_of_its_own() {
         let mut sender = Client::connect(&broker, version);
         let mut open: Vec<Message> = Vec::new();
         for number in 0..60_u8 {
-            sender.deliver_at(1 + number % 2, &topic, [number]);
+            sender.deliver_at(&topic, [number], 1 + number % 2);
             let message = receiver.message();
             assert_eq!(message.payload, [number]);
             assert!(open.iter().all(|other| other.id != message.id), "{message:?} of {open:?}");
@@ -285,7 +285,7 @@ fn each_open_message_has_an_identifier_of_its_own() {
                 // From the middle, so that identifiers come free in between.
                 for _ in 0..3 {
                     let message = open.remove(2);
-                    receiver.complete(&message);
+                    receiver.take(&message);
                 }
             }
         }
@@ -346,7 +346,7 @@ fn qos_2_message_is_sent_until_pubrec_and_pubrel_until_pubcomp() {
         let hello = Hello::persistent(version, &id);
         let (mut client, _) = hello.open(broker.addr());
         client.subscribe(&topic, 2);
-        Client::connect(&broker, version).deliver_at(2, &topic, "x");
+        Client::connect(&broker, version).deliver_at(&topic, "x", 2);
         let first = client.message();
         client.assert_silent();
         for _ in 0..2 {
@@ -363,7 +363,7 @@ fn qos_2_message_is_sent_until_pubrec_and_pubrel_until_pubcomp() {
             drop(client);
             client = hello.open(broker.addr()).0;
             // And not the message.
-            assert_eq!(client.drain(), slice::from_ref(&pubrel));
+            assert_eq!(client.drain_packets(), slice::from_ref(&pubrel));
         }
         // A client that has not kept a record of PUBREL.
         client.ack(PUBREC, first.id);
@@ -399,7 +399,7 @@ fn qos_2_message_that_was_sent_does_not_expire() {
     let mut clients = ids.each_ref().map(open);
     let again = clients[0].message();
     assert_eq!((again.text(), again.id, again.dup), ("x", sent[0].id, true));
-    clients[0].complete(&again);
+    clients[0].take(&again);
     assert_eq!(clients[1].next(), Got::Ack(PUBREL, sent[1].id, 0));
     clients[1].ack(PUBCOMP, sent[1].id);
     clients.iter_mut().for_each(Client::assert_silent);
@@ -460,7 +460,7 @@ fn identifier_of_a_refused_qos_2_message_is_free_with_its_pubrec() {
         assert_eq!(sender.next(), Got::Ack(PUBCOMP, 7, 0));
         let message = receiver.message();
         assert_eq!(message.text(), payload);
-        receiver.complete(&message);
+        receiver.take(&message);
     }
     broker.stop();
 }
@@ -533,7 +533,7 @@ fn open_messages_are_sent_again_with_dup_and_their_identifiers_in_order() {
         receiver.subscribe(&topic, 2);
         let mut sender = Client::connect(&broker, version);
         for (index, qos) in [1, 2, 1, 2, 1].into_iter().enumerate() {
-            sender.deliver_at(qos, &topic, [b'a' + index as u8]);
+            sender.deliver_at(&topic, [b'a' + index as u8], qos);
         }
         let first: Vec<Message> = (0..5).map(|_| receiver.message()).collect();
         assert!(first.iter().all(|message| !message.dup));
@@ -549,7 +549,7 @@ fn open_messages_are_sent_again_with_dup_and_their_identifiers_in_order() {
         assert!(present);
         // Messages in their order, and PUBRELs in theirs, which is that of the PUBRECs.
         let (messages, pubrels): (Vec<Got>, Vec<Got>) =
-            receiver.drain().into_iter().partition(|got| matches!(got, Got::Publish(_)));
+            receiver.drain_packets().into_iter().partition(|got| matches!(got, Got::Publish(_)));
         let dup = |message: &Message| Got::Publish(Message { dup: true, ..message.clone() });
         assert_eq!(messages, [dup(&first[0]), dup(&first[4])]);
         let pubrel = |message: &Message| Got::Ack(PUBREL, message.id, 0);
@@ -604,9 +604,9 @@ fn nothing_is_sent_again_while_the_connection_lasts() {
     let mut receiver = Client::connect(&broker, V5);
     receiver.subscribe(&topic, 2);
     let mut sender = Client::connect(&broker, V5);
-    sender.deliver_at(1, &topic, "one");
-    sender.deliver_at(2, &topic, "two");
-    sender.deliver_at(2, &topic, "three");
+    sender.deliver_at(&topic, "one", 1);
+    sender.deliver_at(&topic, "two", 2);
+    sender.deliver_at(&topic, "three", 2);
     let sent = [receiver.message(), receiver.message(), receiver.message()];
     receiver.ack(PUBREC, sent[2].id);
     assert_eq!(receiver.next(), Got::Ack(PUBREL, sent[2].id, 0));
@@ -630,7 +630,7 @@ fn new_session_gets_nothing_of_what_the_earlier_one_left_open() {
         client.subscribe(&topic, 2);
         let mut sender = Client::connect(&broker, version);
         for qos in [1, 2, 2] {
-            sender.deliver_at(qos, &topic, "x");
+            sender.deliver_at(&topic, "x", qos);
         }
         let last = [client.message(), client.message(), client.message()][2].id;
         client.ack(PUBREC, last);
@@ -654,19 +654,19 @@ fn message_that_the_client_refuses_is_done_with() {
         client.subscribe(&topic, 2);
         let mut sender = Client::connect(&broker, V5);
         for qos in [1, 2] {
-            sender.deliver_at(qos, &topic, "bad");
+            sender.deliver_at(&topic, "bad", qos);
         }
         let (once, exactly) = (client.message(), client.message());
         client.ack_with(PUBACK, once.id, code, &[Property::ReasonString("no")]);
         client.ack_with(PUBREC, exactly.id, code, &[Property::ReasonString("no")]);
         // No PUBREL, and room for two others.
         client.assert_silent();
-        sender.deliver_at(1, &topic, "good");
-        sender.deliver_at(2, &topic, "good");
+        sender.deliver_at(&topic, "good", 1);
+        sender.deliver_at(&topic, "good", 2);
         for _ in 0..2 {
             let message = client.message();
             assert_eq!(message.text(), "good");
-            client.complete(&message);
+            client.take(&message);
         }
         client.disconnect();
         let (mut client, present) = hello.open(broker.addr());

@@ -217,7 +217,7 @@ fn filters_match_by_their_levels_and_nothing_is_normalised() {
         }
         for (filter, client) in filters.iter().zip(&mut clients) {
             let mut came: Vec<String> =
-                client.drain_messages().into_iter().map(|message| message.topic).collect();
+                client.drain().into_iter().map(|message| message.topic).collect();
             came.sort_unstable();
             assert_eq!(came, expected(filter), "live: {filter:?}");
         }
@@ -270,7 +270,7 @@ fn wildcard_in_first_place_matches_no_topic_that_begins_with_a_dollar() {
                 sender.deliver(&hidden, "x");
                 sender.deliver(&seen, "x");
             }
-            let rest = client.drain_messages();
+            let rest = client.drain();
             assert!(rest.iter().all(|message| !message.topic.starts_with('$')), "{rest:?}");
         }
         for filter in [&hidden, &format!("${stem}/#"), &format!("${stem}/+")] {
@@ -341,15 +341,15 @@ fn member_of_a_group_gets_messages_with_no_more_than_its_granted_qos() {
         .collect();
     let mut sender = Client::connect(&broker, V5);
     for published in (0..=2).cycle().take(18) {
-        sender.deliver_at(published, &topic, "x");
+        sender.deliver_at(&topic, "x", published);
         for (granted, client) in alone.iter_mut().enumerate() {
             let came = client.receive(1);
             assert_eq!(came[0].qos, published.min(granted as u8));
         }
         let mut came = Vec::new();
         for (granted, client) in together.iter_mut().enumerate() {
-            for message in client.drain_messages() {
-                client.complete(&message);
+            for message in client.drain() {
+                client.take(&message);
                 came.push((message.qos, published.min(granted as u8)));
             }
         }
@@ -381,7 +381,7 @@ fn qos_2_message_that_one_member_was_sent_is_completed_with_this_member_when_it_
         } else {
             let again = chosen.message();
             assert_eq!(again, Message { dup: true, ..sent });
-            chosen.complete(&again);
+            chosen.take(&again);
         }
         group.other.assert_silent();
         chosen.assert_silent();
@@ -416,7 +416,7 @@ fn qos_2_message_that_one_member_was_sent_goes_to_no_other_when_its_session_ends
             client.assert_silent();
             // Behind whatever the end of the session brought about.
             group.sender.deliver(&group.topic, "next");
-            let came = group.other.drain_messages();
+            let came = group.other.drain();
             assert_eq!(came.iter().map(Message::text).collect::<Vec<_>>(), ["next"]);
         }
     }
@@ -444,7 +444,7 @@ fn message_that_one_member_refuses_goes_to_no_other_and_does_not_come_back() {
             drop(chosen);
             Hello::new(V5, &group.chosen_id).open(broker.addr()).0.assert_silent();
             group.sender.deliver(&group.topic, "next");
-            let came = group.other.drain_messages();
+            let came = group.other.drain();
             assert_eq!(came.iter().map(Message::text).collect::<Vec<_>>(), ["next"]);
         }
     }
@@ -474,8 +474,8 @@ impl Group {
             client
         });
         let mut sender = Client::connect(broker, V5);
-        sender.deliver_at(qos, &topic, "shared");
-        let mut came = members.each_mut().map(Client::drain_messages);
+        sender.deliver_at(&topic, "shared", qos);
+        let mut came = members.each_mut().map(Client::drain);
         assert_eq!(came[0].len() + came[1].len(), 1, "one member gets it: {came:?}");
         let index = usize::from(came[0].is_empty());
         let sent = came[index].remove(0);

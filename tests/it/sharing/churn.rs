@@ -275,7 +275,7 @@ impl Member {
     }
 
     fn read(&mut self, came: &mut Arrivals) {
-        let got = self.client.iter_mut().flat_map(Client::drain).collect::<Vec<_>>();
+        let got = self.client.iter_mut().flat_map(Client::drain_packets).collect::<Vec<_>>();
         got.into_iter().for_each(|got| self.handle(got, came));
     }
 
