@@ -149,7 +149,7 @@ impl Bench {
         let mut sent = 0;
         loop {
             out.bytes.clear();
-            session.fill(Instant::now(), out);
+            session.fill(Instant::now, out);
             // What answers to PUBREC left there is written as well: PUBREL for PUBREC.
             sent += out.bytes.len();
             answers.clear();

@@ -3,27 +3,32 @@
 //! [`Arguments`] is the command line, [`File`] the configuration file field for field, [`Config`] the checked
 //! result, split by owner.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 use std::{fs, io};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
+use crate::auth;
+use crate::auth::Scram;
 use crate::ids::Qos;
 use crate::router::keeper::RetainedLimits;
 use crate::router::mailbox::QueueLimits;
 use crate::router::sharing::Strategy;
 use crate::session;
 use crate::session::Availability;
+use crate::session::authentication::{Access, Anonymous, Authenticator};
 use crate::topic::check_topic_name;
 use crate::{net, router};
 
 /// An MQTT broker for 3.1.1 and 5.0 that uses all cores.
 #[derive(Clone, Debug, Default, Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     /// Where to accept MQTT over TCP [default: 127.0.0.1:1883]
     #[arg(long, env = "SOCKET_ADDR", value_name = "ADDR")]
@@ -37,13 +42,35 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Accept clients from other machines although nobody is asked for a password
+    /// Accept clients that do not say who they are, also from other machines and beside users
     #[arg(long)]
     pub allow_anonymous: bool,
 
     /// Print the settings that are in force as a settings file, and stop
     #[arg(long)]
     pub print_config: bool,
+
+    /// Something else than to serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the command does instead of serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Ask for a password and print the line for `[scram_users]` in the settings file
+    ///
+    /// The password is asked for at the terminal, or read as one line from standard input if that is something
+    /// else. The line holds what checks the password, and not the password.
+    ScramUser {
+        /// Who logs in with it
+        name: String,
+
+        /// Rounds of PBKDF2 that the client has to do at each login
+        #[arg(long, value_name = "N", default_value_t = auth::ITERATIONS_MIN)]
+        #[arg(value_parser = clap::value_parser!(u32).range(i64::from(auth::ITERATIONS_MIN)..))]
+        iterations: u32,
+    },
 }
 
 const EXAMPLES: &str = "\
@@ -53,6 +80,11 @@ Examples:
   mailboxqtt --listen 0.0.0.0:1883 --allow-anonymous
   SOCKET_ADDR=127.0.0.1:1884 RUST_LOG=debug mailboxqtt
   mailboxqtt --print-config > mailboxqtt.toml; mailboxqtt --config mailboxqtt.toml
+
+Users, who log in with MQTT 5 and SCRAM-SHA-256:
+  echo '[scram_users]' > users.toml
+  mailboxqtt scram-user alice >> users.toml
+  mailboxqtt --config users.toml --listen 0.0.0.0:1883
 
 Environment:
   SOCKET_ADDR   like --listen
@@ -71,7 +103,8 @@ pub struct File {
     pub listen: SocketAddr,
     /// Router shards; 0 is one per core.
     pub shards: u16,
-    /// Accept clients from other machines although nobody is asked for a password.
+    /// Accept clients that do not say who they are, also from other machines and beside users. Without users
+    /// those from this machine are always accepted.
     pub allow_anonymous: bool,
     /// Connections at the same time; 0 is as many as the open-file limit allows.
     pub connections_max: usize,
@@ -124,6 +157,8 @@ pub struct File {
     pub shared_strategy: Strategy,
     /// Seconds between two rounds of `$SYS` messages.
     pub sys_interval_s: u16,
+    /// Who may log in by SCRAM-SHA-256, with what `mailboxqtt scram-user` prints for each.
+    pub scram_users: BTreeMap<String, String>,
 }
 
 impl Default for File {
@@ -157,6 +192,7 @@ impl Default for File {
             retained_bytes_max: 1024 * 1024 * 1024,
             shared_strategy: Strategy::RoundRobin,
             sys_interval_s: 10,
+            scram_users: BTreeMap::new(),
         }
     }
 }
@@ -170,6 +206,8 @@ pub struct Config {
     pub shards: usize,
     /// For `net`.
     pub net: net::Limits,
+    /// For `net`.
+    pub access: Access,
     /// For `router`.
     pub router: router::Limits,
     /// For `sys`.
@@ -203,10 +241,14 @@ pub enum InvalidConfig {
         /// What it must be.
         rule: &'static str,
     },
+    /// Users that cannot be.
+    #[error("setting `scram_users`: {0}")]
+    User(#[from] auth::InvalidUser),
     /// Everybody could connect.
     #[error(
         "listening on {0} would let anybody on the network in without a password; listen on a loopback \
-         address, or say --allow-anonymous (in the settings file: allow_anonymous = true)"
+         address, name users below [scram_users] in the settings file (`mailboxqtt scram-user`), or say \
+         --allow-anonymous (in the settings file: allow_anonymous = true)"
     )]
     OpenToTheWorld(SocketAddr),
 }
@@ -259,8 +301,17 @@ impl File {
             let rule = "must be empty or a topic name that does not begin with `$`";
             return Err(InvalidConfig::Value { key: "response_topic_prefix", rule });
         }
-        if !self.listen.ip().is_loopback() && !self.allow_anonymous {
+        let anonymous = match self.allow_anonymous || self.scram_users.is_empty() {
+            true => Anonymous::Allowed,
+            false => Anonymous::Refused,
+        };
+        let is_open = self.scram_users.is_empty() && !self.allow_anonymous;
+        if !self.listen.ip().is_loopback() && is_open {
             return Err(InvalidConfig::OpenToTheWorld(self.listen));
+        }
+        let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
+        if !self.scram_users.is_empty() {
+            authenticators.push(Arc::new(Scram::new(&self.scram_users)?));
         }
         // Files that are not connections: standard streams, listener, epoll, a margin.
         let connections_possible = files_max.saturating_sub(32).max(1);
@@ -299,6 +350,7 @@ impl File {
                     check_payload_format: self.check_payload_format,
                 },
             },
+            access: Access { authenticators, anonymous },
             router: router::Limits {
                 queue: QueueLimits {
                     messages_max: self.queue_messages_max,
@@ -340,11 +392,58 @@ mod tests {
     }
 
     #[test]
+    fn qos_and_response_topics_that_cannot_be_are_refused_by_key() {
+        let error = File { qos_max: 3, ..File::default() }.check(1024).unwrap_err();
+        assert_eq!(error.to_string(), "setting `qos_max` must be 0, 1 or 2");
+        for prefix in ["a/#", "+", "$SYS/", "a\0"] {
+            let file = File { response_topic_prefix: prefix.into(), ..File::default() };
+            let error = file.check(1024).unwrap_err();
+            assert!(error.to_string().contains("`response_topic_prefix`"), "{prefix}: {error}");
+        }
+        let file = File { response_topic_prefix: "answers/".into(), ..File::default() };
+        assert_eq!(&*file.check(1024).unwrap().net.response_topic_prefix, "answers/");
+    }
+
+    #[test]
     fn listening_beyond_loopback_needs_a_word_of_consent() {
         let open = File { listen: ([0, 0, 0, 0], 1883).into(), ..File::default() };
         let error = open.clone().check(1024).unwrap_err();
         assert!(error.to_string().contains("--allow-anonymous"), "{error}");
-        assert!(File { allow_anonymous: true, ..open }.check(1024).is_ok());
+        assert!(error.to_string().contains("[scram_users]"), "{error}");
+        assert!(File { allow_anonymous: true, ..open.clone() }.check(1024).is_ok());
+        assert!(File { scram_users: alice(), ..open }.check(1024).is_ok());
+    }
+
+    #[test]
+    fn anonymous_clients_are_refused_where_there_are_users_and_no_consent() {
+        let anonymous = |file: File| file.check(1024).unwrap().access.anonymous;
+        let users = File { scram_users: alice(), ..File::default() };
+        assert_eq!(anonymous(File::default()), Anonymous::Allowed);
+        assert_eq!(anonymous(users.clone()), Anonymous::Refused);
+        assert_eq!(anonymous(File { allow_anonymous: true, ..users }), Anonymous::Allowed);
+    }
+
+    #[test]
+    fn user_whose_credential_cannot_be_read_is_refused_by_name() {
+        let file: File = toml::from_str("[scram_users]\nbob = \"hunter2\"").unwrap();
+        let error = file.check(1024).unwrap_err().to_string();
+        assert!(error.starts_with("setting `scram_users`: the value of `bob` is not"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn users_are_printed_as_they_were_read() {
+        let users = alice();
+        let file = File { scram_users: users.clone(), ..File::default() };
+        let printed = toml::to_string(&file).unwrap();
+        let read: File = toml::from_str(&printed).unwrap();
+        assert_eq!(read.scram_users, users);
+        assert_eq!(read.sys_interval_s, file.sys_interval_s);
+    }
+
+    fn alice() -> BTreeMap<String, String> {
+        let credential = auth::Credential::new("secret", auth::ITERATIONS_MIN).unwrap();
+        BTreeMap::from([("alice".to_owned(), credential.to_string())])
     }
 
     #[test]

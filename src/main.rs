@@ -1,12 +1,14 @@
 //! The `mailboxqtt` command: settings, runtime, signals, exit code. Floor 6.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
+use mailboxqtt::auth::{self, Credential};
 use mailboxqtt::broker::Broker;
-use mailboxqtt::config::Arguments;
+use mailboxqtt::config::{Arguments, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
@@ -22,6 +24,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(Command::ScramUser { name, iterations }) = &arguments.command {
+        return scram_user(name, *iterations);
+    }
     let settings = arguments.settings()?;
     if arguments.print_config {
         return print(&toml::to_string(&settings)?);
@@ -57,6 +62,27 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         broker.run(shutdown).await;
         Ok(())
     })
+}
+
+/// Prints a line for the settings file; the password is nowhere but in the client's hands.
+fn scram_user(name: &str, iterations: u32) -> anyhow::Result<()> {
+    let name = auth::prepare(name).context("the user name")?;
+    let credential = Credential::new(&read_password()?, iterations).context("the password")?;
+    print(&toml::to_string(&BTreeMap::from([(name, credential.to_string())]))?)
+}
+
+/// From the terminal without showing it, or the first line of what standard input is.
+fn read_password() -> anyhow::Result<String> {
+    if std::io::stdin().is_terminal() {
+        let password = rpassword::prompt_password("Password: ")?;
+        let again = rpassword::prompt_password("Password again: ")?;
+        ensure!(password == again, "the two passwords differ");
+        return Ok(password);
+    }
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).context("cannot read the password")?;
+    let line = line.strip_suffix('\n').unwrap_or(&line);
+    Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
 }
 
 /// Each connection is an open file. Returns how many there may be.

@@ -33,6 +33,7 @@ use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
 use crate::message::{Replay, Undelivered};
 use crate::session::aliases::ReceivedAliases;
+use crate::session::authentication::Reauthentication;
 use crate::session::incoming::{Incoming, Novelty, Verdict};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::refusal::{NO_OPEN_MESSAGE, PublishRefusal, has_wrong_format};
@@ -40,12 +41,14 @@ use crate::session::subscribing::Subscribing;
 use crate::topic::TopicFilter;
 
 mod aliases;
+pub mod authentication;
 mod availability;
 mod close;
 mod connect;
 mod incoming;
 mod outgoing;
 mod output;
+mod queue;
 mod refusal;
 mod subscribing;
 mod will;
@@ -62,6 +65,7 @@ pub use output::Output;
 pub use output::Request;
 pub use output::Retained;
 pub use output::Tally;
+pub use refusal::FilterRefusal;
 pub use will::Will;
 
 /// [`Session::fill`] stops when the output holds this much; one more stretch of frames may go over it.
@@ -104,6 +108,8 @@ pub struct Session {
     subscribing: Subscribing,
     will: Option<Will>,
     expiry: Expiry,
+    /// `None` for a client that is not authenticated. Boxed, because most are not.
+    reauthentication: Option<Box<Reauthentication>>,
 }
 
 /// Where a PUBLISH frame is in the read buffer.
@@ -128,6 +134,7 @@ impl Session {
             subscribing: Subscribing::default(),
             will: None,
             expiry: Expiry::WithConnection,
+            reauthentication: None,
         };
         session.attach(opening, now);
         session
@@ -140,6 +147,8 @@ impl Session {
         self.will = opening.will.clone();
         self.expiry = opening.expiry;
         self.aliases.clear();
+        let authenticated = opening.authenticated.as_ref();
+        self.reauthentication = authenticated.map(|it| Box::new(Reauthentication::new(it)));
         self.outgoing.attach(&self.link);
     }
 
@@ -148,6 +157,7 @@ impl Session {
     pub fn detach(&mut self, reason: &CloseReason) -> Option<Will> {
         self.incoming.detach();
         self.subscribing.detach();
+        self.reauthentication = None;
         self.will.take().filter(|_| reason.publishes_will())
     }
 
@@ -193,6 +203,12 @@ impl Session {
         self.outgoing.take_shared(has_ended, out)
     }
 
+    /// Drops messages whose Message Expiry Interval has passed while they waited [MQTT-3.3.2-5]. Returns
+    /// whether others wait that will expire. [`Session::fill`] does not need it: it makes room.
+    pub fn drop_expired(&mut self, now: Instant, out: &mut Output) -> bool {
+        self.outgoing.drop_expired(now, out)
+    }
+
     /// Messages that were sent to the client and are not complete.
     pub fn inflight(&self) -> usize {
         self.outgoing.inflight()
@@ -209,7 +225,7 @@ impl Session {
         out.tally.packets_received += 1;
         out.tally.publishes_received += 1;
         out.tally.publish_bytes_received += place.frame.len() as u64;
-        let (mut alias, mut expires) = (None, false);
+        let (mut alias, mut expires, mut format) = (None, false, None);
         if !publish.properties.is_empty() {
             if publish.properties.subscription_identifiers().next().is_some() {
                 let what = "subscription identifier in a client's PUBLISH";
@@ -217,6 +233,10 @@ impl Session {
             }
             alias = publish.properties.topic_alias();
             expires = publish.properties.message_expiry_interval_s().is_some();
+            let is_checked = self.limits.check_payload_format;
+            if is_checked && has_wrong_format(publish.properties, publish.payload) {
+                format = Some(PublishRefusal::PayloadFormat);
+            }
         }
         if let Some(alias) = alias
             && let Err(reason) = self.learn_alias(alias, publish.topic)
@@ -227,7 +247,8 @@ impl Session {
         if let Err(reason) = self.limits.availability.check_publish(qos, retain) {
             return out.close(reason);
         }
-        let refusal = self.refusal(self.topic_of(publish, alias), publish);
+        let is_system = self.topic_of(publish, alias).starts_with("$SYS/");
+        let refusal = is_system.then_some(PublishRefusal::SystemTopic).or(format);
         if let Some(id) = publish.delivery.id()
             && self.receive(id, qos, refusal, out) == Novelty::Repeated
         {
@@ -272,9 +293,10 @@ impl Session {
             Packet::PingReq => out.send(&Packet::PingResp, &self.link),
             Packet::Disconnect(disconnect) => self.disconnect(disconnect, out),
             Packet::Connect(_) => out.close(CloseReason::Protocol("second CONNECT")),
-            Packet::Auth(_) => {
-                out.close(CloseReason::Protocol("AUTH without an authentication method"));
-            }
+            Packet::Auth(auth) => match &mut self.reauthentication {
+                Some(reauthentication) => reauthentication.handle_auth(auth, &self.link, out),
+                None => out.close(CloseReason::Protocol("AUTH without an authentication method")),
+            },
             Packet::Publish(_) => out.close(CloseReason::Protocol("PUBLISH out of its path")),
             Packet::ConnAck(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => {
                 out.close(CloseReason::Protocol("packet that only a server sends"));
@@ -326,8 +348,9 @@ impl Session {
 
     /// Puts what waits on the wire, as far as the window and the room in the output go. Call it when
     /// everything that arrived has been handled. Returns whether more could go once there is room.
-    pub fn fill(&mut self, now: Instant, out: &mut Output) -> bool {
-        let more = self.outgoing.fill(&self.link, now, out);
+    /// The clock `now` is read only for messages that expire.
+    pub fn fill(&mut self, now: impl Fn() -> Instant, out: &mut Output) -> bool {
+        let more = self.outgoing.fill(&self.link, &now, out);
         if self.outgoing.is_drained() {
             self.subscribing.ask_for_chunk(out);
         }
@@ -352,7 +375,7 @@ impl Session {
     pub fn say_goodbye(&self, reason: &CloseReason, out: &mut Output) {
         if let (ProtocolVersion::V5, Some(code)) = (self.link.version, reason.reason_code()) {
             let packet = Disconnect { reason: code, properties: Properties::EMPTY };
-            out.send_last(&packet, &reason.to_string(), &self.link);
+            out.send_last(&packet, &reason.explanation(), &self.link);
         }
     }
 
@@ -375,16 +398,6 @@ impl Session {
             Some(topic) => topic,
             None => publish.topic,
         }
-    }
-
-    /// Why a message to `topic` is not routed.
-    fn refusal(&self, topic: &str, publish: &Publish<'_>) -> Option<PublishRefusal> {
-        if topic.starts_with("$SYS/") {
-            return Some(PublishRefusal::SystemTopic);
-        }
-        let is_checked = self.limits.check_payload_format && !publish.properties.is_empty();
-        (is_checked && has_wrong_format(publish.properties, publish.payload))
-            .then_some(PublishRefusal::PayloadFormat)
     }
 
     /// A QoS 1 or 2 message arrived: an answer is due at the end of the turn.
@@ -422,7 +435,9 @@ impl Session {
     }
 
     fn subscribe(&mut self, packet: &crate::codec::Subscribe<'_>, out: &mut Output) {
-        if let Err(reason) = self.limits.availability.check_subscribe(packet.properties) {
+        if self.link.version == ProtocolVersion::V5
+            && let Err(reason) = self.limits.availability.check_subscribe(packet)
+        {
             return out.close(reason);
         }
         self.subscribing.subscribe(packet, &self.limits, &self.link, out);

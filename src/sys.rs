@@ -12,7 +12,7 @@ use crate::router::Router;
 /// Publishes every `interval`, at once for the first time, until `stop`.
 pub async fn run(router: Router, interval: Duration, stop: CancellationToken) {
     let started = Instant::now();
-    let inbox = router.open_mailbox();
+    let inbox = router.open_mailbox(None);
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut clients_max = 0;
@@ -61,6 +61,7 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("subscriptions/count", metrics.subscriptions.value()),
         ("errors/protocol", metrics.protocol_errors.value()),
         ("errors/acknowledgements", metrics.acks_unknown.value()),
+        ("errors/authentication", metrics.authentications_failed.value()),
     ];
     values.extend(numbers.map(|(name, number)| (name, number.to_string())));
     let mut messages: Vec<(String, String)> =

@@ -19,6 +19,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("session", 2),
     ("subscriptions", 2),
     ("retained", 2),
+    ("auth", 3),
     ("router", 4),
     ("net", 5),
     ("sys", 5),

@@ -151,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let out = &mut scratch.out;
         if *reason == CloseReason::ShuttingDown {
             while self.take_mail(out) == Step::Progress {}
-            while self.session.fill(Instant::now(), out) {
+            while self.session.fill(Instant::now, out) {
                 bytes.append(&mut out.bytes);
             }
         }
@@ -165,13 +165,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<CloseReason> {
-        let now = Instant::now();
         for _ in 0..TURNS_MAX {
             let mail = self.take_mail(&mut scratch.out);
-            let read = self.poll_read(cx, now, scratch);
+            let read = self.poll_read(cx, scratch);
             let out = &mut scratch.out;
             let was_blocked = !self.has_sent_all();
-            let more = !was_blocked && out.close.is_none() && self.session.fill(now, out);
+            let more = !was_blocked && out.close.is_none() && self.session.fill(Instant::now, out);
             self.settle(out);
             // What `fill` asked of the shards must have a waker, too, if they are full.
             let held_by_shards = self.links.poll_flush(cx).is_pending();
@@ -221,6 +220,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     out.close.get_or_insert(CloseReason::TakenOver);
                 }
                 Mail::TakenOver { .. } => (),
+                Mail::Expire => {
+                    self.inbox.mailbox().forget_expiry();
+                    if self.session.drop_expired(Instant::now(), out) {
+                        self.inbox.mailbox().expect_expiry();
+                    }
+                }
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }
@@ -228,14 +233,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// One read, if there may be one, and everything that it brought.
-    fn poll_read(&mut self, cx: &mut Context<'_>, now: Instant, scratch: &mut Scratch) -> Step {
+    fn poll_read(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Step {
         let Scratch { read, out, .. } = scratch;
         self.is_held_back = self.links.poll_flush(cx).is_pending() || self.has_much_unsent();
         if out.close.is_some() || self.is_held_back {
             return Step::Nothing;
         }
         if self.has_packets {
-            self.take_tail(now, out);
+            self.take_tail(Instant::now(), out);
             return Step::Progress;
         }
         let is_large = self.tail.len() > READ_BYTES_MAX / 2;
@@ -256,6 +261,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Poll::Ready(Err(error)) => return lost(&error.to_string(), out),
         };
         self.router.metrics().bytes_received.add(count as u64);
+        let now = Instant::now();
         if is_large {
             self.take_tail(now, out);
         } else {
@@ -372,6 +378,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.publish_bytes_sent.add(tally.publish_bytes_sent);
         metrics.dropped(DropReason::PacketTooLarge, tally.too_large);
         metrics.dropped(DropReason::Expired, tally.expired);
+        metrics.dropped(DropReason::RefusedBySubscriber, tally.refused);
         metrics.dropped(DropReason::NotAuthorized, tally.not_authorized);
         metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
         metrics.acks_unknown.add(tally.acks_unknown);

@@ -1,12 +1,17 @@
-//! The first packet of a connection. Floor 5, called by `net::listener`.
+//! The packets of a connection before its CONNACK: CONNECT, and AUTH both ways where the client asks for
+//! it. Floor 5, called by `net::listener`.
+//!
+//! The listener sets the time limit over all of it, and each packet has the byte limit of a CONNECT.
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::codec::{DecodeError, Packet, Properties, decode, frame_len, header_len};
+use crate::codec::{DecodeError, Packet, PacketType, Properties, decode, frame_len, header_len};
 use crate::ids::ProtocolVersion;
-use crate::session::Refusal;
+use crate::metrics::Metrics;
+use crate::session::authentication::{Admission, Authenticated, AuthenticationError};
+use crate::session::{Link, Refusal};
 
 /// What a connection starts with: a whole CONNECT and perhaps more.
 pub(super) struct Hello {
@@ -20,13 +25,16 @@ pub(super) struct Hello {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandshakeError {
     /// The peer closed the connection, or the network failed.
-    #[error("connection lost before CONNECT: {0}")]
+    #[error("connection lost before CONNACK: {0}")]
     Lost(#[from] io::Error),
-    /// Nothing, or half a packet, for as long as a handshake may take.
-    #[error("no CONNECT in time")]
+    /// DISCONNECT in the middle of the authentication.
+    #[error("client gave its authentication up")]
+    GivenUp,
+    /// Nothing, half a packet, or half an authentication, for as long as a handshake may take.
+    #[error("no CONNECT, or no end of the authentication, in time")]
     TooSlow,
     /// Bytes that are not MQTT, from a client that says it speaks `version`.
-    #[error("malformed CONNECT: {error}")]
+    #[error("malformed packet before CONNACK: {error}")]
     Malformed {
         /// What is wrong with them.
         error: DecodeError,
@@ -41,6 +49,16 @@ pub(super) enum HandshakeError {
     /// A good CONNECT that is not accepted.
     #[error("refused: {0}")]
     Refused(#[from] Refusal),
+    /// The client has not proved who it is.
+    #[error("{error}")]
+    Authentication {
+        /// What the client speaks.
+        version: ProtocolVersion,
+        /// Largest packet that the client takes.
+        packet_bytes_max: Option<u32>,
+        /// Why not.
+        error: AuthenticationError,
+    },
 }
 
 impl HandshakeError {
@@ -51,7 +69,15 @@ impl HandshakeError {
             Self::Malformed { error, version, packet_bytes_max } => {
                 (error, *version, *packet_bytes_max)
             }
-            Self::Lost(_) | Self::TooSlow | Self::NotConnect => return None,
+            Self::Authentication { version, packet_bytes_max, error } => {
+                return Some(Refusal {
+                    version: *version,
+                    reason: error.reason_code(),
+                    explanation: error.explanation().into(),
+                    packet_bytes_max: *packet_bytes_max,
+                });
+            }
+            Self::Lost(_) | Self::GivenUp | Self::TooSlow | Self::NotConnect => return None,
         };
         let is_other_version = matches!(error, DecodeError::UnsupportedProtocolVersion { .. });
         (version == ProtocolVersion::V5 || is_other_version).then(|| Refusal {
@@ -62,9 +88,24 @@ impl HandshakeError {
         })
     }
 
+    /// A client with these terms has not proved who it is.
+    pub(super) fn authentication(link: &Link, error: AuthenticationError) -> Self {
+        let Link { version, packet_bytes_max, .. } = *link;
+        Self::Authentication { version, packet_bytes_max, error }
+    }
+
     /// Whether the client broke the rules.
     pub(super) fn is_protocol_error(&self) -> bool {
-        matches!(self, Self::Malformed { .. } | Self::NotConnect)
+        match self {
+            Self::Malformed { .. } | Self::NotConnect => true,
+            Self::Authentication { error, .. } => error.is_protocol_error(),
+            Self::Lost(_) | Self::GivenUp | Self::TooSlow | Self::Refused { .. } => false,
+        }
+    }
+
+    /// Whether the client kept the rules, and could not or may not say who it is.
+    pub(super) fn is_failed_authentication(&self) -> bool {
+        matches!(self, Self::Authentication { error, .. } if !error.is_protocol_error())
     }
 }
 
@@ -73,18 +114,99 @@ pub(super) async fn read_hello<S: AsyncRead + Unpin>(
     stream: &mut S,
     bytes_max: u32,
 ) -> Result<Hello, HandshakeError> {
-    let mut bytes: Vec<u8> = Vec::with_capacity(512);
+    let mut bytes = Vec::with_capacity(512);
+    let connect_len = read_packet(stream, Awaited::Connect, &mut bytes, bytes_max).await?;
+    Ok(Hello { bytes, connect_len })
+}
+
+/// Sends AUTH and reads AUTH until the client has proved who it is. `received` holds what came behind the
+/// CONNECT, and then what came behind the last AUTH. `None` for a client that need not say who it is.
+pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    mut admission: Admission,
+    link: &Link,
+    received: &mut Vec<u8>,
+    bytes_max: u32,
+    metrics: &Metrics,
+) -> Result<Option<Authenticated>, HandshakeError> {
+    let Link { version, packet_bytes_max, .. } = *link;
+    let failed = |error| HandshakeError::authentication(link, error);
     loop {
-        if bytes.first().is_some_and(|byte: &u8| byte >> 4 != 1) {
-            return Err(HandshakeError::NotConnect);
-        }
-        match frame_len(&bytes, bytes_max).map_err(|error| malformed(error, &bytes))? {
-            Some(connect_len) if connect_len <= bytes.len() => {
-                return Ok(Hello { bytes, connect_len });
+        let (authenticating, auth) = match admission {
+            Admission::Anonymous => return Ok(None),
+            Admission::Authenticated(authenticated) => return Ok(Some(authenticated)),
+            Admission::Continue { authenticating, auth } => (authenticating, auth),
+        };
+        stream.write_all(&auth).await?;
+        metrics.bytes_sent.add(auth.len() as u64);
+        metrics.packets_sent.add(1);
+        let received_before = received.len();
+        let len = read_packet(stream, Awaited::Auth(link), received, bytes_max).await?;
+        metrics.bytes_received.add((received.len() - received_before) as u64);
+        metrics.packets_received.add(1);
+        let frame: Vec<u8> = received.drain(..len).collect();
+        admission = match decode(&frame, version) {
+            Ok(Packet::Auth(auth)) => authenticating.handle_auth(&auth).map_err(failed)?,
+            Ok(Packet::Disconnect(_)) => return Err(HandshakeError::GivenUp),
+            Ok(_) => return Err(failed(AuthenticationError::NotAuth)),
+            Err(error) => {
+                return Err(HandshakeError::Malformed { error, version, packet_bytes_max });
             }
+        };
+    }
+}
+
+/// What may come next.
+#[derive(Clone, Copy)]
+enum Awaited<'a> {
+    /// CONNECT and nothing else [MQTT-3.1.0-1].
+    Connect,
+    /// AUTH or DISCONNECT [MQTT-3.1.2-30], from a client with these terms.
+    Auth(&'a Link),
+}
+
+impl Awaited<'_> {
+    /// Refuses another packet at its first byte, before it is read.
+    fn check(self, first_byte: u8) -> Result<(), HandshakeError> {
+        match (self, PacketType::new(first_byte >> 4)) {
+            (Self::Connect, Some(PacketType::Connect)) => Ok(()),
+            (Self::Connect, _) => Err(HandshakeError::NotConnect),
+            // What is no packet at all is found malformed later.
+            (Self::Auth(_), Some(PacketType::Auth | PacketType::Disconnect) | None) => Ok(()),
+            (Self::Auth(link), Some(_)) => {
+                Err(HandshakeError::authentication(link, AuthenticationError::NotAuth))
+            }
+        }
+    }
+
+    fn malformed(self, error: DecodeError, bytes: &[u8]) -> HandshakeError {
+        match self {
+            Self::Connect => malformed(error, bytes),
+            Self::Auth(Link { version, packet_bytes_max, .. }) => HandshakeError::Malformed {
+                error,
+                version: *version,
+                packet_bytes_max: *packet_bytes_max,
+            },
+        }
+    }
+}
+
+/// Reads until `bytes` starts with a whole packet; returns its length.
+async fn read_packet<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    awaited: Awaited<'_>,
+    bytes: &mut Vec<u8>,
+    bytes_max: u32,
+) -> Result<usize, HandshakeError> {
+    loop {
+        if let Some(first_byte) = bytes.first() {
+            awaited.check(*first_byte)?;
+        }
+        match frame_len(bytes, bytes_max).map_err(|error| awaited.malformed(error, bytes))? {
+            Some(len) if len <= bytes.len() => return Ok(len),
             _ => (),
         }
-        if stream.read_buf(&mut bytes).await? == 0 {
+        if stream.read_buf(bytes).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
     }

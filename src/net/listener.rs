@@ -16,10 +16,11 @@ use crate::codec::ReasonCode;
 use crate::ids::ClientId;
 use crate::net::Limits;
 use crate::net::connection::{Connection, Start};
-use crate::net::handshake::{HandshakeError, read_hello};
+use crate::net::handshake::{HandshakeError, authenticate, read_hello};
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::router::registry::{Claim, Parked, WaitingWill};
+use crate::session::authentication::Access;
 use crate::session::{CloseReason, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -34,11 +35,12 @@ pub async fn run(
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    access: Access,
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
     let connections_max = limits.connections_max;
-    let serving = Arc::new(Serving { router, limits, stop: stop.clone() });
+    let serving = Arc::new(Serving { router, limits, access, stop: stop.clone() });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -77,6 +79,7 @@ fn is_of_one_peer(error: &io::Error) -> bool {
 struct Serving {
     router: Router,
     limits: Limits,
+    access: Access,
     stop: CancellationToken,
 }
 
@@ -107,7 +110,8 @@ impl Serving {
             Ok(None) => return None,
             Ok(Some((opening, claim, rest))) => match self.session_for(&opening, claim).await {
                 Ok((claim, parked, was_present)) => {
-                    debug!(%peer, client = %opening.client_id, was_present, "client connected");
+                    let user = opening.authenticated.as_ref().map(|it| it.user.as_str());
+                    debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
                     return Some(self.begin(stream, &opening, claim, parked, was_present, rest));
                 }
                 Err(error) => error,
@@ -119,7 +123,9 @@ impl Serving {
             HandshakeError::Lost(_) => debug!(%peer, %error, "connection closed"),
             _ => info!(%peer, %error, "connection closed"),
         }
-        self.router.metrics().protocol_errors.add(error.is_protocol_error().into());
+        let metrics = self.router.metrics();
+        metrics.protocol_errors.add(error.is_protocol_error().into());
+        metrics.authentications_failed.add(error.is_failed_authentication().into());
         if let Some(refusal) = error.answer() {
             let mut connack = Vec::new();
             refusal.write(&self.limits.session, &mut connack);
@@ -128,24 +134,43 @@ impl Serving {
         None
     }
 
-    /// Reads the CONNECT, settles the terms and waits for the right to the client id. `None` where a
-    /// newer connection has it.
-    async fn shake_hands<S: AsyncRead + Unpin>(
+    /// Gets to know the client and waits for the right to the client id. `None` where a newer connection
+    /// has it.
+    async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
         peer: SocketAddr,
     ) -> Result<Option<(Opening, Claim, Vec<u8>)>, HandshakeError> {
-        let reading = read_hello(stream, self.limits.connect_bytes_max);
-        let reading = timeout(self.limits.handshake_max, reading).await;
-        let hello = reading.map_err(|_| HandshakeError::TooSlow)??;
-        self.router.metrics().bytes_received.add(hello.bytes.len() as u64);
-        let connect = hello.connect()?;
-        let opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
+        let introduction = timeout(self.limits.handshake_max, self.introduce(stream)).await;
+        let (opening, rest) = introduction.map_err(|_| HandshakeError::TooSlow)??;
+        // A claim ends another connection, so whoever makes one has proved who he is.
         let Ok(claim) = self.router.registry().claim(&opening.client_id).await else {
             debug!(%peer, client = %opening.client_id, "a newer connection has the client id");
             return Ok(None);
         };
-        Ok(Some((opening, claim, hello.into_rest())))
+        Ok(Some((opening, claim, rest)))
+    }
+
+    /// Reads the CONNECT, settles the terms and finds out who the client is. Returns what it sent behind
+    /// that, too.
+    async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+    ) -> Result<(Opening, Vec<u8>), HandshakeError> {
+        let bytes_max = self.limits.connect_bytes_max;
+        let metrics = self.router.metrics();
+        let hello = read_hello(stream, bytes_max).await?;
+        metrics.bytes_received.add(hello.bytes.len() as u64);
+        let connect = hello.connect()?;
+        let mut opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
+        let failed = |error| HandshakeError::authentication(&opening.link, error);
+        let admission = self.access.handle_connect(&connect).map_err(failed)?;
+        let mut rest = hello.into_rest();
+        let link = &opening.link;
+        opening.authenticated =
+            authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
+        opening.check_room(&self.limits.session)?;
+        Ok((opening, rest))
     }
 
     /// Finds the session of the client, or makes one. The flag is CONNACK's session present.
@@ -163,11 +188,8 @@ impl Serving {
             self.router.end_parked(parked).await;
         }
         if let Some(mut parked) = parked {
-            // The client is back in time, or its will is due all the same [MQTT-3.1.3-9].
-            if let Some(waiting) = parked.will.take()
-                && waiting.due_at <= now
-            {
-                self.router.publish_will(waiting.will, parked.inbox.mailbox()).await;
+            if let Some(will) = parked.take_overdue_will(now) {
+                self.router.publish_will(will, parked.inbox.mailbox()).await;
             }
             parked.session.attach(opening, now);
             parked.inbox.mailbox().set_connected(true);
@@ -180,7 +202,7 @@ impl Serving {
         }
         metrics.sessions.add(1);
         let session = Box::new(Session::new(self.limits.session, opening, now));
-        let inbox = self.router.open_mailbox();
+        let inbox = self.router.open_mailbox(Some(&opening.client_id));
         Ok((claim, Parked { session, inbox, expires_at: None, will: None }, false))
     }
 
@@ -219,8 +241,10 @@ impl Serving {
         peer: SocketAddr,
     ) {
         let client = connection.claim.client_id().clone();
-        if reason.is_protocol_error() {
-            self.router.metrics().protocol_errors.add(1);
+        let metrics = self.router.metrics();
+        metrics.protocol_errors.add(reason.is_protocol_error().into());
+        metrics.authentications_failed.add(reason.is_failed_authentication().into());
+        if reason.is_protocol_error() || reason.is_failed_authentication() {
             info!(%peer, %client, %reason, "connection closed");
         } else {
             debug!(%peer, %client, %reason, "connection closed");

@@ -149,6 +149,27 @@ impl Registry {
         }
     }
 
+    /// Works on the session of `client_id` while its client is away; else its owner is told `mail`. `None`
+    /// also where the session is changing hands.
+    pub(super) fn visit<T>(
+        &self,
+        client_id: &ClientId,
+        mail: Mail,
+        work: impl FnOnce(&mut Parked) -> T,
+    ) -> Option<T> {
+        let slot = self.slots.get(client_id)?.clone();
+        match slot.place.clone().try_lock_owned().as_deref_mut() {
+            Ok(Place::Parked { parked, .. }) => Some(work(parked)),
+            Ok(Place::Empty | Place::Removed) => None,
+            Err(_) => {
+                if let Some(owner) = slot.owner() {
+                    owner.send(mail);
+                }
+                None
+            }
+        }
+    }
+
     /// Tells every connected session something.
     pub fn tell_owners(&self, mail: impl Fn() -> Mail) {
         let slots: Vec<Arc<Slot>> = self.slots.iter().map(|slot| slot.value().clone()).collect();
@@ -241,6 +262,13 @@ impl Parked {
         self.expires_at.is_some_and(|at| at <= now)
     }
 
+    /// The client is back: its will is taken back [MQTT-3.1.3-9], unless it should have been published
+    /// by now. Then it is returned, to be published all the same.
+    pub fn take_overdue_will(&mut self, now: Instant) -> Option<Will> {
+        let waiting = self.will.take().filter(|waiting| waiting.due_at <= now)?;
+        Some(waiting.will)
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
         let will = self.will.as_ref().map(|waiting| waiting.due_at);
         will.into_iter().chain(self.expires_at).min()
@@ -285,7 +313,8 @@ impl Claim {
         self.ticket
     }
 
-    /// The parked session, if there is one: it may be over already, and so may the wait of its will.
+    /// The parked session, if there is one: it may be over already, see [`Parked::has_ended`] and
+    /// [`Parked::take_overdue_will`].
     pub fn take(&mut self, registry: &Registry) -> Option<Parked> {
         match std::mem::take(&mut *self.place) {
             Place::Parked { parked, deadline } => {
@@ -402,7 +431,8 @@ mod tests {
             Box::new(WaitingWill { will, due_at })
         });
         let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
-        let inbox = mailbox(registry.fresh_session_id(), limits, Arc::new(Metrics::default()));
+        let inbox =
+            mailbox(registry.fresh_session_id(), None, limits, Arc::new(Metrics::default()));
         Parked { session, inbox, expires_at, will }
     }
 
@@ -496,6 +526,22 @@ mod tests {
         assert_nothing_due(&registry).await;
         claim.park(parked, &registry);
         assert_eq!(deadlines(&registry), 1);
+    }
+
+    /// [MQTT-3.1.3-9]
+    #[test]
+    fn client_takes_its_will_back_until_the_moment_at_which_it_is_due() {
+        let (registry, now) = (Registry::default(), Instant::now());
+        let moment = Duration::from_nanos(1);
+        for (delay_s, expiry_s) in [(5, 10), (10, 5)] {
+            let due_at = now + seconds(5);
+            let mut in_time = parked(&registry, now, expiry_s, Some(delay_s));
+            assert!(in_time.take_overdue_will(due_at - moment).is_none());
+            assert!(in_time.will.is_none(), "and it is gone");
+            let mut late = parked(&registry, now, expiry_s, Some(delay_s));
+            assert!(late.take_overdue_will(due_at).is_some());
+            assert!(late.take_overdue_will(due_at).is_none(), "once");
+        }
     }
 
     #[tokio::test(start_paused = true)]

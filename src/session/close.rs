@@ -1,6 +1,8 @@
 //! Why a connection ends, and what the client is told. Floor 2.
 
 use crate::codec::{DecodeError, ReasonCode};
+use crate::session::authentication::AuthenticationError;
+use crate::session::refusal::FilterRefusal;
 
 /// Why a session lets go of its connection. The text is what the log says.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -35,8 +37,8 @@ pub enum CloseReason {
     /// An answer is larger than the client's Maximum Packet Size.
     #[error("answer of {0} bytes is over the client's maximum packet size")]
     AnswerTooLarge(usize),
-    /// A topic alias, though none is allowed [MQTT-3.3.2-9].
-    #[error("topic alias used, but none is allowed")]
+    /// A topic alias over our Topic Alias Maximum, which may be zero [MQTT-3.3.2-9].
+    #[error("topic alias over the topic alias maximum of CONNACK")]
     TopicAliasInvalid,
     /// PUBLISH over the Maximum QoS.
     #[error("QoS {0} published, which is over the maximum QoS")]
@@ -47,9 +49,15 @@ pub enum CloseReason {
     /// SUBSCRIBE with an identifier, though there are none.
     #[error("subscription identifier used, but there are none")]
     SubscriptionIdentifiersNotSupported,
+    /// SUBSCRIBE with a filter of a kind that there is not.
+    #[error("{0}")]
+    FilterNotSupported(FilterRefusal),
     /// A QoS 0 message that says it is text and is not (MQTT 5, section 3.3.2.3.2).
     #[error("the payload of a QoS 0 message is not UTF-8, as its format indicator says")]
     PayloadFormatInvalid,
+    /// A re-authentication that failed [MQTT-4.12.1-2].
+    #[error(transparent)]
+    Authentication(#[from] AuthenticationError),
 }
 
 impl CloseReason {
@@ -72,10 +80,20 @@ impl CloseReason {
             Self::TopicAliasInvalid => Some(ReasonCode::TopicAliasInvalid),
             Self::QosNotSupported(_) => Some(ReasonCode::QosNotSupported),
             Self::RetainNotSupported => Some(ReasonCode::RetainNotSupported),
+            Self::FilterNotSupported(refusal) => Some(refusal.reason_code()),
             Self::SubscriptionIdentifiersNotSupported => {
                 Some(ReasonCode::SubscriptionIdentifiersNotSupported)
             }
             Self::PayloadFormatInvalid => Some(ReasonCode::PayloadFormatInvalid),
+            Self::Authentication(error) => Some(error.reason_code()),
+        }
+    }
+
+    /// What an MQTT 5 client is told in words: the text of the log, but for what helps to guess users.
+    pub fn explanation(&self) -> String {
+        match self {
+            Self::Authentication(error) => error.explanation(),
+            other => other.to_string(),
         }
     }
 
@@ -86,6 +104,9 @@ impl CloseReason {
 
     /// Whether the client broke the rules.
     pub fn is_protocol_error(&self) -> bool {
+        if let Self::Authentication(error) = self {
+            return error.is_protocol_error();
+        }
         matches!(
             self,
             Self::Malformed(_)
@@ -95,7 +116,13 @@ impl CloseReason {
                 | Self::QosNotSupported(_)
                 | Self::RetainNotSupported
                 | Self::SubscriptionIdentifiersNotSupported
+                | Self::FilterNotSupported(_)
                 | Self::PayloadFormatInvalid
         )
+    }
+
+    /// Whether the client kept the rules, and could not prove anew who it is.
+    pub fn is_failed_authentication(&self) -> bool {
+        matches!(self, Self::Authentication(error) if !error.is_protocol_error())
     }
 }

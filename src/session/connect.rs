@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion};
 use crate::session::Limits;
+use crate::session::authentication::Authenticated;
 use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
 use crate::topic::check_topic_name;
@@ -99,6 +100,8 @@ pub struct Opening {
     pub will: Option<Will>,
     /// The terms.
     pub link: Link,
+    /// Set by the caller once the client has proved who it is; `None` for an anonymous one.
+    pub authenticated: Option<Authenticated>,
     /// The client sent no identifier.
     assigned: bool,
     /// The client has to ping at least this often, whatever it asked for.
@@ -124,7 +127,7 @@ pub struct Refusal {
 }
 
 /// Checks a CONNECT against the rules that are not the codec's, and settles the terms. `spare_id` is used
-/// for a client that sends none.
+/// for a client that sends none. [`Opening::check_room`] is left to the caller.
 pub fn negotiate(
     connect: &Connect<'_>,
     limits: &Limits,
@@ -136,10 +139,6 @@ pub fn negotiate(
     if assigned && !is_v5 && !connect.clean_start {
         let explanation = "a client without an identifier needs a clean session: send one of both";
         return Err(refusal(ReasonCode::ClientIdentifierNotValid, explanation));
-    }
-    if connect.properties.authentication_method().is_some() {
-        let explanation = "this broker knows no authentication methods: connect without one";
-        return Err(refusal(ReasonCode::BadAuthenticationMethod, explanation));
     }
     let keep_alive_s = match limits.keep_alive_s_max {
         Some(max) if is_v5 && (connect.keep_alive_s == 0 || connect.keep_alive_s > max) => max,
@@ -158,22 +157,18 @@ pub fn negotiate(
         .map_err(|(reason, explanation)| refusal(reason, explanation))?;
     let wish_s = expiry_wish_s(connect);
     let expiry = Expiry::from_seconds(wish_s, limits);
-    let opening = Opening {
+    Ok(Opening {
         client_id: if assigned { spare_id() } else { ClientId::new(connect.client_id) },
         clean_start: connect.clean_start,
         expiry,
         will,
         link,
+        authenticated: None,
         assigned,
         server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
         is_expiry_lowered: expiry.as_seconds() != wish_s,
         wants_response_information: properties.request_response_information() == Some(true),
-    };
-    if !opening.can_take(&opening.connack(false, &opening.terms(limits))) {
-        let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
-        return Err(refusal(ReasonCode::ImplementationSpecificError, explanation));
-    }
-    Ok(opening)
+    })
 }
 
 /// The will as it will be published. An error is the reason and a sentence.
@@ -208,6 +203,15 @@ fn expiry_wish_s(connect: &Connect<'_>) -> u32 {
 }
 
 impl Opening {
+    /// Refuses a client that has no room for the CONNACK.
+    pub fn check_room(&self, limits: &Limits) -> Result<(), Refusal> {
+        if self.can_take(&self.connack(false, &self.terms(limits))) {
+            return Ok(());
+        }
+        let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
+        Err(self.refusal(ReasonCode::ImplementationSpecificError, explanation))
+    }
+
     /// Writes the CONNACK that accepts the client. `response_topic_prefix` is empty where none is
     /// configured.
     pub fn accept(
@@ -259,6 +263,9 @@ impl Opening {
         }
         if self.is_expiry_lowered {
             terms.push(Property::SessionExpiryInterval(self.expiry.as_seconds()));
+        }
+        if let Some(authenticated) = &self.authenticated {
+            authenticated.announce(&mut terms);
         }
         terms
     }

@@ -18,9 +18,6 @@ use crate::ids::PacketId;
 use crate::session::refusal::PublishRefusal;
 use crate::session::{Link, Output};
 
-/// Bytes of PUBACK and PUBREC that say nothing but success.
-const PLAIN_ACK_BYTES: u32 = 4;
-
 /// See the module comment.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
@@ -89,10 +86,12 @@ pub(super) enum Novelty {
 
 impl Incoming {
     /// Answers that wait for a connection that is gone are not due any more: the client will
-    /// send those messages again. Receipts may still come and are counted as always.
+    /// send those messages again. Receipts may still come and are counted as always. What was to be
+    /// refused is forgotten with its answer, and judged anew when it comes again.
     pub(super) fn detach(&mut self) {
         self.waiting.clear();
         self.waiting_pubacks = 0;
+        self.received.retain(|_, verdict| !matches!(verdict, Verdict::Refused(_)));
     }
 
     /// A QoS 1 message came; an answer is due once the present turn is complete.
@@ -186,8 +185,7 @@ impl Incoming {
     ) {
         let is_plain = waiting.verdict == Verdict::Accepted
             && waiting.answer != Answer::RepeatedPubRec
-            && unmatched.is_empty()
-            && link.packet_bytes_max.is_none_or(|max| max >= PLAIN_ACK_BYTES);
+            && unmatched.is_empty();
         let mut id = waiting.first;
         loop {
             if is_plain {
@@ -231,6 +229,7 @@ impl Incoming {
     }
 }
 
+/// The form that says nothing but success. A client that takes our CONNACK takes these four bytes.
 fn send_plain(id: PacketId, answer: Answer, out: &mut Output) {
     let first_byte = match answer {
         Answer::PubAck => 0x40,
@@ -251,12 +250,7 @@ fn send_verdict(id: PacketId, answer: Answer, verdict: Verdict, link: &Link, out
     };
     match verdict {
         Verdict::Accepted => out.send(&packet(ReasonCode::Success), link),
-        // A byte longer than success, which says nothing wrong.
-        Verdict::Unmatched => {
-            if out.try_send(&packet(ReasonCode::NoMatchingSubscribers), link).is_err() {
-                out.send(&packet(ReasonCode::Success), link);
-            }
-        }
+        Verdict::Unmatched => out.send(&packet(ReasonCode::NoMatchingSubscribers), link),
         Verdict::Refused(refusal) => {
             out.send_explained(&packet(refusal.reason_code()), &refusal.to_string(), link);
         }

@@ -10,7 +10,6 @@
 //! - Within one QoS the order of deliveries is the order on the wire [MQTT-4.6.0-6].
 //! - Nothing new is sent before everything open has been sent again.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::codec::Ack;
@@ -19,6 +18,7 @@ use crate::codec::{Forward, Packet, Properties, PublishView, ReasonCode, TopicAl
 use crate::ids::{PacketId, Qos};
 use crate::message::{Delivery, Kind, Piece, Undelivered};
 use crate::session::aliases::SentAliases;
+use crate::session::queue::{Queue, Stretch};
 use crate::session::refusal::NO_OPEN_MESSAGE;
 use crate::session::window::{Acknowledged, Body, Resend, Window};
 use crate::session::{Link, OUTPUT_BYTES_MAX, Output};
@@ -79,6 +79,12 @@ impl Outgoing {
         undelivered
     }
 
+    /// Drops what has expired and was not sent. Returns whether anything else may expire.
+    pub(super) fn drop_expired(&mut self, now: Instant, out: &mut Output) -> bool {
+        let acknowledged = self.acknowledged.drop_expired(now, out);
+        self.unacknowledged.drop_expired(now, out) || acknowledged
+    }
+
     /// The client acknowledged something with PUBACK, PUBREC or PUBCOMP.
     pub(super) fn acknowledged(
         &mut self,
@@ -95,7 +101,10 @@ impl Outgoing {
             Step::Completed => self.window.pubcomp(ack.id),
         };
         match outcome {
-            Acknowledged::Expected { released_bytes } => out.tally.released_bytes += released_bytes,
+            Acknowledged::Expected { released_bytes } => {
+                out.tally.released_bytes += released_bytes;
+                out.tally.refused += u64::from(refused);
+            }
             // Only PUBREC has an answer that could say so.
             Acknowledged::Unknown => out.tally.acks_unknown += 1,
         }
@@ -109,7 +118,12 @@ impl Outgoing {
 
     /// Sends again what is open, then what waits, as far as the window and the room in the output
     /// go. Returns whether more could be sent as soon as there is room.
-    pub(super) fn fill(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
+    pub(super) fn fill(
+        &mut self,
+        link: &Link,
+        now: &dyn Fn() -> Instant,
+        out: &mut Output,
+    ) -> bool {
         while out.bytes.len() < OUTPUT_BYTES_MAX {
             if self.resend(link, now, out) || self.send_acknowledged(link, now, out) {
                 continue;
@@ -121,7 +135,7 @@ impl Outgoing {
         true
     }
 
-    fn resend(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
+    fn resend(&mut self, link: &Link, now: &dyn Fn() -> Instant, out: &mut Output) -> bool {
         match self.window.next_resend() {
             None => return false,
             Some(Resend::PubRel { id }) => pubrel(id, link, out),
@@ -157,7 +171,12 @@ impl Outgoing {
         }
     }
 
-    fn send_acknowledged(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
+    fn send_acknowledged(
+        &mut self,
+        link: &Link,
+        now: &dyn Fn() -> Instant,
+        out: &mut Output,
+    ) -> bool {
         let free = self.window.free();
         if free == 0 {
             return false;
@@ -174,7 +193,12 @@ impl Outgoing {
         true
     }
 
-    fn send_unacknowledged(&mut self, link: &Link, now: Instant, out: &mut Output) -> bool {
+    fn send_unacknowledged(
+        &mut self,
+        link: &Link,
+        now: &dyn Fn() -> Instant,
+        out: &mut Output,
+    ) -> bool {
         let Some(Stretch { piece, body }) = self.unacknowledged.take(usize::MAX, out) else {
             return false;
         };
@@ -195,99 +219,6 @@ pub(super) enum Step {
     Completed,
 }
 
-/// Deliveries in order; the front one may be sent in part.
-#[derive(Debug, Default)]
-struct Queue {
-    deliveries: VecDeque<Delivery>,
-    /// Pieces of the front delivery that are sent.
-    sent_pieces: usize,
-    /// What the front delivery was charged and its stretches were not given yet.
-    charge_given: usize,
-}
-
-/// Frames of one piece that go out together.
-struct Stretch {
-    piece: Piece,
-    body: Body,
-}
-
-impl Queue {
-    /// See [`Outgoing::take_shared`].
-    fn take_shared(&mut self, undelivered: &mut Vec<Undelivered>, out: &mut Output) {
-        if let Some(front) = self.deliveries.front_mut() {
-            // What of it has been sent is forgotten first.
-            let sent = front.pieces.drain(..self.sent_pieces);
-            front.messages -= sent.map(|piece| piece.count).sum::<u32>();
-            front.piece_bytes = front.pieces.iter().map(|piece| piece.len as usize).sum();
-            front.held_bytes = front.held_bytes.saturating_sub(self.charge_given);
-            self.sent_pieces = 0;
-            self.charge_given = 0;
-        }
-        for delivery in std::mem::take(&mut self.deliveries) {
-            if !delivery.is_shared() {
-                self.deliveries.push_back(delivery);
-                continue;
-            }
-            let (messages, held_bytes) = (delivery.messages, delivery.held_bytes);
-            let (rest, mut shared) = delivery.split_shared();
-            undelivered.append(&mut shared);
-            let (kept, kept_bytes) =
-                rest.as_ref().map_or((0, 0), |it| (it.messages, it.held_bytes));
-            out.tally.released_messages += u64::from(messages - kept);
-            out.tally.released_bytes += held_bytes - kept_bytes;
-            self.deliveries.extend(rest);
-        }
-    }
-
-    /// Takes the next frames that belong together, at most `count_max`.
-    fn take(&mut self, count_max: usize, out: &mut Output) -> Option<Stretch> {
-        let delivery = self.deliveries.front_mut()?;
-        let whole = *delivery.pieces.get(self.sent_pieces)?;
-        let mut piece = whole;
-        if whole.count as usize > count_max {
-            piece.count = count_max as u32;
-            piece.len = bytes_of_frames(delivery.frames(&whole), count_max) as u32;
-        }
-        let start = piece.offset as usize;
-        let end = start + piece.len as usize;
-        let buffer = delivery.buffers.get(piece.buffer as usize);
-        let found = buffer.filter(|buffer| end <= buffer.frames.len());
-        let found = found.map(|buffer| (buffer.frames.slice(start..end), buffer.received_at));
-        let via = delivery.via(&piece).cloned();
-
-        let share = delivery.held_bytes * piece.len as usize / delivery.piece_bytes.max(1);
-        let mut charged_bytes = share;
-        self.charge_given += share;
-        if piece.count == whole.count {
-            self.sent_pieces += 1;
-        } else if let Some(rest) = delivery.pieces.get_mut(self.sent_pieces) {
-            rest.offset += piece.len;
-            rest.len -= piece.len;
-            rest.count -= piece.count;
-        }
-        if self.sent_pieces == delivery.pieces.len() {
-            charged_bytes += delivery.held_bytes.saturating_sub(self.charge_given);
-            self.deliveries.pop_front();
-            self.sent_pieces = 0;
-            self.charge_given = 0;
-        }
-        out.tally.released_messages += u64::from(piece.count);
-        let (frames, received_at) = found?;
-        let Piece { version, qos, retain, expires, .. } = piece;
-        let body = Body { frames, version, qos, retain, expires, received_at, via, charged_bytes };
-        Some(Stretch { piece, body })
-    }
-}
-
-/// Bytes of the first `count` frames.
-fn bytes_of_frames(frames: &[u8], count: usize) -> usize {
-    let mut len = 0;
-    for _ in 0..count {
-        len += frames.get(len..).and_then(next_frame).unwrap_or(0);
-    }
-    len
-}
-
 /// Writes the frames of `body` with identifiers from `first` on. Returns the identifiers of the
 /// messages that were left out: too large for the client, or out of date.
 fn send_stretch(
@@ -296,7 +227,7 @@ fn send_stretch(
     first: PacketId,
     aliases: &mut SentAliases,
     link: &Link,
-    now: Instant,
+    now: &dyn Fn() -> Instant,
     out: &mut Output,
 ) -> Vec<PacketId> {
     let has_id = |qos: Qos| qos != Qos::AtMostOnce;
@@ -357,7 +288,7 @@ fn write_stretch(
     first: PacketId,
     aliases: &mut SentAliases,
     link: &Link,
-    now: Instant,
+    now: &dyn Fn() -> Instant,
     out: &mut Output,
 ) -> Vec<PacketId> {
     let mut writer = Writer::new(body, aliases, link, now);
@@ -389,9 +320,14 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(body: &'a Body, aliases: &'a mut SentAliases, link: &'a Link, now: Instant) -> Self {
+    fn new(
+        body: &'a Body,
+        aliases: &'a mut SentAliases,
+        link: &'a Link,
+        now: &dyn Fn() -> Instant,
+    ) -> Self {
         let waited_s = match body.expires {
-            true => now.saturating_duration_since(body.received_at).as_secs(),
+            true => now().saturating_duration_since(body.received_at).as_secs(),
             false => 0,
         };
         let waited_s = u32::try_from(waited_s).unwrap_or(u32::MAX);

@@ -72,6 +72,8 @@ pub struct Tally {
     pub publish_bytes_sent: u64,
     /// Messages over the client's Maximum Packet Size.
     pub too_large: u64,
+    /// Messages that the client refused.
+    pub refused: u64,
     /// Messages whose Message Expiry Interval had passed [MQTT-3.3.2-5].
     pub expired: u64,
     /// Messages that the client may not publish.
@@ -125,13 +127,12 @@ impl Output {
         }
     }
 
-    /// DISCONNECT, with `why` as its Reason String, which Request Problem Information does not forbid here.
-    /// What is too large for the client is left out, first the string [MQTT-3.14.2-3], then the packet:
-    /// the connection ends either way.
+    /// DISCONNECT, with `why` as its Reason String where the client takes a packet of that size
+    /// [MQTT-3.14.2-3]; Request Problem Information does not forbid it here.
     pub(super) fn send_last(&mut self, packet: &Disconnect<'_>, why: &str, link: &Link) {
         let packet = Packet::Disconnect(*packet);
         if self.try_explain(&packet, why, link).is_err() {
-            let _ = self.try_send(&packet, link);
+            self.send(&packet, link);
         }
     }
 
@@ -145,7 +146,7 @@ impl Output {
     }
 
     /// Writes `packet` unless it is larger than the client takes [MQTT-3.1.2-24].
-    pub(super) fn try_send(&mut self, packet: &Packet<'_>, link: &Link) -> Result<(), TooLarge> {
+    fn try_send(&mut self, packet: &Packet<'_>, link: &Link) -> Result<(), TooLarge> {
         let start = self.bytes.len();
         packet.encode(link.version, &mut self.bytes);
         let len = self.bytes.len() - start;
@@ -164,8 +165,8 @@ impl Output {
 }
 
 /// Nothing was written: the packet has this many bytes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct TooLarge(usize);
+#[derive(Debug)]
+struct TooLarge(usize);
 
 /// The packets that may say why; others stay as they are.
 fn with_properties<'a>(packet: Packet<'a>, properties: Properties<'a>) -> Packet<'a> {

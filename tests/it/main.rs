@@ -18,6 +18,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may")]
 
 mod abuse;
+mod auth;
 mod bounds;
 mod broker;
 mod conformance;
@@ -26,7 +27,6 @@ mod mosquitto;
 mod mqttjs;
 mod paho;
 mod process;
-mod protocol;
 mod reasons;
 mod rumqttc;
 mod terms;

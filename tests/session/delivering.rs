@@ -185,7 +185,7 @@ fn fill_stops_when_the_output_is_full_and_says_that_there_is_more() {
     for _ in 0..10 {
         pair.deliver(delivery(run));
     }
-    assert!(pair.session.fill(pair.now, &mut pair.out));
+    assert!(pair.session.fill(|| pair.now, &mut pair.out));
     assert!(pair.out.bytes.len() >= OUTPUT_BYTES_MAX);
     assert!(pair.out.bytes.len() < OUTPUT_BYTES_MAX + 110_000);
     assert_eq!(pair.hear_numbers().len(), 1_000);

@@ -8,7 +8,9 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may")]
 
+mod authenticating;
 mod delivering;
+mod forwarding;
 mod fuzz;
 mod keep_alive;
 mod pair;

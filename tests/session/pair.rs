@@ -27,6 +27,8 @@ pub(crate) struct Terms {
     pub(crate) packet_bytes_max: Option<u32>,
     /// v5 only.
     pub(crate) problem_information: Option<bool>,
+    /// v5 only.
+    pub(crate) topic_alias_max: Option<u16>,
     pub(crate) keep_alive_s: u16,
 }
 
@@ -36,6 +38,7 @@ impl Terms {
         receive_max: None,
         packet_bytes_max: None,
         problem_information: None,
+        topic_alias_max: None,
         keep_alive_s: 0,
     };
     pub(crate) const V5: Self = Self { version: ProtocolVersion::V5, ..Self::V311 };
@@ -104,6 +107,7 @@ pub(crate) struct Pair {
     pub(crate) released_messages: u64,
     pub(crate) released_bytes: usize,
     pub(crate) too_large: u64,
+    pub(crate) expired: u64,
     pub(crate) charged_bytes: usize,
     pub(crate) charged_messages: u64,
     hasher: TopicHasher,
@@ -125,6 +129,7 @@ impl Pair {
             released_messages: 0,
             released_bytes: 0,
             too_large: 0,
+            expired: 0,
             charged_bytes: 0,
             charged_messages: 0,
             hasher,
@@ -206,7 +211,7 @@ impl Pair {
     pub(crate) fn hear(&mut self) -> Vec<Heard> {
         let mut heard = Vec::new();
         loop {
-            let more = self.session.fill(self.now, &mut self.out);
+            let more = self.session.fill(|| self.now, &mut self.out);
             heard.append(&mut self.take_bytes());
             if !more {
                 return heard;
@@ -214,17 +219,29 @@ impl Pair {
         }
     }
 
+    /// The session writes what it can; the bytes as they are.
+    pub(crate) fn hear_bytes(&mut self) -> Vec<u8> {
+        while self.session.fill(|| self.now, &mut self.out) {}
+        self.take_tally();
+        std::mem::take(&mut self.out.bytes)
+    }
+
     /// Only the messages, by number.
     pub(crate) fn hear_numbers(&mut self) -> Vec<u32> {
         self.hear().iter().filter_map(number).collect()
     }
 
-    fn take_bytes(&mut self) -> Vec<Heard> {
-        let Tally { released_messages, released_bytes, too_large, .. } =
+    fn take_tally(&mut self) {
+        let Tally { released_messages, released_bytes, too_large, expired, .. } =
             std::mem::take(&mut self.out.tally);
         self.released_messages += released_messages;
         self.released_bytes += released_bytes;
         self.too_large += too_large;
+        self.expired += expired;
+    }
+
+    fn take_bytes(&mut self) -> Vec<Heard> {
+        self.take_tally();
         let version = self.session.link().version;
         let bytes = std::mem::take(&mut self.out.bytes);
         let mut rest = &bytes[..];
@@ -306,6 +323,9 @@ fn messages_of(batch: &Batch) -> Vec<Routed> {
 
 fn opening(terms: Terms, limits: &Limits) -> Opening {
     let mut properties = PropertiesBuf::new();
+    if let Some(max) = terms.topic_alias_max {
+        properties.push(Property::TopicAliasMaximum(max));
+    }
     if let Some(max) = terms.receive_max {
         properties.push(Property::ReceiveMaximum(max));
     }

@@ -108,18 +108,18 @@ fn sentence_is_left_out_when_the_client_wants_no_problem_information() {
 
 /// [MQTT-3.1.2-24]: what cannot be left out ends the connection instead.
 #[test]
-fn refusal_that_is_too_large_without_its_sentence_closes_with_0x95() {
-    for (_, _, why, mistake) in MISTAKES {
-        let mut pair = Pair::with_limits(
-            Terms { packet_bytes_max: Some(4), problem_information: Some(false), ..Terms::V5 },
-            CHECKED,
-        );
-        mistake(&mut pair);
-        pair.settle();
-        assert_eq!(said(&mut pair), [], "{why}");
-        let reason = pair.close_reason().unwrap();
-        assert!(matches!(reason, CloseReason::AnswerTooLarge(5..)), "{reason}");
-        assert_eq!(goodbye(&mut pair, &reason).unwrap().codes, [0x95]);
+fn suback_that_is_too_large_without_its_sentence_closes_with_0x95() {
+    for (count, is_too_large) in [(15, false), (16, true)] {
+        let mut pair = Pair::new(Terms { packet_bytes_max: Some(20), ..Terms::V5 });
+        pair.say_filters(&vec!["a/#/b"; count], &[]);
+        let [.., last] = &said(&mut pair)[..] else {
+            let reason = pair.close_reason().unwrap();
+            assert_eq!((is_too_large, &reason), (true, &CloseReason::AnswerTooLarge(21)));
+            assert_eq!(goodbye(&mut pair, &reason).unwrap().codes, [0x95]);
+            continue;
+        };
+        assert_eq!((is_too_large, last.codes.len(), &last.why), (false, count, &None));
+        assert_eq!(pair.close_reason(), None);
     }
 }
 
@@ -150,16 +150,6 @@ fn good_news_is_four_bytes_in_every_version() {
     }
 }
 
-/// [MQTT-3.1.2-24]
-#[test]
-fn not_even_good_news_goes_to_a_client_that_takes_three_bytes() {
-    let mut pair = Pair::new(Terms { packet_bytes_max: Some(3), ..Terms::V5 });
-    let receipts = pair.say(&[publish("t", b"0000", flow(1, 5, false))]);
-    pair.accept(&receipts[0]);
-    assert_eq!(pair.out.bytes, []);
-    assert_eq!(pair.close_reason(), Some(CloseReason::AnswerTooLarge(4)));
-}
-
 /// The standard has no answer to a PUBACK or PUBCOMP that nothing waits for: they are counted.
 #[test]
 fn acknowledgements_of_nothing_are_counted() {
@@ -185,6 +175,9 @@ fn disconnect_has_the_code_of_its_cause_and_a_sentence() {
         (CloseReason::AnswerTooLarge(9), 0x95),
         (CloseReason::TopicAliasInvalid, 0x94),
         (CloseReason::PayloadFormatInvalid, 0x99),
+        (CloseReason::RetainNotSupported, 0x9A),
+        (CloseReason::QosNotSupported(2), 0x9B),
+        (CloseReason::SubscriptionIdentifiersNotSupported, 0xA1),
         (DecodeError::PublishQos.into(), 0x81),
         (DecodeError::EmptyTopic.into(), 0x82),
         (DecodeError::TopicName(wildcard()).into(), 0x90),
@@ -217,9 +210,9 @@ fn client_that_left_or_is_older_than_v5_hears_no_disconnect() {
     assert_eq!(goodbye(&mut Pair::new(Terms::V311), &CloseReason::TakenOver), None);
 }
 
-/// [MQTT-3.14.2-3] [MQTT-3.1.2-24]
+/// [MQTT-3.14.2-3]
 #[test]
-fn disconnect_leaves_out_its_sentence_and_then_itself_for_its_size() {
+fn disconnect_leaves_out_its_sentence_for_its_size() {
     let full = goodbye(&mut Pair::new(Terms::V5), &CloseReason::TakenOver).unwrap();
     let heard = |max| {
         let mut pair = Pair::new(Terms { packet_bytes_max: Some(max), ..Terms::V5 });
@@ -228,11 +221,9 @@ fn disconnect_leaves_out_its_sentence_and_then_itself_for_its_size() {
         said
     };
     let len = full.len as u32;
-    let bare = Said { packet: 0xE0, codes: vec![0x8E], why: None, len: 3 };
     assert_eq!(heard(len), Some(full));
-    assert_eq!(heard(len - 1), Some(bare.clone()));
-    assert_eq!(heard(3), Some(bare));
-    assert_eq!(heard(2), None);
+    let bare = Said { packet: 0xE0, codes: vec![0x8E], why: None, len: 3 };
+    assert_eq!(heard(len - 1), Some(bare));
 }
 
 /// MQTT 5, section 3.3.2.3.2, and [MQTT-3.3.2-4] where nobody asked for the check.
@@ -340,16 +331,13 @@ fn messages_for_nobody_are_answered_with_0x10_in_their_place() {
     assert_eq!(pair.hear(), expected);
 }
 
-/// Without a sentence, the number says it all.
+/// The number says it all.
 #[test]
-fn answer_to_a_message_for_nobody_is_five_bytes_and_success_where_those_are_too_many() {
-    for (max, expected) in [(5, &[0x40, 3, 0, 5, 0x10][..]), (4, &[0x40, 2, 0, 5])] {
-        let mut pair = Pair::new(Terms { packet_bytes_max: Some(max), ..Terms::V5 });
-        let receipts = pair.say(&[publish("t", b"0000", flow(1, 5, false))]);
-        pair.accept_unmatched(&receipts[0], &[5]);
-        assert_eq!(pair.close_reason(), None);
-        assert_eq!(pair.out.bytes, expected);
-    }
+fn answer_to_a_message_for_nobody_has_no_sentence() {
+    let mut pair = Pair::new(Terms::V5);
+    let receipts = pair.say(&[publish("t", b"0000", flow(1, 5, false))]);
+    pair.accept_unmatched(&receipts[0], &[5]);
+    assert_eq!(pair.out.bytes, [0x40, 3, 0, 5, 0x10]);
 }
 
 /// [MQTT-4.3.3-8] [MQTT-4.3.3-10] [MQTT-4.3.3-11]: PUBREC 0x10 is a success.
@@ -418,6 +406,25 @@ fn repeated_message_is_answered_as_the_first_time_before_and_after_the_answer() 
         pair.routed.iter().map(|routed| routed.number).collect::<Vec<_>>(),
         [u32::from_be_bytes(*b"0000"), u32::from_be_bytes(*b"0002"),]
     );
+}
+
+/// [MQTT-4.3.3-9]: also if the connection was lost before the client was told.
+#[test]
+fn identifier_of_a_message_that_was_refused_to_a_lost_connection_is_free() {
+    let mut pair = Pair::new(Terms::V5);
+    let receipts = pair.say(&[
+        publish("t", b"0000", flow(2, 5, false)),
+        publish("$SYS/x", b"0001", flow(2, 6, false)),
+    ]);
+    pair.lose_link();
+    pair.resume(Terms::V5, LIMITS);
+    pair.accept(&receipts[0]);
+    pair.say(&[publish("$SYS/x", b"0001", flow(2, 6, true))]);
+    assert_eq!(pair.hear(), [Heard::PubRec(6, 0x87)]);
+    let receipts = pair.say(&[publish("t", b"0002", flow(2, 6, false))]);
+    pair.accept(&receipts[0]);
+    assert_eq!(pair.hear(), [Heard::PubRec(6, 0)]);
+    assert_eq!(pair.routed.len(), 2);
 }
 
 #[test]
