@@ -198,10 +198,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn take_mail(&mut self, out: &mut Output) -> Step {
-        for taken in 0..MAILS_MAX {
-            let Some(mail) = self.inbox.try_next() else {
-                return if taken == 0 { Step::Nothing } else { Step::Progress };
-            };
+        let mut taken = 0;
+        let mut may_have_expired = false;
+        while taken < MAILS_MAX
+            && let Some(mail) = self.inbox.try_next()
+        {
+            taken += 1;
             match mail {
                 Mail::Delivery(delivery) => self.session.handle_delivery(delivery),
                 Mail::Accepted { turn, unmatched } => {
@@ -220,16 +222,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     out.close.get_or_insert(CloseReason::TakenOver);
                 }
                 Mail::TakenOver { .. } => (),
-                Mail::Expire => {
-                    self.inbox.mailbox().forget_expiry();
-                    if self.session.drop_expired(Instant::now(), out) {
-                        self.inbox.mailbox().expect_expiry();
-                    }
-                }
+                Mail::Expire => may_have_expired = true,
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }
-        Step::Progress
+        if may_have_expired {
+            let mailbox = self.inbox.mailbox();
+            mailbox.forget_expiry();
+            // Mail that came meanwhile was perhaps not announced any more.
+            if self.session.drop_expired(Instant::now(), out) || !self.inbox.is_empty() {
+                mailbox.expect_expiry();
+            }
+        }
+        if taken == 0 { Step::Nothing } else { Step::Progress }
     }
 
     /// One read, if there may be one, and everything that it brought.
