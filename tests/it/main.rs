@@ -30,5 +30,6 @@ mod process;
 mod protocol;
 mod reasons;
 mod rumqttc;
+mod sharing;
 mod terms;
 mod wire;
