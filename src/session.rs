@@ -198,11 +198,16 @@ impl Session {
         self.subscribing.has_shared()
     }
 
-    /// The client is away: messages of shared subscriptions that wait for it may go to other members. What
-    /// was sent and not acknowledged waits for the client, unless the session `has_ended`; then at
-    /// QoS 1 it may go, too [MQTT-4.8.2-4] [MQTT-4.8.2-5].
-    pub fn take_shared(&mut self, has_ended: bool, out: &mut Output) -> Vec<Undelivered> {
-        self.outgoing.take_shared(has_ended, out)
+    /// The client is away: messages of shared subscriptions that wait for it may go to other members, where
+    /// there `are_takers`. What was sent and not acknowledged waits for the client, unless the session
+    /// `has_ended`; then at QoS 1 it may go, too [MQTT-4.8.2-4] [MQTT-4.8.2-5].
+    pub fn take_shared(
+        &mut self,
+        has_ended: bool,
+        mut are_takers: impl FnMut(&TopicFilter) -> bool,
+        out: &mut Output,
+    ) -> Vec<Undelivered> {
+        self.outgoing.take_shared(has_ended, &mut are_takers, out)
     }
 
     /// Drops messages whose Message Expiry Interval has passed while they waited [MQTT-3.3.2-5]. Returns

@@ -78,7 +78,12 @@ impl Collector {
 
     /// Whether it is time for a flush: lists or rewritten frames would become larger than the read.
     pub fn is_full(&self) -> bool {
-        self.runs >= RUNS_MAX || self.rewritten.len() >= REWRITTEN_BYTES_MAX
+        self.runs >= RUNS_MAX || self.is_expanded()
+    }
+
+    /// Whether it is full of rewritten frames: more to do than the size of the read tells.
+    pub fn is_expanded(&self) -> bool {
+        self.rewritten.len() >= REWRITTEN_BYTES_MAX
     }
 
     /// How many shards the next flush touches.

@@ -149,13 +149,17 @@ impl Delivery {
         self.vias.get((piece.via as usize).checked_sub(1)?)
     }
 
-    /// Takes out what came by a shared subscription, and the rest, if there is any; see
-    /// [`Delivery::with_pieces`].
-    pub fn split_shared(mut self) -> (Option<Self>, Vec<Undelivered>) {
+    /// Takes out what came by those shared subscriptions for which there `are_takers`; returns the rest, if
+    /// there is any, see [`Delivery::with_pieces`].
+    pub fn split_shared(
+        mut self,
+        are_takers: &mut dyn FnMut(&TopicFilter) -> bool,
+    ) -> (Option<Self>, Vec<Undelivered>) {
         let mut undelivered = Vec::new();
         let mut rest = Vec::new();
         for piece in std::mem::take(&mut self.pieces) {
             let share = self.via(&piece).and_then(|via| via.share.clone());
+            let share = share.filter(&mut *are_takers);
             let (Some(filter), Some(buffer)) = (share, self.buffers.get(piece.buffer as usize))
             else {
                 rest.push(piece);

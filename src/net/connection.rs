@@ -62,7 +62,8 @@ pub(super) struct Connection<S> {
     timer: Option<Pin<Box<Sleep>>>,
     /// The last poll did not try to read.
     is_held_back: bool,
-    /// There may be whole packets in `tail`: a full shard kept them from being taken.
+    /// There may be whole packets in `tail`: a full shard kept them from being taken, or those before them
+    /// were enough for one turn.
     has_packets: bool,
 }
 
@@ -198,10 +199,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn take_mail(&mut self, out: &mut Output) -> Step {
-        for taken in 0..MAILS_MAX {
-            let Some(mail) = self.inbox.try_next() else {
-                return if taken == 0 { Step::Nothing } else { Step::Progress };
-            };
+        let mut taken = 0;
+        let mut may_have_expired = false;
+        while taken < MAILS_MAX
+            && let Some(mail) = self.inbox.try_next()
+        {
+            taken += 1;
             match mail {
                 Mail::Delivery(delivery) => self.session.handle_delivery(delivery),
                 Mail::Accepted { turn, unmatched } => {
@@ -220,16 +223,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     out.close.get_or_insert(CloseReason::TakenOver);
                 }
                 Mail::TakenOver { .. } => (),
-                Mail::Expire => {
-                    self.inbox.mailbox().forget_expiry();
-                    if self.session.drop_expired(Instant::now(), out) {
-                        self.inbox.mailbox().expect_expiry();
-                    }
-                }
+                Mail::Expire => may_have_expired = true,
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }
-        Step::Progress
+        if may_have_expired {
+            let mailbox = self.inbox.mailbox();
+            mailbox.forget_expiry();
+            // Mail that came meanwhile was perhaps not announced any more.
+            if self.session.drop_expired(Instant::now(), out) || !self.inbox.is_empty() {
+                mailbox.expect_expiry();
+            }
+        }
+        if taken == 0 { Step::Nothing } else { Step::Progress }
     }
 
     /// One read, if there may be one, and everything that it brought.
@@ -293,7 +299,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Hands all whole packets of `read`, which came at `now`, to the session; returns how many bytes
-    /// they were. Stops early, and says so in `has_packets`, when a shard's channel is full.
+    /// they were. Stops early, and says so in `has_packets`, when a shard's channel is full or topic aliases
+    /// have made much more of it than was read.
     fn take_packets(&mut self, read: &[u8], now: Instant, out: &mut Output) -> usize {
         let version = self.session.link().version;
         out.routes.begin(self.session.link().wire_version(), now);
@@ -321,8 +328,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         };
                         self.session.handle_publish(&publish, place, out);
                         if out.routes.is_full() {
+                            let is_expanded = out.routes.is_expanded();
                             self.route(read, out);
-                            self.has_packets = self.links.are_full();
+                            self.has_packets = is_expanded || self.links.are_full();
                         }
                     }
                     Err(error) => drop(out.close.get_or_insert(error.into())),
@@ -459,4 +467,88 @@ fn write_some<S: AsyncWrite + Unpin>(
     }
     router.metrics().bytes_sent.add(written as u64);
     Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::codec::Delivery as Flow;
+    use crate::codec::{Connect, Packet, Properties, PropertiesBuf, Property};
+    use crate::ids::{ClientId, ProtocolVersion};
+    use crate::message::TopicHasher;
+    use crate::metrics::Metrics;
+    use crate::router::keeper::RetainedLimits;
+    use crate::router::mailbox::QueueLimits;
+    use crate::router::sharing::Strategy;
+    use crate::session::{Availability, Limits, negotiate};
+
+    const LIMITS: Limits = Limits {
+        inflight_max: 1,
+        receive_max: 1,
+        packet_bytes_max: 100_000,
+        subscriptions_max: 1,
+        subscription_bytes_max: 1,
+        keep_alive_s_max: None,
+        session_expiry_s_max: None,
+        topic_alias_max: 1,
+        availability: Availability::EVERYTHING,
+        check_payload_format: false,
+    };
+
+    /// Eight bytes with an alias may be 64 KiB of work, and a read thousands of these.
+    #[tokio::test]
+    async fn read_whose_aliases_make_it_much_larger_is_taken_bit_by_bit() {
+        let topic = "t".repeat(65_000);
+        let mut read = Vec::new();
+        publish(&topic, &mut read);
+        let first = read.len();
+        (0..100).for_each(|_| publish("", &mut read));
+
+        let mut connection = connection().await;
+        let mut out = Output::new(connection.router.collector());
+        let taken = connection.take_packets(&read, Instant::now(), &mut out);
+        assert!((first..first + 100).contains(&taken), "{taken} of {} bytes", read.len());
+        assert!(connection.has_packets, "the rest is taken in the next turn");
+    }
+
+    /// A message with an alias.
+    fn publish(topic: &str, read: &mut Vec<u8>) {
+        let mut properties = PropertiesBuf::new();
+        properties.push(Property::TopicAlias(1));
+        let properties = properties.as_properties();
+        let (delivery, retain) = (Flow::AtMostOnce, false);
+        let publish = Publish { topic, payload: b"", properties, delivery, retain };
+        Packet::Publish(publish).encode(ProtocolVersion::V5, read);
+    }
+
+    async fn connection() -> Connection<DuplexStream> {
+        let limits = crate::router::Limits {
+            queue: QueueLimits { messages_max: 10, bytes_max: 10_000 },
+            retained: RetainedLimits { messages_max: 0, bytes_max: 0 },
+            sharing: Strategy::RoundRobin,
+        };
+        let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
+        let router = Router::spawn(1, limits, hasher, Arc::new(Metrics::default()));
+        let connect = Connect {
+            version: ProtocolVersion::V5,
+            clean_start: true,
+            keep_alive_s: 0,
+            client_id: "client",
+            properties: Properties::EMPTY,
+            will: None,
+            user_name: None,
+            password: None,
+        };
+        let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
+        let claim = router.registry().claim(&opening.client_id).await.unwrap();
+        let session = Box::new(Session::new(LIMITS, &opening, Instant::now()));
+        let inbox = router.open_mailbox(Some(&opening.client_id));
+        let parked = Parked { session, inbox, expires_at: None, will: None };
+        let start = Start { connack: Vec::new(), received: Vec::new(), packet_bytes_max: 100_000 };
+        Connection::new(tokio::io::duplex(1000).0, claim, parked, router, start)
+    }
 }

@@ -3,16 +3,22 @@
 //!
 //! # When, and which
 //!
-//! When a client's connection ends, whatever waits for it unsent; when its session ends, also what was
-//! sent at QoS 1 and not acknowledged. A message leaves the one session before it enters another, so no
-//! two members have it. If nobody else is there with room for it, it goes back to where it came from.
+//! When a client's connection ends, whatever waits for it unsent, if another member is there to take it: it
+//! would only lose its place in the order, and wait for somebody else who is away. When its session ends,
+//! all of that, and what was sent at QoS 1 and not acknowledged. A message leaves the one session before
+//! it enters another, so no two members have it. If nobody else has room after all it goes back to where it
+//! came from, as long as that may wait for its client.
+
+use std::collections::HashMap;
 
 use crate::codec::PublishView;
+use crate::ids::SessionId;
 use crate::message::{Batch, Run, Undelivered, shard_of};
 use crate::router::Router;
 use crate::router::mailbox::{Inbox, Mail};
 use crate::router::shard::Command;
 use crate::session::{Output, Session};
+use crate::topic::TopicFilter;
 
 impl Router {
     /// Hands over what waits for `session`, whose client is away and whose mailbox knows it.
@@ -24,12 +30,25 @@ impl Router {
         self.settle().await;
         let mut out = Output::new(self.collector());
         take_mail(session, inbox, &mut out);
-        let undelivered = session.take_shared(has_ended, &mut out);
+        let id = inbox.mailbox().session();
+        let mut known = HashMap::new();
+        let are_takers = |filter: &TopicFilter| {
+            let found = || has_ended || self.is_anybody_else_there(filter, id);
+            *known.entry(filter.clone()).or_insert_with(found)
+        };
+        let undelivered = session.take_shared(has_ended, are_takers, &mut out);
         let tally = std::mem::take(&mut out.tally);
         let _ = inbox.mailbox().release(tally.released_messages, tally.released_bytes);
         for messages in undelivered {
             self.share_again(messages, inbox).await;
         }
+    }
+
+    fn is_anybody_else_there(&self, filter: &TopicFilter, session: SessionId) -> bool {
+        self.trie.group(filter).is_some_and(|group| {
+            let mut others = group.members.iter().filter(|(member, _)| *member != session);
+            others.any(|(_, subscriber)| subscriber.mailbox.is_connected())
+        })
     }
 
     async fn share_again(&self, messages: Undelivered, inbox: &Inbox) {

@@ -83,7 +83,7 @@ impl Keeper {
         let interval_s = if run.expires { view.message_expiry_interval_s() } else { None };
         let change = if view.payload.is_empty() {
             self.store.remove(topic)
-        } else if self.has_room(topic, frame) {
+        } else if self.has_room(topic, frame) || self.makes_room(topic, frame, batch.received_at) {
             let retain = Retain {
                 frame,
                 version: batch.version,
@@ -104,6 +104,13 @@ impl Keeper {
     fn count(&self, change: Change) {
         self.metrics.retained_messages.add(change.messages);
         self.metrics.retained_bytes.add(change.bytes);
+    }
+
+    /// Whether there is room without what has expired, which goes at once then: as long as a shard has
+    /// something to do it does not look for that.
+    fn makes_room(&mut self, topic: &str, frame: &[u8], now: Instant) -> bool {
+        self.expire(now);
+        self.has_room(topic, frame)
     }
 
     fn has_room(&self, topic: &str, frame: &[u8]) -> bool {
@@ -131,4 +138,57 @@ fn newest_of<'b>(batch: &'b Batch, run: &Run) -> Option<(&'b str, PublishView<'b
     }
     let (view, frame) = newest?;
     Some((std::str::from_utf8(batch.topic(run)).ok()?, view, frame))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Delivery as Flow;
+    use crate::codec::{Packet, PropertiesBuf, Property, Publish, header_len};
+    use crate::ids::ProtocolVersion::V5;
+    use crate::ids::Qos;
+
+    /// A shard that always has something to do does not get round to [`Keeper::expire`].
+    #[test]
+    fn expired_message_makes_room_for_another_one_at_once() {
+        let start = Instant::now();
+        let limits = RetainedLimits { messages_max: 1, bytes_max: 1000 };
+        let metrics = Arc::new(Metrics::default());
+        let mut keeper = Keeper::new(0, limits, metrics.clone());
+        let mut keep = |topic, interval_s, at| {
+            let batch = batch(topic, interval_s, start + Duration::from_secs(at));
+            keeper.keep(&batch, &batch.runs[0]);
+            keeper.store.frame_len(topic).is_some()
+        };
+        assert!(keep("first", Some(10), 0));
+        assert!(!keep("second", None, 9));
+        assert!(keep("third", None, 10));
+        assert_eq!(metrics.dropped_for(DropReason::Expired), 1);
+        assert_eq!(metrics.dropped_for(DropReason::RetainedFull), 1);
+        assert_eq!(metrics.retained_messages.value(), 1);
+    }
+
+    fn batch(topic: &str, interval_s: Option<u32>, received_at: Instant) -> Batch {
+        let mut properties = PropertiesBuf::new();
+        if let Some(interval_s) = interval_s {
+            properties.push(Property::MessageExpiryInterval(interval_s));
+        }
+        let properties = properties.as_properties();
+        let delivery = Flow::AtMostOnce;
+        let publish = Publish { topic, payload: b"x", properties, delivery, retain: true };
+        let mut frame = Vec::new();
+        Packet::Publish(publish).encode(V5, &mut frame);
+        let run = Run {
+            hash: 0,
+            offset: 0,
+            len: frame.len() as u32,
+            count: 1,
+            topic_at: header_len(&frame).unwrap() as u32 + 2,
+            topic_len: topic.len() as u16,
+            qos: Qos::AtMostOnce,
+            retain: true,
+            expires: interval_s.is_some(),
+        };
+        Batch { frames: frame.into(), runs: vec![run], version: V5, received_at }
+    }
 }

@@ -11,7 +11,7 @@
 //! through a mailbox is a direct answer to something the session sent, so the session bounds it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::task::{Context, Poll};
 
@@ -91,7 +91,7 @@ pub struct Mailbox {
 pub struct Expiring {
     /// Whose mailbox it is.
     pub client_id: ClientId,
-    /// Unbounded, and each mailbox is in it at most once.
+    /// Unbounded, and each client is in it a few times at most: it is looked at once all the same.
     pub clients: flume::Sender<ClientId>,
 }
 
@@ -182,6 +182,11 @@ impl Mailbox {
         }
     }
 
+    /// Whether messages may wait that will expire.
+    pub(super) fn may_expire(&self) -> bool {
+        self.may_expire.load(Acquire)
+    }
+
     /// Call it before looking for messages that have expired, and [`Mailbox::expect_expiry`] if others are left.
     pub fn forget_expiry(&self) {
         self.may_expire.store(false, Release);
@@ -252,6 +257,11 @@ impl Inbox {
     /// The next mail, if there is one.
     pub fn try_next(&self) -> Option<Mail> {
         self.receiver.try_recv().ok()
+    }
+
+    /// Whether there is no mail.
+    pub fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
     }
 
     /// Ready when there is mail; else the task is woken when some comes.

@@ -113,6 +113,17 @@ enum Place {
     Removed,
 }
 
+/// What became of [`Registry::visit`].
+#[derive(Debug)]
+pub(super) enum Visit {
+    /// The client is away, and the work is done.
+    Done,
+    /// The session has this owner, which may be about to leave it; none while it is changing hands.
+    InUse(Option<Arc<Mailbox>>),
+    /// There is none.
+    NoSession,
+}
+
 /// The right to be the session of a client id. Give it back with [`Claim::park`] or [`Claim::end`].
 #[derive(Debug)]
 pub struct Claim {
@@ -149,25 +160,17 @@ impl Registry {
         }
     }
 
-    /// Works on the session of `client_id` while its client is away; else its owner is told `mail`. `None`
-    /// also where the session is changing hands.
-    pub(super) fn visit<T>(
-        &self,
-        client_id: &ClientId,
-        mail: Mail,
-        work: impl FnOnce(&mut Parked) -> T,
-    ) -> Option<T> {
-        let slot = self.slots.get(client_id)?.clone();
+    /// Works on the session of `client_id` if its client is away.
+    pub(super) fn visit(&self, client_id: &ClientId, work: impl FnOnce(&mut Parked)) -> Visit {
+        let Some(slot) = self.slots.get(client_id).map(|slot| slot.clone()) else {
+            return Visit::NoSession;
+        };
         match slot.place.clone().try_lock_owned().as_deref_mut() {
-            Ok(Place::Parked { parked, .. }) => Some(work(parked)),
-            Ok(Place::Empty | Place::Removed) => None,
-            Err(_) => {
-                if let Some(owner) = slot.owner() {
-                    owner.send(mail);
-                }
-                None
-            }
+            Ok(Place::Parked { parked, .. }) => work(parked),
+            Ok(Place::Empty | Place::Removed) => return Visit::NoSession,
+            Err(_) => return Visit::InUse(slot.owner()),
         }
+        Visit::Done
     }
 
     /// Tells every connected session something.

@@ -242,11 +242,17 @@ impl Routes {
     }
 }
 
+impl Target {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.via.as_ref().map_or(0, |via| via.bytes())
+    }
+}
+
 impl Route {
     fn bytes(&self) -> usize {
-        let members = self.groups.iter().map(|group| group.members.len());
-        let targets = self.targets.len() + members.sum::<usize>();
-        size_of::<Self>() + self.topic.len() + targets * size_of::<Target>()
+        let members = self.groups.iter().flat_map(|group| &group.members);
+        let targets = self.targets.iter().chain(members).map(Target::bytes);
+        size_of::<Self>() + self.topic.len() + targets.sum::<usize>()
     }
 }
 
@@ -259,5 +265,37 @@ fn union(a: Grant, b: Grant) -> Grant {
         retain_as_published: a.retain_as_published || b.retain_as_published,
         // All of them are kept beside the grant.
         identifier: a.identifier.or(b.identifier),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Qos;
+    use crate::router::mailbox::{QueueLimits, mailbox};
+
+    /// What is kept of a topic may be nearly all identifiers.
+    #[test]
+    fn bytes_of_a_route_are_also_those_of_its_identifiers() {
+        let bytes = |identifier| {
+            let trie = Arc::new(Trie::new());
+            let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
+            let mut routes = Routes::new(trie.clone(), hasher.clone());
+            let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
+            let inbox = mailbox(SessionId(1), None, limits, Arc::default());
+            let (qos, no_local, retain_as_published) = (Qos::AtMostOnce, false, false);
+            let grant = Grant { qos, no_local, retain_as_published, identifier };
+            for text in ["a/b", "a/+", "+/b", "+/+", "a/#", "+/#", "#", "$share/g/a/b"] {
+                let filter = TopicFilter::parse(text).unwrap();
+                let subscriber = Subscriber { mailbox: inbox.mailbox().clone(), grant };
+                trie.insert(&filter, SessionId(1), subscriber);
+            }
+            let topic = b"a/b";
+            let hash = hasher.hash(topic);
+            assert!(routes.find(hash, topic, &HashMap::new(), &mut Vec::new()).is_some());
+            routes.bytes
+        };
+        let more = bytes(NonZeroU32::new(1)) - bytes(None);
+        assert_eq!(more, size_of::<Via>() + 8 * size_of::<NonZeroU32>());
     }
 }

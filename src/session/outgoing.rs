@@ -22,6 +22,7 @@ use crate::session::queue::{Queue, Stretch};
 use crate::session::refusal::NO_OPEN_MESSAGE;
 use crate::session::window::{Acknowledged, Body, Resend, Window};
 use crate::session::{Link, OUTPUT_BYTES_MAX, Output};
+use crate::topic::TopicFilter;
 
 /// See the module comment.
 #[derive(Debug)]
@@ -74,13 +75,18 @@ impl Outgoing {
 
     /// Takes out what came by a shared subscription and was not sent. Of an ended session also what was
     /// sent at QoS 1 and not acknowledged; at QoS 2 that must not go to anyone else [MQTT-4.8.2-5].
-    pub(super) fn take_shared(&mut self, has_ended: bool, out: &mut Output) -> Vec<Undelivered> {
+    pub(super) fn take_shared(
+        &mut self,
+        has_ended: bool,
+        are_takers: &mut dyn FnMut(&TopicFilter) -> bool,
+        out: &mut Output,
+    ) -> Vec<Undelivered> {
         let mut undelivered = Vec::new();
         if has_ended {
             self.window.take_shared(&mut undelivered);
         }
-        self.acknowledged.take_shared(&mut undelivered, out);
-        self.unacknowledged.take_shared(&mut undelivered, out);
+        self.acknowledged.take_shared(are_takers, &mut undelivered, out);
+        self.unacknowledged.take_shared(are_takers, &mut undelivered, out);
         undelivered
     }
 

@@ -7,6 +7,7 @@ use crate::codec::{PublishView, next_frame};
 use crate::message::{Delivery, Piece, Undelivered, Via};
 use crate::session::window::Body;
 use crate::session::{OUTPUT_BYTES_MAX, Output};
+use crate::topic::TopicFilter;
 
 /// A Subscription Identifier in a PUBLISH, at most.
 const IDENTIFIER_BYTES_MAX: usize = 5;
@@ -31,15 +32,21 @@ pub(super) struct Stretch {
 
 impl Queue {
     /// See [`Outgoing::take_shared`].
-    pub(super) fn take_shared(&mut self, undelivered: &mut Vec<Undelivered>, out: &mut Output) {
+    pub(super) fn take_shared(
+        &mut self,
+        are_takers: &mut dyn FnMut(&TopicFilter) -> bool,
+        undelivered: &mut Vec<Undelivered>,
+        out: &mut Output,
+    ) {
         self.forget_sent();
         for delivery in std::mem::take(&mut self.deliveries) {
-            if !delivery.is_shared() {
+            let mut shares = delivery.vias.iter().filter_map(|via| via.share.as_ref());
+            if !shares.any(&mut *are_takers) {
                 self.deliveries.push_back(delivery);
                 continue;
             }
             let (messages, held_bytes) = (delivery.messages, delivery.held_bytes);
-            let (rest, mut shared) = delivery.split_shared();
+            let (rest, mut shared) = delivery.split_shared(are_takers);
             undelivered.append(&mut shared);
             let kept = rest.as_ref().map_or((0, 0), |it| (it.messages, it.held_bytes));
             out.tally.released_messages += u64::from(messages - kept.0);

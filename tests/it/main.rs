@@ -22,6 +22,7 @@ mod auth;
 mod bounds;
 mod broker;
 mod conformance;
+mod handing_over;
 mod lifecycle;
 mod mosquitto;
 mod mqttjs;

@@ -23,7 +23,7 @@ fn part_of_a_piece_that_was_sent_is_released_once_when_the_rest_is_handed_over()
     assert_eq!(pair.hear().len(), 10);
     pair.lose_link();
 
-    let left = pair.session.take_shared(false, &mut pair.out);
+    let left = pair.session.take_shared(false, |_| true, &mut pair.out);
     assert_eq!(left.iter().map(|it| it.count).sum::<u32>(), 15);
     pair.hear_bytes();
     assert_eq!(pair.released_messages, u64::from(RUN));
@@ -67,7 +67,7 @@ fn messages_for_another_member_do_not_hold_the_buffer_that_they_came_in() {
         pair.deliver(delivery);
         pair.hear();
         pair.lose_link();
-        let left = pair.session.take_shared(has_ended, &mut pair.out);
+        let left = pair.session.take_shared(has_ended, |_| true, &mut pair.out);
         assert_eq!(left.len(), if has_ended { 11 } else { 1 });
         for messages in left {
             let is_within = buffer.as_ptr_range().contains(&messages.frames.as_ptr());

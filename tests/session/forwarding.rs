@@ -204,11 +204,14 @@ fn member_that_leaves_gives_away_what_was_not_sent_and_at_its_end_also_unacknowl
         pair.say(&[puback(1)]);
         pair.lose_link();
 
-        let undelivered = pair.session.take_shared(has_ended, &mut pair.out);
+        let undelivered = pair.session.take_shared(has_ended, |_| true, &mut pair.out);
         let numbers: Vec<_> = undelivered.iter().map(|it| number_of(&it.frames)).collect();
         assert_eq!(numbers, expected, "has ended: {has_ended}");
         assert!(undelivered.iter().all(|it| it.count == 1 && it.filter.as_str() == "$share/g/t"));
-        assert!(pair.session.take_shared(false, &mut pair.out).is_empty(), "once and for all");
+        assert!(
+            pair.session.take_shared(false, |_| true, &mut pair.out).is_empty(),
+            "once and for all"
+        );
 
         pair.resume(Terms { receive_max: Some(10), ..Terms::V5 }, LIMITS);
         let again = hear_frames(&mut pair);
