@@ -157,7 +157,7 @@ mod tests {
         let mut keeper = Keeper::new(0, limits, metrics.clone());
         let mut keep = |topic, interval_s, at| {
             let batch = batch(topic, interval_s, start + Duration::from_secs(at));
-            keeper.keep(&batch, &batch.runs[0]);
+            keeper.keep(&batch, &batch.runs[0], None);
             keeper.store.frame_len(topic).is_some()
         };
         assert!(keep("first", Some(10), 0));
