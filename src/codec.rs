@@ -42,7 +42,7 @@ pub use self::connack::ConnAck;
 pub use self::connect::{Connect, Will};
 pub use self::disconnect::Disconnect;
 pub use self::error::DecodeError;
-pub use self::frame::{PacketType, frame_len, header_len};
+pub use self::frame::{PACKET_BYTES_MAX, PacketType, frame_len, header_len};
 pub use self::properties::{Properties, PropertiesBuf};
 pub use self::property::Property;
 pub use self::publish::{

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth;
 use crate::auth::Scram;
+use crate::codec::PACKET_BYTES_MAX;
 use crate::ids::Qos;
 use crate::router::keeper::RetainedLimits;
 use crate::router::mailbox::QueueLimits;
@@ -289,7 +290,7 @@ impl File {
         not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
         not_zero("sessions_max", self.sessions_max)?;
         not_zero("sys_interval_s", self.sys_interval_s.into())?;
-        if !(64..=268_435_460).contains(&self.packet_bytes_max) {
+        if !(64..=PACKET_BYTES_MAX).contains(&self.packet_bytes_max) {
             let rule = "must be from 64 to 268435460, the largest packet of the standard";
             return Err(InvalidConfig::Value { key: "packet_bytes_max", rule });
         }

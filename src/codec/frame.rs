@@ -127,6 +127,9 @@ impl fmt::Display for PacketType {
     }
 }
 
+/// Bytes of the largest packet that there can be: five of header, and as many as they can say.
+pub const PACKET_BYTES_MAX: u32 = VARIABLE_BYTE_INTEGER_MAX + 5;
+
 /// A whole frame, cut into first byte and body.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame<'a> {

@@ -45,6 +45,9 @@ pub(super) struct Target {
     pub(super) grant: Grant,
     /// By which of them, where that makes a difference.
     pub(super) via: Option<Arc<Via>>,
+    /// What of it holds for its own messages, where some of the subscriptions have No Local and others
+    /// have not [MQTT-3.8.3-3].
+    pub(super) own: Option<Box<Target>>,
 }
 
 /// See the module comment.
@@ -72,8 +75,52 @@ pub(super) struct Route {
 
 /// The subscriptions of one session that match a topic.
 struct Matched {
-    subscriber: Subscriber,
-    identifiers: Vec<NonZeroU32>,
+    mailbox: Arc<Mailbox>,
+    /// All of them together.
+    grant: Grant,
+    /// Those without No Local together.
+    local: Option<Grant>,
+    has_no_local: bool,
+    /// Each with the No Local of its subscription.
+    identifiers: Vec<(NonZeroU32, bool)>,
+}
+
+impl Matched {
+    fn new(Subscriber { mailbox, grant }: &Subscriber) -> Self {
+        let mailbox = mailbox.clone();
+        let identifiers = Vec::new();
+        let mut matched =
+            Self { mailbox, grant: *grant, local: None, has_no_local: false, identifiers };
+        matched.add(*grant);
+        matched
+    }
+
+    fn add(&mut self, grant: Grant) {
+        self.grant = union(self.grant, grant);
+        if grant.no_local {
+            self.has_no_local = true;
+        } else {
+            self.local = Some(self.local.map_or(grant, |local| union(local, grant)));
+        }
+        let identifiers = grant.identifier.into_iter().map(|id| (id, grant.no_local));
+        self.identifiers.extend(identifiers);
+    }
+
+    /// As a target with this outbox.
+    fn target(&self, outbox: u32) -> Target {
+        let local = self.local.filter(|_| self.has_no_local);
+        let own = local.map(|grant| {
+            let via = self.via(|no_local| !no_local);
+            Box::new(Target { outbox, grant, via, own: None })
+        });
+        Target { outbox, grant: self.grant, via: self.via(|_| true), own }
+    }
+
+    fn via(&self, is_wanted: impl Fn(bool) -> bool) -> Option<Arc<Via>> {
+        let wanted = self.identifiers.iter().filter(|(_, no_local)| is_wanted(*no_local));
+        let identifiers: Box<[NonZeroU32]> = wanted.map(|(id, _)| *id).collect();
+        (!identifiers.is_empty()).then(|| Arc::new(Via { identifiers, share: None }))
+    }
 }
 
 impl Routes {
@@ -147,19 +194,11 @@ impl Routes {
         let Ok(text) = std::str::from_utf8(topic) else { return };
         let mut found: HashMap<SessionId, Matched> = HashMap::new();
         let mut order = Vec::new();
-        let mut add = |session, subscriber: &Subscriber| {
-            let identifiers = subscriber.grant.identifier.into_iter();
-            match found.get_mut(&session) {
-                Some(earlier) => {
-                    let grant = &mut earlier.subscriber.grant;
-                    *grant = union(*grant, subscriber.grant);
-                    earlier.identifiers.extend(identifiers);
-                }
-                None => {
-                    order.push(session);
-                    let (subscriber, identifiers) = (subscriber.clone(), identifiers.collect());
-                    found.insert(session, Matched { subscriber, identifiers });
-                }
+        let mut add = |session, subscriber: &Subscriber| match found.get_mut(&session) {
+            Some(earlier) => earlier.add(subscriber.grant),
+            None => {
+                order.push(session);
+                found.insert(session, Matched::new(subscriber));
             }
         };
         for (session, subscriber) in exact.get(text).into_iter().flat_map(Subscribers::iter) {
@@ -171,14 +210,8 @@ impl Routes {
         }
 
         let matched = order.iter().filter_map(|session| found.remove(session));
-        let targets = matched
-            .map(|Matched { subscriber, identifiers }| Target {
-                outbox: self.outbox(&subscriber.mailbox, outboxes),
-                grant: subscriber.grant,
-                via: (!identifiers.is_empty())
-                    .then(|| Arc::new(Via { identifiers: identifiers.into(), share: None })),
-            })
-            .collect();
+        let target = |matched: Matched| matched.target(self.outbox(&matched.mailbox, outboxes));
+        let targets = matched.map(target).collect();
         let groups = matches.groups.into_iter().map(|found| self.group_of(found, outboxes));
         let groups = groups.collect();
         if let Ok(stale) = self.table.find_entry(hash, |route| *route.topic == *topic) {
@@ -199,6 +232,7 @@ impl Routes {
                 outbox: self.outbox(&subscriber.mailbox, outboxes),
                 grant: subscriber.grant,
                 via: Some(Arc::new(Via { identifiers, share })),
+                own: None,
             }
         };
         let members = found.members.into_iter().map(target).collect();

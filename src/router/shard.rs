@@ -539,4 +539,33 @@ mod tests {
         pair.publish(V5, &[("t", 1, 3)], false, Some(2));
         assert_eq!(pair.receipts(), [(0, vec![1]), (1, vec![]), (2, vec![3])]);
     }
+
+    /// [MQTT-3.8.3-3]: what came by a subscription with No Local does not carry its identifier.
+    #[test]
+    fn own_message_comes_by_those_subscriptions_only_that_allow_it() {
+        let mut pair = pair();
+        let mailbox = pair.publisher.mailbox().clone();
+        let with =
+            |no_local, id| Grant { identifier: std::num::NonZeroU32::new(id), ..grant(no_local) };
+        pair.shard.subscribe(&mailbox, &TopicFilter::parse("t").unwrap(), with(true, 1));
+        let (filter, grant) = (TopicFilter::parse("#").unwrap(), with(false, 2));
+        pair.trie.insert(&filter, mailbox.session(), Subscriber { mailbox, grant });
+        pair.publish(V5, &[("t", 1, 7)], false, Some(0));
+        pair.shard.end_turn();
+        let Some(Mail::Delivery(delivery)) = pair.publisher.try_next() else { panic!() };
+        assert_eq!(delivery.vias[0].identifiers.iter().map(|id| id.get()).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn message_at_qos_0_whose_members_are_away_is_dropped_for_that_reason() {
+        let mut pair = pair();
+        let member = inbox(2);
+        let (filter, mailbox) =
+            (TopicFilter::parse("$share/g/t").unwrap(), member.mailbox().clone());
+        mailbox.set_connected(false);
+        pair.trie.insert(&filter, SessionId(2), Subscriber { mailbox, grant: grant(false) });
+        pair.publish(V5, &[("t", 0, 1)], false, None);
+        assert_eq!(pair.shard.metrics.dropped_for(DropReason::QueueFull), 0);
+        assert_eq!(pair.shard.metrics.dropped_for(DropReason::Offline), 1);
+    }
 }

@@ -233,7 +233,8 @@ mod tests {
     fn group(members: u32) -> Group {
         let (qos, no_local, retain_as_published) = (Qos::AtMostOnce, false, false);
         let grant = Grant { qos, no_local, retain_as_published, identifier: None };
-        let members = (0..members).map(|outbox| Target { outbox, grant, via: None }).collect();
+        let members =
+            (0..members).map(|outbox| Target { outbox, grant, via: None, own: None }).collect();
         Group { members, cursor: Arc::default() }
     }
 }

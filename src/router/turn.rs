@@ -51,8 +51,10 @@ impl Turn {
         publisher: SessionId,
     ) {
         for target in targets {
-            if !(target.grant.no_local && self.is_for(target, publisher)) {
-                self.add(run, target, batch);
+            match &target.own {
+                Some(own) if self.is_for(target, publisher) => self.add(run, own, batch),
+                None if target.grant.no_local && self.is_for(target, publisher) => (),
+                _ => self.add(run, target, batch),
             }
         }
     }

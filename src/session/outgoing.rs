@@ -14,7 +14,9 @@ use std::time::Instant;
 
 use crate::codec::Ack;
 use crate::codec::Delivery as Flow;
-use crate::codec::{Forward, Packet, Properties, PublishView, ReasonCode, TopicAlias, next_frame};
+use crate::codec::{
+    Forward, PACKET_BYTES_MAX, Packet, Properties, PublishView, ReasonCode, TopicAlias, next_frame,
+};
 use crate::ids::{PacketId, Qos};
 use crate::message::{Delivery, Kind, Piece, Undelivered};
 use crate::session::aliases::SentAliases;
@@ -387,7 +389,9 @@ impl<'a> Writer<'a> {
         let start = out.bytes.len();
         view.encode(self.link.version, flow, self.body.retain, &forward, &mut out.bytes);
         let len = out.bytes.len() - start;
-        if self.link.packet_bytes_max.is_some_and(|max| len > max as usize) {
+        // What is published in the largest packet there can be may not fit into one with an identifier.
+        let max = self.link.packet_bytes_max.unwrap_or(PACKET_BYTES_MAX);
+        if len > max.min(PACKET_BYTES_MAX) as usize {
             out.bytes.truncate(start);
             return false;
         }
