@@ -47,6 +47,13 @@ conformance *ARGS:
             ;;
     esac
 
+# Let libFuzzer look for inputs that break TARGET, one of fuzz/fuzz_targets, for SECONDS; see docs/fuzzing.md.
+fuzz TARGET SECONDS='60':
+    @cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+    @mkdir -p fuzz/target/corpus/{{ TARGET }}
+    cargo fuzz run --sanitizer none {{ TARGET }} fuzz/target/corpus/{{ TARGET }} fuzz/corpus/{{ TARGET }} \
+        -- -max_total_time={{ SECONDS }} -print_final_stats=1
+
 # Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
 bench *ARGS:
     cargo bench --workspace --bench '*' -- {{ ARGS }}

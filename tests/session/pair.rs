@@ -6,12 +6,13 @@ use bytes::Bytes;
 use mailboxqtt::codec::Delivery as Flow;
 use mailboxqtt::codec::{
     Ack, Connect, Packet, Properties, PropertiesBuf, Property, Publish, PublishView, decode,
-    frame_len,
+    frame_len, header_len,
 };
 use mailboxqtt::ids::{ClientId, PacketId, ProtocolVersion, Qos};
 use mailboxqtt::message::{Batch, Buffer, Collector, Delivery, Kind, Piece, TopicHasher, shard_of};
+use mailboxqtt::session::authentication::Authenticated;
 use mailboxqtt::session::{
-    Availability, CloseReason, Limits, Opening, Output, Place, Request, Session, Tally, negotiate,
+    Availability, CloseReason, Limits, Opening, Output, Place, Request, Session, negotiate,
 };
 
 /// Shards that the pair's collector knows.
@@ -82,6 +83,15 @@ pub(crate) struct Message {
     pub(crate) number: u32,
 }
 
+/// What the session was given of the bytes that the client sent, in order.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// A whole packet, which made the session ask the router for something or not.
+    Packet { frame: Vec<u8>, asked: bool },
+    /// The turn ended, and one batch went to each shard that it touched.
+    Turn { number: Option<u64>, batches: Vec<(usize, Batch)> },
+}
+
 /// A batch went to a shard, which answers with `turn`.
 #[derive(Clone, Debug)]
 pub(crate) struct Receipt {
@@ -108,9 +118,15 @@ pub(crate) struct Pair {
     pub(crate) released_bytes: usize,
     pub(crate) too_large: u64,
     pub(crate) expired: u64,
+    /// Messages of the client that were not routed.
+    pub(crate) not_routed: u64,
     pub(crate) charged_bytes: usize,
     pub(crate) charged_messages: u64,
     hasher: TopicHasher,
+    /// The start of a packet whose end has not arrived.
+    tail: Vec<u8>,
+    /// Who the next connections are authenticated as.
+    pub(crate) authenticated: Option<Authenticated>,
 }
 
 impl Pair {
@@ -130,16 +146,24 @@ impl Pair {
             released_bytes: 0,
             too_large: 0,
             expired: 0,
+            not_routed: 0,
             charged_bytes: 0,
             charged_messages: 0,
             hasher,
+            tail: Vec::new(),
+            authenticated: None,
         }
+    }
+
+    /// The shard of a topic.
+    pub(crate) fn shard_of(&self, topic: &str) -> usize {
+        shard_of(self.hasher.hash(topic.as_bytes()), SHARDS)
     }
 
     /// A topic that hashes to `shard`.
     pub(crate) fn topic_of(&self, shard: usize) -> String {
         let mut names = (0..).map(|n| format!("topic/{n}"));
-        names.find(|name| shard_of(self.hasher.hash(name.as_bytes()), SHARDS) == shard).unwrap()
+        names.find(|name| self.shard_of(name) == shard).unwrap()
     }
 
     /// The client sends all of `packets` in one read. Returns the receipts that are due.
@@ -147,46 +171,73 @@ impl Pair {
         let version = self.session.link().version;
         let mut read = Vec::new();
         packets.iter().for_each(|packet| packet.encode(version, &mut read));
-        self.read(&read)
-    }
-
-    /// As `net::connection` takes what one read brought.
-    fn read(&mut self, read: &[u8]) -> Vec<Receipt> {
-        self.session.handle_read(self.now);
-        self.out.routes.begin(self.session.link().wire_version(), self.now);
-        let version = self.session.link().version;
         let mut receipts = Vec::new();
-        let mut taken = 0;
-        let mut topic = None;
-        while taken < read.len() && self.out.close.is_none() {
-            let len = frame_len(&read[taken..], u32::MAX).unwrap().unwrap();
-            let frame = &read[taken..taken + len];
-            if frame[0] >> 4 == 3 {
-                let publish = Publish::decode_after(frame, version, topic).unwrap();
-                topic = Some(publish.topic);
-                let header_len = PublishView::parse(frame, version).unwrap().header_len;
-                let place = Place { frame: taken..taken + len, topic_at: taken + header_len + 2 };
-                self.session.handle_publish(&publish, place, &mut self.out);
-            } else {
-                let packet = decode(frame, version).unwrap();
-                self.session.handle_packet(&packet, &mut self.out);
-                if !self.out.requests.is_empty() {
-                    self.route(read, &mut receipts);
-                }
+        for taken in self.receive(&read) {
+            let Taken::Turn { number, batches } = taken else { continue };
+            for (_, batch) in batches {
+                self.routed.extend(messages_of(&batch));
+                receipts.extend(number.map(|turn| Receipt { turn }));
             }
-            taken += len;
         }
-        self.route(read, &mut receipts);
         receipts
     }
 
-    fn route(&mut self, read: &[u8], receipts: &mut Vec<Receipt>) {
-        let turn = self.session.end_turn(self.out.routes.touched(), &mut self.out);
-        let routed = &mut self.routed;
-        self.out.routes.flush(read, |_, batch| {
-            routed.extend(messages_of(&batch));
-            receipts.extend(turn.map(|turn| Receipt { turn }));
-        });
+    /// As `net::connection` takes what one read brought: whole packets or not, right or wrong.
+    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Vec<Taken> {
+        let mut read = std::mem::take(&mut self.tail);
+        read.extend_from_slice(bytes);
+        let version = self.session.link().version;
+        self.out.routes.begin(self.session.link().wire_version(), self.now);
+        let mut log = Vec::new();
+        let mut taken = 0;
+        let mut topic = None;
+        while self.out.close.is_none() {
+            let rest = &read[taken..];
+            let frame = match frame_len(rest, self.session.packet_bytes_max()) {
+                Ok(len) => len.and_then(|len| rest.get(..len)),
+                Err(error) => {
+                    self.out.close = Some(error.into());
+                    None
+                }
+            };
+            let Some(frame) = frame else { break };
+            let requests = self.out.requests.len();
+            let publish = if frame[0] >> 4 == 3 {
+                Publish::decode_after(frame, version, topic).map(Packet::Publish)
+            } else {
+                decode(frame, version)
+            };
+            match publish {
+                Ok(Packet::Publish(publish)) => {
+                    topic = Some(publish.topic);
+                    let topic_at = taken + header_len(frame).unwrap() + 2;
+                    let place = Place { frame: taken..taken + frame.len(), topic_at };
+                    self.session.handle_publish(&publish, place, &mut self.out);
+                }
+                Ok(packet) => self.session.handle_packet(&packet, &mut self.out),
+                Err(error) => self.out.close = Some(error.into()),
+            }
+            taken += frame.len();
+            let asked = self.out.requests.len() > requests;
+            log.push(Taken::Packet { frame: frame.to_vec(), asked });
+            if asked {
+                log.push(self.end_turn(&read));
+            }
+        }
+        log.push(self.end_turn(&read));
+        if taken > 0 {
+            // Whole packets count, not bytes [MQTT-3.1.2-22].
+            self.session.handle_read(self.now);
+        }
+        self.tail = read.split_off(taken);
+        log
+    }
+
+    fn end_turn(&mut self, read: &[u8]) -> Taken {
+        let number = self.session.end_turn(self.out.routes.touched(), &mut self.out);
+        let mut batches = Vec::new();
+        self.out.routes.flush(read, |shard, batch| batches.push((shard, batch)));
+        Taken::Turn { number, batches }
     }
 
     /// The shard owns what it got.
@@ -211,19 +262,25 @@ impl Pair {
     pub(crate) fn hear(&mut self) -> Vec<Heard> {
         let mut heard = Vec::new();
         loop {
-            let more = self.session.fill(|| self.now, &mut self.out);
-            heard.append(&mut self.take_bytes());
+            let (bytes, more) = self.fill();
+            self.each_packet(&bytes, |packet| heard.push(Heard::new(&packet)));
             if !more {
                 return heard;
             }
         }
     }
 
+    /// The session writes what it can. Returns all that it has written since the last time, and
+    /// whether there is more.
+    pub(crate) fn fill(&mut self) -> (Vec<u8>, bool) {
+        let more = self.session.fill(|| self.now, &mut self.out);
+        (self.take_bytes(), more)
+    }
+
     /// The session writes what it can; the bytes as they are.
     pub(crate) fn hear_bytes(&mut self) -> Vec<u8> {
         while self.session.fill(|| self.now, &mut self.out) {}
-        self.take_tally();
-        std::mem::take(&mut self.out.bytes)
+        self.take_bytes()
     }
 
     /// Only the messages, by number.
@@ -231,29 +288,28 @@ impl Pair {
         self.hear().iter().filter_map(number).collect()
     }
 
-    fn take_tally(&mut self) {
-        let Tally { released_messages, released_bytes, too_large, expired, .. } =
-            std::mem::take(&mut self.out.tally);
-        self.released_messages += released_messages;
-        self.released_bytes += released_bytes;
-        self.too_large += too_large;
-        self.expired += expired;
+    /// What the session has written since the last time.
+    pub(crate) fn take_bytes(&mut self) -> Vec<u8> {
+        let tally = std::mem::take(&mut self.out.tally);
+        self.released_messages += tally.released_messages;
+        self.released_bytes += tally.released_bytes;
+        self.too_large += tally.too_large;
+        self.expired += tally.expired;
+        self.not_routed += tally.not_authorized + tally.payload_format_invalid;
+        std::mem::take(&mut self.out.bytes)
     }
 
-    fn take_bytes(&mut self) -> Vec<Heard> {
-        self.take_tally();
+    /// Reads `bytes` of the session as the client does.
+    pub(crate) fn each_packet<'b>(&self, bytes: &'b [u8], mut read: impl FnMut(Packet<'b>)) {
         let version = self.session.link().version;
-        let bytes = std::mem::take(&mut self.out.bytes);
-        let mut rest = &bytes[..];
-        let mut heard = Vec::new();
+        let max = self.session.link().packet_bytes_max.unwrap_or(u32::MAX);
+        let mut rest = bytes;
         while !rest.is_empty() {
             let len = frame_len(rest, u32::MAX).unwrap().unwrap();
-            let max = self.session.link().packet_bytes_max.unwrap_or(u32::MAX);
             assert!(len as u64 <= u64::from(max), "packet of {len} bytes");
-            heard.push(Heard::new(&decode(&rest[..len], version).unwrap()));
+            read(decode(&rest[..len], version).unwrap());
             rest = &rest[len..];
         }
-        heard
     }
 
     /// What the router is asked for.
@@ -271,10 +327,13 @@ impl Pair {
         self.session.detach(&lost);
         self.out.bytes.clear();
         self.out.close = None;
+        self.tail.clear();
     }
 
     pub(crate) fn resume(&mut self, terms: Terms, limits: Limits) {
-        self.session.attach(&opening(terms, &limits), self.now);
+        let mut opening = opening(terms, &limits);
+        opening.authenticated = self.authenticated.clone();
+        self.session.attach(&opening, self.now);
     }
 
     pub(crate) fn pass(&mut self, time: Duration) {
@@ -331,6 +390,9 @@ fn opening(terms: Terms, limits: &Limits) -> Opening {
     }
     if let Some(max) = terms.packet_bytes_max {
         properties.push(Property::MaximumPacketSize(max));
+    }
+    if let Some(max) = terms.topic_alias_max {
+        properties.push(Property::TopicAliasMaximum(max));
     }
     if let Some(is_wanted) = terms.problem_information {
         properties.push(Property::RequestProblemInformation(is_wanted));
