@@ -155,7 +155,9 @@ impl Session {
     /// The connection is gone. Returns the will unless `reason` discards it; [`Will::due_at`] says how
     /// long it waits.
     pub fn detach(&mut self, reason: &CloseReason) -> Option<Will> {
+        self.aliases.clear();
         self.incoming.detach();
+        self.outgoing.detach();
         self.subscribing.detach();
         self.reauthentication = None;
         self.will.take().filter(|_| reason.publishes_will())

@@ -90,7 +90,7 @@ pub struct Delivery {
 pub struct Undelivered {
     /// The shared subscription.
     pub filter: TopicFilter,
-    /// Whole PUBLISH frames with the same topic, QoS and flags, as published.
+    /// Whole PUBLISH frames with the same topic, QoS and flags, as published, in memory of their own.
     pub frames: Bytes,
     /// How many.
     pub count: u32,
@@ -102,9 +102,18 @@ pub struct Undelivered {
     pub received_at: Instant,
 }
 
-/// Memory of a queued delivery besides its frames, charged to the queue limit.
-fn overhead_bytes(buffers: &[Buffer], pieces: &[Piece]) -> usize {
-    160 + size_of_val(buffers) + size_of_val(pieces)
+/// Memory of a queued delivery besides its frames, charged to the queue limit. Other deliveries may have
+/// the same vias; that is not worth finding out.
+fn overhead_bytes(buffers: &[Buffer], pieces: &[Piece], vias: &[Arc<Via>]) -> usize {
+    let via_bytes: usize = vias.iter().map(|via| size_of_val(via) + via.bytes()).sum();
+    160 + size_of_val(buffers) + size_of_val(pieces) + via_bytes
+}
+
+impl Via {
+    /// Memory that it takes, but for the text of the filter, which it shares.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + size_of_val(&*self.identifiers)
+    }
 }
 
 impl Delivery {
@@ -115,7 +124,7 @@ impl Delivery {
         let expires = pieces.iter().any(|piece| piece.expires);
         let piece_bytes = pieces.iter().map(|piece| piece.len as usize).sum();
         let buffer_bytes: usize = buffers.iter().map(|buffer| buffer.frames.len()).sum();
-        let held_bytes = buffer_bytes + overhead_bytes(&buffers, &pieces);
+        let held_bytes = buffer_bytes + overhead_bytes(&buffers, &pieces, &vias);
         let vias = vias.into();
         let delivery =
             Self { buffers, vias, pieces, messages, piece_bytes, held_bytes, kind, expires };
@@ -140,8 +149,8 @@ impl Delivery {
         self.vias.get((piece.via as usize).checked_sub(1)?)
     }
 
-    /// Takes out what came by a shared subscription. The rest, if there is any, keeps its share of
-    /// `held_bytes`.
+    /// Takes out what came by a shared subscription, and the rest, if there is any; see
+    /// [`Delivery::with_pieces`].
     pub fn split_shared(mut self) -> (Option<Self>, Vec<Undelivered>) {
         let mut undelivered = Vec::new();
         let mut rest = Vec::new();
@@ -152,11 +161,11 @@ impl Delivery {
                 rest.push(piece);
                 continue;
             };
-            let range = piece.offset as usize..(piece.offset + piece.len) as usize;
-            if range.end <= buffer.frames.len() {
+            let frames = self.frames(&piece);
+            if !frames.is_empty() {
                 undelivered.push(Undelivered {
                     filter,
-                    frames: buffer.frames.slice(range),
+                    frames: Bytes::copy_from_slice(frames),
                     count: piece.count,
                     version: piece.version,
                     expires: piece.expires,
@@ -167,15 +176,16 @@ impl Delivery {
         (self.with_pieces(rest), undelivered)
     }
 
-    /// The delivery with these `pieces` of it, if there are any, and their share of `held_bytes`.
-    pub fn with_pieces(mut self, pieces: Vec<Piece>) -> Option<Self> {
-        let piece_bytes = pieces.iter().map(|piece| piece.len as usize).sum();
-        self.held_bytes = self.held_bytes * piece_bytes / self.piece_bytes.max(1);
-        self.messages = pieces.iter().map(|piece| piece.count).sum();
-        self.expires = pieces.iter().any(|piece| piece.expires);
-        self.piece_bytes = piece_bytes;
-        self.pieces = pieces;
-        (self.messages > 0).then_some(self)
+    /// The delivery with these `pieces` of it, if there are any. Its `held_bytes` are what it holds then, and
+    /// not more than before.
+    pub fn with_pieces(self, pieces: Vec<Piece>) -> Option<Self> {
+        if pieces.is_empty() {
+            return None;
+        }
+        let charged_bytes = self.held_bytes;
+        let mut rest = Self::new(self.kind, self.buffers, pieces, self.vias.into_vec());
+        rest.held_bytes = rest.held_bytes.min(charged_bytes);
+        Some(rest)
     }
 
     fn copied_out(mut self) -> Self {
@@ -185,7 +195,7 @@ impl Delivery {
             copied.offset = copy.len() as u32;
             copy.extend_from_slice(self.frames(piece));
         }
-        self.held_bytes = copy.len() + overhead_bytes(&self.buffers, &pieces);
+        self.held_bytes = copy.len() + overhead_bytes(&self.buffers, &pieces, &self.vias);
         self.pieces = pieces;
         // One copy for all; each buffer stays, for it knows when its frames were received.
         let copy = Bytes::from(copy);

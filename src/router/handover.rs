@@ -5,7 +5,7 @@
 //!
 //! When a client's connection ends, whatever waits for it unsent; when its session ends, also what was
 //! sent at QoS 1 and not acknowledged. A message leaves the one session before it enters another, so no
-//! two members have it. If nobody else has room it goes back to where it came from.
+//! two members have it. If nobody else is there with room for it, it goes back to where it came from.
 
 use crate::codec::PublishView;
 use crate::message::{Batch, Run, Undelivered, shard_of};

@@ -85,7 +85,7 @@ pub enum Command {
         batch: Batch,
         /// The shared subscription.
         filter: TopicFilter,
-        /// Who did not get them: has them again only if nobody else can take them.
+        /// Who did not get them: has them again if no other member's client is there to take them.
         from: SessionId,
     },
     /// Send the next chunk of retained messages.
@@ -283,8 +283,8 @@ impl Shard {
                 let publisher = mailbox.session();
                 self.turn.add_all(run, targets, &batch, publisher);
                 for group in groups {
-                    if let Some(left) = self.turn.share(run, group, &batch, publisher) {
-                        self.metrics.dropped(DropReason::QueueFull, left.count.into());
+                    if let Some((left, why)) = self.turn.share(run, group, &batch, publisher) {
+                        self.metrics.dropped(why, left.count.into());
                     }
                 }
                 // No Local matches the session's own messages, though it gets none of them.
@@ -307,20 +307,24 @@ impl Shard {
     /// See [`Command::Share`].
     fn share_again(&mut self, batch: &Batch, filter: &TopicFilter, from: SessionId) {
         self.turn.begin_batch();
-        let group = self.routes.group(filter, &mut self.turn.outboxes);
-        let reason = match group {
-            Some(_) => DropReason::QueueFull,
-            None => DropReason::SessionEnded,
+        let Some(group) = self.routes.group(filter, &mut self.turn.outboxes) else {
+            let messages = batch.runs.iter().map(|run| u64::from(run.count)).sum();
+            return self.metrics.dropped(DropReason::SessionEnded, messages);
         };
-        let members = group.iter().flat_map(|group| &group.members).cloned();
-        let (own, others): (Vec<_>, _) = members.partition(|it| self.turn.is_for(it, from));
-        let cursor = group.map(|group| group.cursor).unwrap_or_default();
-        let own = Group { members: own, cursor: cursor.clone() };
-        let others = Group { members: others, cursor };
+        let Group { members, cursor } = group;
+        let (own, others): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|it| self.turn.is_for(it, from));
+        let (here, away) = others.into_iter().partition(|it| self.turn.is_connected(it));
+        // Where nobody is there, they had better wait for whom they were meant.
+        let choices = [here, own, away].map(|members| Group { members, cursor: cursor.clone() });
         for run in &batch.runs {
-            let left = self.turn.share(run, &others, batch, from);
-            let left = left.and_then(|run| self.turn.share(&run, &own, batch, from));
-            self.metrics.dropped(reason, left.map_or(0, |run| run.count.into()));
+            let mut left = Some((*run, DropReason::QueueFull));
+            for group in choices.iter().filter(|group| !group.members.is_empty()) {
+                left = left.and_then(|(run, _)| self.turn.share(&run, group, batch, from));
+            }
+            if let Some((left, why)) = left {
+                self.metrics.dropped(why, left.count.into());
+            }
         }
     }
 

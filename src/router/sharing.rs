@@ -43,8 +43,10 @@ pub(super) struct Group {
 /// Whether a member could take a message now.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Room {
-    /// Its queue is full, or it is away and the message is of QoS 0.
-    None,
+    /// It is away, and the message is of QoS 0.
+    Offline,
+    /// Its queue is full.
+    Full,
     /// Its client is away: the message would wait.
     Away,
     /// Its client is there.
@@ -85,7 +87,7 @@ impl Group {
         let start = (start % self.members.len().max(1) as u64) as usize;
         let (before, from) = self.members.split_at_checked(start)?;
         let in_turn = from.iter().chain(before).map(|target| (target, member(target)));
-        let usable = in_turn.filter(|(_, member)| member.room != Room::None);
+        let usable = in_turn.filter(|(_, member)| member.room >= Room::Away);
         let best = match strategy {
             Strategy::RoundRobin | Strategy::Random => return first_here(usable),
             Strategy::LeastInFlight => usable.min_by_key(|(_, it)| (Reverse(it.room), it.load)),
@@ -128,7 +130,7 @@ mod tests {
         let picked = picks(&group, Strategy::RoundRobin, 6, |_| Room::Here);
         assert_eq!(picked, [0, 1, 2, 0, 1, 2]);
         let picked = picks(&group, Strategy::RoundRobin, 3, |id| match id {
-            1 => Room::None,
+            1 => Room::Full,
             _ => Room::Here,
         });
         assert_eq!(picked, [0, 2, 2]);
@@ -146,9 +148,10 @@ mod tests {
         ] {
             let room = |id| if id == 2 { Room::Here } else { Room::Away };
             assert_eq!(picks(&group, strategy, 4, room), [2; 4], "{strategy:?}");
-            let room = |id| if id == 2 { Room::Away } else { Room::None };
+            let room = |id| if id == 2 { Room::Away } else { Room::Full };
             assert_eq!(picks(&group, strategy, 4, room), [2; 4], "{strategy:?}");
-            assert!(picks(&group, strategy, 4, |_| Room::None).is_empty());
+            assert!(picks(&group, strategy, 4, |_| Room::Full).is_empty());
+            assert!(picks(&group, strategy, 4, |_| Room::Offline).is_empty());
         }
     }
 
@@ -175,7 +178,7 @@ mod tests {
         let group = group(5);
         let pick = |key, gone| {
             let room = |target: &Target| match target.outbox == gone {
-                true => Room::None,
+                true => Room::Full,
                 false => Room::Here,
             };
             let target = group.pick(Strategy::StickyPublisher, key, |it| member(it, room(it)));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::codec::next_frame;
 use crate::ids::{Qos, SessionId};
 use crate::message::{Batch, Buffer, Delivery, Grant, Kind, Piece, Run, Via};
+use crate::metrics::DropReason;
 use crate::router::mailbox::Mailbox;
 use crate::router::route::Target;
 use crate::router::sharing::{Group, Member, Room, Strategy};
@@ -56,14 +57,14 @@ impl Turn {
         }
     }
 
-    /// Each message of `run` goes to one member of `group`. Returns those that nobody has room for.
+    /// Each message of `run` goes to one member of `group`. Returns those that nobody can take, and why.
     pub(super) fn share(
         &mut self,
         run: &Run,
         group: &Group,
         batch: &Batch,
         publisher: SessionId,
-    ) -> Option<Run> {
+    ) -> Option<(Run, DropReason)> {
         let strategy = self.strategy;
         let key = match strategy {
             Strategy::StickyPublisher => publisher.0,
@@ -78,12 +79,24 @@ impl Turn {
             self.add(&first, target, batch);
             rest = others;
         }
-        rest
+        let run = rest?;
+        let is_offline = |it| self.as_member(it, run.qos).room == Room::Offline;
+        let reason = match group.members.iter().all(is_offline) {
+            true => DropReason::Offline,
+            false => DropReason::QueueFull,
+        };
+        Some((run, reason))
     }
 
     /// Whether `target` is `session`.
     pub(super) fn is_for(&self, target: &Target, session: SessionId) -> bool {
         self.outboxes.get(target.outbox as usize).is_some_and(|outbox| outbox.is_for(session))
+    }
+
+    /// Whether the client of `target` is there.
+    pub(super) fn is_connected(&self, target: &Target) -> bool {
+        let outbox = self.outboxes.get(target.outbox as usize);
+        outbox.and_then(|it| it.mailbox.as_ref()).is_some_and(|mailbox| mailbox.is_connected())
     }
 
     /// Sends what there is.
@@ -109,7 +122,7 @@ impl Turn {
         let outbox = self.outboxes.get(target.outbox as usize);
         let member = outbox.and_then(|outbox| outbox.as_member(qos.min(target.grant.qos)));
         // Routes lead to outboxes that have an owner.
-        member.unwrap_or(Member { session: SessionId(0), room: Room::None, load: 0 })
+        member.unwrap_or(Member { session: SessionId(0), room: Room::Full, load: 0 })
     }
 }
 
@@ -167,12 +180,13 @@ impl Outbox {
     /// Whether the session could take another message of `qos`, and what it has already.
     fn as_member(&self, qos: Qos) -> Option<Member> {
         let mailbox = self.mailbox.as_ref()?;
-        let room = if !mailbox.has_room(self.messages, self.bytes) {
-            Room::None
-        } else if mailbox.is_connected() {
+        let is_connected = mailbox.is_connected();
+        let room = if !is_connected && qos == Qos::AtMostOnce {
+            Room::Offline
+        } else if !mailbox.has_room(self.messages, self.bytes) {
+            Room::Full
+        } else if is_connected {
             Room::Here
-        } else if qos == Qos::AtMostOnce {
-            Room::None
         } else {
             Room::Away
         };

@@ -49,6 +49,11 @@ impl Outgoing {
         self.aliases.attach(link.topic_alias_max);
     }
 
+    /// The connection is gone, and the aliases with it.
+    pub(super) fn detach(&mut self) {
+        self.aliases.attach(0);
+    }
+
     /// Queues what a shard sent. [`Outgoing::fill`] puts it on the wire.
     pub(super) fn push(&mut self, delivery: Delivery) {
         match delivery.kind {
@@ -352,8 +357,8 @@ impl<'a> Writer<'a> {
                 self.aliases.learn(view.topic, number);
                 self.alias = Some(Some(TopicAlias::Known(number)));
             }
-            // A new alias costs three bytes, which may be the three that are too many.
-            Some(TopicAlias::New(_)) => {
+            // Its three bytes may be too many: behind a name, or in place of a shorter one.
+            Some(_) if !is_written => {
                 if self.write_with(None, view, flow, out) {
                     return true;
                 }

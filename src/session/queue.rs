@@ -4,9 +4,12 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::codec::{PublishView, next_frame};
-use crate::message::{Delivery, Piece, Undelivered};
-use crate::session::Output;
+use crate::message::{Delivery, Piece, Undelivered, Via};
 use crate::session::window::Body;
+use crate::session::{OUTPUT_BYTES_MAX, Output};
+
+/// A Subscription Identifier in a PUBLISH, at most.
+const IDENTIFIER_BYTES_MAX: usize = 5;
 
 /// Deliveries in order; the front one may be sent in part.
 #[derive(Debug, Default)]
@@ -58,6 +61,10 @@ impl Queue {
             }
             let (messages, held_bytes) = (delivery.messages, delivery.held_bytes);
             let current = current_pieces(&delivery, now);
+            if current.iter().map(|piece| piece.count).sum::<u32>() == messages {
+                self.deliveries.push_back(delivery);
+                continue;
+            }
             let rest = delivery.with_pieces(current);
             let kept = rest.as_ref().map_or((0, 0), |it| (it.messages, it.held_bytes));
             out.tally.expired += u64::from(messages - kept.0);
@@ -71,8 +78,9 @@ impl Queue {
     /// The front delivery becomes what of it has not been sent.
     fn forget_sent(&mut self) {
         if let Some(front) = self.deliveries.front_mut() {
-            let sent = front.pieces.drain(..self.sent_pieces);
-            front.messages -= sent.map(|piece| piece.count).sum::<u32>();
+            front.pieces.drain(..self.sent_pieces);
+            // What was sent of a piece has left it, but not this sum.
+            front.messages = front.pieces.iter().map(|piece| piece.count).sum();
             front.piece_bytes = front.pieces.iter().map(|piece| piece.len as usize).sum();
             front.held_bytes = front.held_bytes.saturating_sub(self.charge_given);
             self.sent_pieces = 0;
@@ -84,6 +92,8 @@ impl Queue {
     pub(super) fn take(&mut self, count_max: usize, out: &mut Output) -> Option<Stretch> {
         let delivery = self.deliveries.front_mut()?;
         let whole = *delivery.pieces.get(self.sent_pieces)?;
+        let via = delivery.via(&whole).cloned();
+        let count_max = count_max.min(via.as_deref().map_or(usize::MAX, stretch_max));
         let mut piece = whole;
         if whole.count as usize > count_max {
             piece.count = count_max as u32;
@@ -94,7 +104,6 @@ impl Queue {
         let buffer = delivery.buffers.get(piece.buffer as usize);
         let found = buffer.filter(|buffer| end <= buffer.frames.len());
         let found = found.map(|buffer| (buffer.frames.slice(start..end), buffer.received_at));
-        let via = delivery.via(&piece).cloned();
 
         let share = delivery.held_bytes * piece.len as usize / delivery.piece_bytes.max(1);
         let mut charged_bytes = share;
@@ -118,6 +127,13 @@ impl Queue {
         let body = Body { frames, version, qos, retain, expires, received_at, via, charged_bytes };
         Some(Stretch { piece, body })
     }
+}
+
+/// How many messages that came by `via` may go out together: each is sent with all identifiers, and in
+/// the output they must not become much more than it may hold.
+fn stretch_max(via: &Via) -> usize {
+    let identifiers = via.identifiers.len().max(1);
+    (OUTPUT_BYTES_MAX / (IDENTIFIER_BYTES_MAX * identifiers)).max(1)
 }
 
 /// The pieces of `delivery` without the messages that have expired.

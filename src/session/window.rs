@@ -252,7 +252,7 @@ impl Window {
             {
                 undelivered.push(Undelivered {
                     filter,
-                    frames: body.frames.slice_ref(frame),
+                    frames: Bytes::copy_from_slice(frame),
                     count: 1,
                     version: body.version,
                     expires: body.expires,

@@ -29,5 +29,6 @@ mod paho;
 mod process;
 mod reasons;
 mod rumqttc;
+mod sharing;
 mod terms;
 mod wire;

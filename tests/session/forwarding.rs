@@ -92,6 +92,25 @@ fn message_that_fits_only_without_a_new_alias_is_sent_without() {
     }
 }
 
+/// The name of a short topic takes less room than its alias.
+#[test]
+fn message_that_fits_only_without_a_known_alias_is_sent_without() {
+    let now = Instant::now();
+    let large = || message(V5, "t", Some((60, now)), None);
+    let room = large().frame(V5).len() as u32;
+    let terms = Terms { topic_alias_max: Some(1), packet_bytes_max: Some(room), ..Terms::V5 };
+    let mut pair = Pair::new(terms);
+    pair.deliver(message(V5, "t", None, None).delivery());
+    pair.deliver(large().delivery());
+    let topics_and_aliases: Vec<_> = hear_frames(&mut pair)
+        .iter()
+        .map(|frame| publish_of(frame))
+        .map(|(topic, properties)| (topic, properties.iter().find_map(as_alias)))
+        .collect();
+    assert_eq!(topics_and_aliases, [("t".to_owned(), Some(1)), ("t".to_owned(), None)]);
+    assert_eq!(pair.too_large, 0);
+}
+
 /// [MQTT-3.3.2-5] [MQTT-3.3.2-6]
 #[test]
 fn expiry_is_what_is_left_of_it_and_what_has_expired_is_dropped_and_counted() {

@@ -8,6 +8,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may")]
 
+mod accounting;
 mod authenticating;
 mod delivering;
 mod forwarding;

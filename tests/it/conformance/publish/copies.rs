@@ -110,12 +110,13 @@ fn identifier_is_there_whenever_the_message_comes() {
 #[test]
 fn message_for_overlapping_subscriptions_has_the_identifiers_of_all_of_them() {
     let broker = Broker::start();
-    // The same one twice, too: it is there twice.
+    // The same one more than once, too: it is there as often.
     for numbers in [
         [Some(1), Some(2), Some(3)],
         [Some(300), None, Some(20_000)],
         [None, None, Some(7)],
         [Some(5), Some(5), Some(6)],
+        [Some(5); 3],
         [None, None, None],
     ] {
         let topic = unique("overlap");
