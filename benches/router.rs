@@ -92,8 +92,8 @@ impl Hop {
         let mut hop = Self {
             links: router.links(),
             collector: router.collector(),
-            publisher: router.open_mailbox(),
-            subscribers: (0..subscribers).map(|_| router.open_mailbox()).collect(),
+            publisher: router.open_mailbox(None),
+            subscribers: (0..subscribers).map(|_| router.open_mailbox(None)).collect(),
             router,
             qos,
             frame_len: read.len() / RUN,

@@ -75,7 +75,8 @@ impl Broker {
     }
 
     /// Serves until `shutdown` is ready, then stops: no new clients, what was received is routed, and so
-    /// are the wills that wait, for their sessions end now; clients are told (v5 with 0x8B [MQTT-4.13.2-1]) and their last bytes written.
+    /// are the wills that wait, for their sessions end now; clients are told (v5 with 0x8B
+    /// [MQTT-4.13.2-1]) and their last bytes written.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let metrics = Arc::new(Metrics::default());
@@ -93,6 +94,7 @@ impl Broker {
         ));
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
+        services.spawn(drop_expired(router.clone(), stop.clone()));
 
         shutdown.await;
         info!(clients = connections.len(), "shutting down");
@@ -118,6 +120,14 @@ async fn keep_deadlines(router: Router, stop: CancellationToken) {
             () = stop.cancelled() => return,
         };
         router.settle_due(due).await;
+    }
+}
+
+/// Makes room in queues whose messages have expired.
+async fn drop_expired(router: Router, stop: CancellationToken) {
+    tokio::select! {
+        () = router.drop_expired() => (),
+        () = stop.cancelled() => (),
     }
 }
 

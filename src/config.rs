@@ -392,6 +392,19 @@ mod tests {
     }
 
     #[test]
+    fn qos_and_response_topics_that_cannot_be_are_refused_by_key() {
+        let error = File { qos_max: 3, ..File::default() }.check(1024).unwrap_err();
+        assert_eq!(error.to_string(), "setting `qos_max` must be 0, 1 or 2");
+        for prefix in ["a/#", "+", "$SYS/", "a\0"] {
+            let file = File { response_topic_prefix: prefix.into(), ..File::default() };
+            let error = file.check(1024).unwrap_err();
+            assert!(error.to_string().contains("`response_topic_prefix`"), "{prefix}: {error}");
+        }
+        let file = File { response_topic_prefix: "answers/".into(), ..File::default() };
+        assert_eq!(&*file.check(1024).unwrap().net.response_topic_prefix, "answers/");
+    }
+
+    #[test]
     fn listening_beyond_loopback_needs_a_word_of_consent() {
         let open = File { listen: ([0, 0, 0, 0], 1883).into(), ..File::default() };
         let error = open.clone().check(1024).unwrap_err();

@@ -60,11 +60,13 @@ pub enum DropReason {
     SessionEnded,
     /// The publisher says that the payload is text, and it is not (MQTT 5, section 3.3.2.3.2).
     PayloadFormatInvalid,
+    /// The subscriber answered with a reason code from 0x80 up [MQTT-4.8.2-6].
+    RefusedBySubscriber,
 }
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::QueueFull,
         Self::Offline,
         Self::PacketTooLarge,
@@ -73,6 +75,7 @@ impl DropReason {
         Self::NotAuthorized,
         Self::SessionEnded,
         Self::PayloadFormatInvalid,
+        Self::RefusedBySubscriber,
     ];
 
     /// The name in `$SYS` and in logs.
@@ -86,6 +89,7 @@ impl DropReason {
             Self::NotAuthorized => "not_authorized",
             Self::SessionEnded => "session_ended",
             Self::PayloadFormatInvalid => "payload_format_invalid",
+            Self::RefusedBySubscriber => "refused_by_subscriber",
         }
     }
 }

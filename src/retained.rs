@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::ids::{ProtocolVersion, Qos};
+use crate::ids::{ClientId, ProtocolVersion, Qos};
 use crate::message::{Buffer, Delivery, Kind, Piece, Replay, Via};
 use crate::topic::TopicFilter;
 
@@ -39,6 +39,8 @@ pub struct Retain<'a> {
     pub received_at: Instant,
     /// Its Message Expiry Interval.
     pub expires_after: Option<Duration>,
+    /// Who published it; `None` is the broker.
+    pub publisher: Option<&'a ClientId>,
 }
 
 #[derive(Clone, Debug)]
@@ -49,6 +51,7 @@ struct Stored {
     qos: Qos,
     received_at: Instant,
     expires_at: Option<Instant>,
+    publisher: Option<ClientId>,
     stored_at: u64,
 }
 
@@ -80,8 +83,8 @@ impl Store {
         if let Some(at) = expires_at {
             self.by_expiry.insert((at, topic.into()));
         }
-        let stored_at = self.last_change;
-        let stored = Stored { frame, version, qos, received_at, expires_at, stored_at };
+        let (stored_at, publisher) = (self.last_change, retain.publisher.cloned());
+        let stored = Stored { frame, version, qos, received_at, expires_at, publisher, stored_at };
         let added = stored.frame.len() as i64;
         if let Some(earlier) = self.by_topic.get_mut(topic) {
             let earlier = std::mem::replace(earlier, stored);
@@ -143,8 +146,14 @@ impl Store {
         }
     }
 
-    /// The next chunk of `replay` as deliveries of at most one of each kind, and what is left of it.
-    pub fn replay(&self, mut replay: Replay, now: Instant) -> (Vec<Delivery>, Option<Replay>) {
+    /// The next chunk of `replay` as deliveries of at most one of each kind, and what is left of it. With No
+    /// Local the messages of `reader` are left out [MQTT-3.8.3-3].
+    pub fn replay(
+        &self,
+        mut replay: Replay,
+        reader: Option<&ClientId>,
+        now: Instant,
+    ) -> (Vec<Delivery>, Option<Replay>) {
         let mut chunk = Chunk::default();
         let mut visits = 0;
         while let Some((filter, grant)) = replay.filters.get(replay.filter).cloned() {
@@ -156,7 +165,12 @@ impl Store {
             for (topic, stored) in self.from(&filter, start.as_deref()) {
                 visits += 1;
                 let is_due = stored.expires_at.is_some_and(|at| at <= now);
-                if !is_due && stored.stored_at <= replay.stored_until && filter.matches(topic) {
+                let is_own = grant.no_local && stored.publisher.as_ref() == reader;
+                if !is_due
+                    && !is_own
+                    && stored.stored_at <= replay.stored_until
+                    && filter.matches(topic)
+                {
                     chunk.add(stored, grant.qos, via.as_ref());
                 }
                 if chunk.is_full() || visits >= CHUNK_VISITS {
@@ -281,7 +295,7 @@ mod tests {
         let (mut messages, mut chunks) = (0, 0);
         let mut next = Some(replay(&store, &["site/+/value"]));
         while let Some(replay) = next {
-            let (deliveries, rest) = store.replay(replay, Instant::now());
+            let (deliveries, rest) = store.replay(replay, None, Instant::now());
             let chunk: u32 = deliveries.iter().map(|delivery| delivery.messages).sum();
             assert!(chunk <= CHUNK_MESSAGES as u32);
             messages += chunk;
@@ -300,7 +314,7 @@ mod tests {
         let pending = replay(&store, &["#"]);
         set(&mut store, "b", "new");
 
-        let (deliveries, rest) = store.replay(pending, Instant::now());
+        let (deliveries, rest) = store.replay(pending, None, Instant::now());
         assert!(rest.is_none());
         assert_eq!(deliveries.iter().map(|delivery| delivery.messages).sum::<u32>(), 1);
     }
@@ -312,7 +326,7 @@ mod tests {
             set(&mut store, topic, "x");
         }
         let found = |filter| {
-            let (deliveries, _) = store.replay(replay(&store, &[filter]), Instant::now());
+            let (deliveries, _) = store.replay(replay(&store, &[filter]), None, Instant::now());
             deliveries.iter().map(|delivery| delivery.messages).sum::<u32>()
         };
         assert_eq!(found("a/#"), 3);
@@ -330,7 +344,7 @@ mod tests {
         store.set("b", Retain { expires_after: Some(2 * minute), ..retain("1", now) });
         store.set("c", retain("1", now));
         let found = |store: &Store, now| {
-            let (deliveries, _) = store.replay(replay(store, &["#"]), now);
+            let (deliveries, _) = store.replay(replay(store, &["#"]), None, now);
             deliveries.iter().map(|delivery| delivery.messages).sum::<u32>()
         };
         assert_eq!(found(&store, now), 3);
@@ -349,7 +363,8 @@ mod tests {
 
     fn retain(frame: &str, received_at: Instant) -> Retain<'_> {
         let (version, qos) = (ProtocolVersion::V311, Qos::AtMostOnce);
-        Retain { frame: frame.as_bytes(), version, qos, received_at, expires_after: None }
+        let (expires_after, publisher) = (None, None);
+        Retain { frame: frame.as_bytes(), version, qos, received_at, expires_after, publisher }
     }
 
     fn replay(store: &Store, filters: &[&str]) -> Replay {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::codec::{Delivery as Flow, Packet, Properties, Publish, header_len};
-use crate::ids::{ProtocolVersion, Qos, SessionId};
+use crate::ids::{ClientId, ProtocolVersion, Qos, SessionId};
 use crate::message::{Collector, Incoming, TopicHasher, shard_of};
 use crate::metrics::Metrics;
 use crate::router::keeper::RetainedLimits;
 use crate::router::links::Links;
-use crate::router::mailbox::{Inbox, Mailbox, QueueLimits, mailbox};
+use crate::router::mailbox::{Expiring, Inbox, Mailbox, QueueLimits, mailbox};
 use crate::router::registry::{Due, Parked, Registry};
 use crate::router::route::{Routes, Subscriber};
 use crate::router::shard::{Command, Publication, ShardHandle};
@@ -24,6 +24,7 @@ use crate::topic::TopicFilter;
 
 mod bell;
 mod deadline;
+mod expiring;
 mod handover;
 pub mod keeper;
 pub mod links;
@@ -54,6 +55,8 @@ pub struct Router {
     hasher: TopicHasher,
     limits: Limits,
     metrics: Arc<Metrics>,
+    /// Sessions in whose mailboxes messages wait that will expire.
+    expiring: (flume::Sender<ClientId>, flume::Receiver<ClientId>),
     run_id: u64,
 }
 
@@ -75,7 +78,8 @@ impl Router {
         });
         let shards = handles.collect();
         let run_id = hasher.hash(b"");
-        Self { shards, trie, registry: Arc::default(), hasher, limits, metrics, run_id }
+        let (registry, expiring) = (Arc::default(), flume::unbounded());
+        Self { shards, trie, registry, hasher, limits, metrics, expiring, run_id }
     }
 
     /// How many shards there are.
@@ -98,10 +102,13 @@ impl Router {
         &self.metrics
     }
 
-    /// A mailbox for a new session.
-    pub fn open_mailbox(&self) -> Inbox {
+    /// A mailbox for a new session; without a client id it is one of the broker's own.
+    pub fn open_mailbox(&self, client_id: Option<&ClientId>) -> Inbox {
         let session = self.registry.fresh_session_id();
-        mailbox(session, self.limits.queue, self.metrics.clone())
+        let clients = &self.expiring.0;
+        let expiring = client_id
+            .map(|client_id| Expiring { client_id: client_id.clone(), clients: clients.clone() });
+        mailbox(session, expiring, self.limits.queue, self.metrics.clone())
     }
 
     /// Channels to all shards, for one connection.

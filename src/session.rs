@@ -48,6 +48,7 @@ mod connect;
 mod incoming;
 mod outgoing;
 mod output;
+mod queue;
 mod refusal;
 mod subscribing;
 mod will;
@@ -64,6 +65,7 @@ pub use output::Output;
 pub use output::Request;
 pub use output::Retained;
 pub use output::Tally;
+pub use refusal::FilterRefusal;
 pub use will::Will;
 
 /// [`Session::fill`] stops when the output holds this much; one more stretch of frames may go over it.
@@ -199,6 +201,12 @@ impl Session {
     /// QoS 1 it may go, too [MQTT-4.8.2-4] [MQTT-4.8.2-5].
     pub fn take_shared(&mut self, has_ended: bool, out: &mut Output) -> Vec<Undelivered> {
         self.outgoing.take_shared(has_ended, out)
+    }
+
+    /// Drops messages whose Message Expiry Interval has passed while they waited [MQTT-3.3.2-5]. Returns
+    /// whether others wait that will expire. [`Session::fill`] does not need it: it makes room.
+    pub fn drop_expired(&mut self, now: Instant, out: &mut Output) -> bool {
+        self.outgoing.drop_expired(now, out)
     }
 
     /// Messages that were sent to the client and are not complete.
@@ -427,7 +435,9 @@ impl Session {
     }
 
     fn subscribe(&mut self, packet: &crate::codec::Subscribe<'_>, out: &mut Output) {
-        if let Err(reason) = self.limits.availability.check_subscribe(packet.properties) {
+        if self.link.version == ProtocolVersion::V5
+            && let Err(reason) = self.limits.availability.check_subscribe(packet)
+        {
             return out.close(reason);
         }
         self.subscribing.subscribe(packet, &self.limits, &self.link, out);

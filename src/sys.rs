@@ -12,7 +12,7 @@ use crate::router::Router;
 /// Publishes every `interval`, at once for the first time, until `stop`.
 pub async fn run(router: Router, interval: Duration, stop: CancellationToken) {
     let started = Instant::now();
-    let inbox = router.open_mailbox();
+    let inbox = router.open_mailbox(None);
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut clients_max = 0;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::ids::{ProtocolVersion, Qos};
 use crate::topic::TopicFilter;
 
-/// A part of a [`Run`] on its way to one subscriber.
+/// A part of a [`Run`](super::Run) on its way to one subscriber.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Piece {
     /// Index into the delivery's buffers.
@@ -81,6 +81,8 @@ pub struct Delivery {
     pub held_bytes: usize,
     /// QoS 0, or QoS 1 and 2.
     pub kind: Kind,
+    /// Some of the frames have a Message Expiry Interval.
+    pub expires: bool,
 }
 
 /// Messages that came by a shared subscription and that its member did not get: another one may.
@@ -110,11 +112,13 @@ impl Delivery {
     /// buffers, they are copied out, so that 20 waiting bytes do not pin 64 KiB.
     pub fn new(kind: Kind, buffers: Vec<Buffer>, pieces: Vec<Piece>, vias: Vec<Arc<Via>>) -> Self {
         let messages = pieces.iter().map(|piece| piece.count).sum();
+        let expires = pieces.iter().any(|piece| piece.expires);
         let piece_bytes = pieces.iter().map(|piece| piece.len as usize).sum();
         let buffer_bytes: usize = buffers.iter().map(|buffer| buffer.frames.len()).sum();
         let held_bytes = buffer_bytes + overhead_bytes(&buffers, &pieces);
         let vias = vias.into();
-        let delivery = Self { buffers, vias, pieces, messages, piece_bytes, held_bytes, kind };
+        let delivery =
+            Self { buffers, vias, pieces, messages, piece_bytes, held_bytes, kind, expires };
         if piece_bytes < buffer_bytes / 4 { delivery.copied_out() } else { delivery }
     }
 
@@ -160,12 +164,18 @@ impl Delivery {
                 });
             }
         }
-        let rest_bytes = rest.iter().map(|piece| piece.len as usize).sum();
-        self.held_bytes = self.held_bytes * rest_bytes / self.piece_bytes.max(1);
-        self.messages = rest.iter().map(|piece| piece.count).sum();
-        self.piece_bytes = rest_bytes;
-        self.pieces = rest;
-        ((self.messages > 0).then_some(self), undelivered)
+        (self.with_pieces(rest), undelivered)
+    }
+
+    /// The delivery with these `pieces` of it, if there are any, and their share of `held_bytes`.
+    pub fn with_pieces(mut self, pieces: Vec<Piece>) -> Option<Self> {
+        let piece_bytes = pieces.iter().map(|piece| piece.len as usize).sum();
+        self.held_bytes = self.held_bytes * piece_bytes / self.piece_bytes.max(1);
+        self.messages = pieces.iter().map(|piece| piece.count).sum();
+        self.expires = pieces.iter().any(|piece| piece.expires);
+        self.piece_bytes = piece_bytes;
+        self.pieces = pieces;
+        (self.messages > 0).then_some(self)
     }
 
     fn copied_out(mut self) -> Self {

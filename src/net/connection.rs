@@ -220,6 +220,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     out.close.get_or_insert(CloseReason::TakenOver);
                 }
                 Mail::TakenOver { .. } => (),
+                Mail::Expire => {
+                    self.inbox.mailbox().forget_expiry();
+                    if self.session.drop_expired(Instant::now(), out) {
+                        self.inbox.mailbox().expect_expiry();
+                    }
+                }
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }
@@ -372,6 +378,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.publish_bytes_sent.add(tally.publish_bytes_sent);
         metrics.dropped(DropReason::PacketTooLarge, tally.too_large);
         metrics.dropped(DropReason::Expired, tally.expired);
+        metrics.dropped(DropReason::RefusedBySubscriber, tally.refused);
         metrics.dropped(DropReason::NotAuthorized, tally.not_authorized);
         metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
         metrics.acks_unknown.add(tally.acks_unknown);

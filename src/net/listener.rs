@@ -202,7 +202,7 @@ impl Serving {
         }
         metrics.sessions.add(1);
         let session = Box::new(Session::new(self.limits.session, opening, now));
-        let inbox = self.router.open_mailbox();
+        let inbox = self.router.open_mailbox(Some(&opening.client_id));
         Ok((claim, Parked { session, inbox, expires_at: None, will: None }, false))
     }
 

@@ -55,7 +55,7 @@ impl Router {
 }
 
 /// What `net::connection` does with mail, but for a client that is not there to be answered.
-fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) {
+pub(super) fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) {
     while let Some(mail) = inbox.try_next() {
         match mail {
             Mail::Delivery(delivery) => session.handle_delivery(delivery),
@@ -67,8 +67,8 @@ fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) {
                 deliveries.into_iter().for_each(|delivery| session.handle_delivery(delivery));
                 session.handle_chunk(rest);
             }
-            // Nobody is connected who could go.
-            Mail::TakenOver { .. } | Mail::ShuttingDown => (),
+            // Nobody is connected who could go, and whoever takes the mail also looks for what has expired.
+            Mail::TakenOver { .. } | Mail::ShuttingDown | Mail::Expire => (),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::codec::PublishView;
+use crate::ids::ClientId;
 use crate::message::{Batch, Delivery, Grant, Replay, Run};
 use crate::metrics::{DropReason, Metrics};
 use crate::retained::{Change, Retain, Store};
@@ -46,8 +47,13 @@ impl Keeper {
     }
 
     /// The next chunk of `replay`, and what is left of it.
-    pub(super) fn replay(&self, replay: Replay, now: Instant) -> (Vec<Delivery>, Option<Replay>) {
-        self.store.replay(replay, now)
+    pub(super) fn replay(
+        &self,
+        replay: Replay,
+        reader: Option<&ClientId>,
+        now: Instant,
+    ) -> (Vec<Delivery>, Option<Replay>) {
+        self.store.replay(replay, reader, now)
     }
 
     /// The replay of what matches `filters`, if there may be anything; `token` comes back with it.
@@ -72,7 +78,7 @@ impl Keeper {
 
     /// Keeps the last message of `run` [MQTT-3.3.1-5], or removes the topic's one if it is
     /// empty [MQTT-3.3.1-6] [MQTT-3.3.1-7].
-    pub(super) fn keep(&mut self, batch: &Batch, run: &Run) {
+    pub(super) fn keep(&mut self, batch: &Batch, run: &Run, publisher: Option<&ClientId>) {
         let Some((topic, view, frame)) = newest_of(batch, run) else { return };
         let interval_s = if run.expires { view.message_expiry_interval_s() } else { None };
         let change = if view.payload.is_empty() {
@@ -84,6 +90,7 @@ impl Keeper {
                 qos: run.qos,
                 received_at: batch.received_at,
                 expires_after: interval_s.map(|seconds| Duration::from_secs(seconds.into())),
+                publisher,
             };
             self.store.set(topic, retain)
         } else {

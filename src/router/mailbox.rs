@@ -11,11 +11,11 @@
 //! through a mailbox is a direct answer to something the session sent, so the session bounds it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::task::{Context, Poll};
 
-use crate::ids::{PacketId, SessionId};
+use crate::ids::{ClientId, PacketId, SessionId};
 use crate::message::{Delivery, Kind, Replay};
 use crate::metrics::{DropReason, Metrics};
 use crate::router::bell::Bell;
@@ -49,6 +49,8 @@ pub enum Mail {
         /// To be asked for next.
         rest: Option<Replay>,
     },
+    /// Messages that wait may have expired: drop them.
+    Expire,
     /// Another connection wants the session. Meant for every owner with an older ticket: the mail may
     /// still be there when the session has a new owner.
     TakenOver {
@@ -77,8 +79,20 @@ pub struct Mailbox {
     messages: AtomicU64,
     bytes: AtomicUsize,
     is_connected: AtomicBool,
+    /// A message that expires may wait, and `expiring` has been told.
+    may_expire: AtomicBool,
+    expiring: Option<Expiring>,
     bell: Bell,
     metrics: Arc<Metrics>,
+}
+
+/// Where a mailbox says that a message waits in it that will expire.
+#[derive(Clone, Debug)]
+pub struct Expiring {
+    /// Whose mailbox it is.
+    pub client_id: ClientId,
+    /// Unbounded, and each mailbox is in it at most once.
+    pub clients: flume::Sender<ClientId>,
 }
 
 /// The receiving half; there is one.
@@ -89,7 +103,12 @@ pub struct Inbox {
 }
 
 /// A new mailbox for `session`, whose client is connected.
-pub fn mailbox(session: SessionId, limits: QueueLimits, metrics: Arc<Metrics>) -> Inbox {
+pub fn mailbox(
+    session: SessionId,
+    expiring: Option<Expiring>,
+    limits: QueueLimits,
+    metrics: Arc<Metrics>,
+) -> Inbox {
     let (sender, receiver) = flume::unbounded();
     let mailbox = Mailbox {
         session,
@@ -98,6 +117,8 @@ pub fn mailbox(session: SessionId, limits: QueueLimits, metrics: Arc<Metrics>) -
         messages: AtomicU64::new(0),
         bytes: AtomicUsize::new(0),
         is_connected: AtomicBool::new(true),
+        may_expire: AtomicBool::new(false),
+        expiring,
         bell: Bell::default(),
         metrics,
     };
@@ -108,6 +129,11 @@ impl Mailbox {
     /// Whose mailbox this is.
     pub fn session(&self) -> SessionId {
         self.session
+    }
+
+    /// The client whose session it is; `None` for the broker's own.
+    pub fn client_id(&self) -> Option<&ClientId> {
+        self.expiring.as_ref().map(|expiring| &expiring.client_id)
     }
 
     /// Whether another message could be queued, if `messages` with `bytes` were on their way already.
@@ -139,7 +165,26 @@ impl Mailbox {
             return self.metrics.dropped(DropReason::QueueFull, messages);
         }
         self.charge(&delivery);
+        let expires = delivery.expires;
         self.send(Mail::Delivery(delivery));
+        if expires {
+            self.expect_expiry();
+        }
+    }
+
+    /// A message waits that will expire. Behind it is in the channel: whoever is told finds it.
+    pub fn expect_expiry(&self) {
+        if let Some(Expiring { client_id, clients }) = &self.expiring
+            && !self.may_expire.swap(true, AcqRel)
+        {
+            // Without a receiver the broker is going down.
+            let _ = clients.send(client_id.clone());
+        }
+    }
+
+    /// Call it before looking for messages that have expired, and [`Mailbox::expect_expiry`] if others are left.
+    pub fn forget_expiry(&self) {
+        self.may_expire.store(false, Release);
     }
 
     /// Sends everything but messages: never refused.

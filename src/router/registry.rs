@@ -149,6 +149,27 @@ impl Registry {
         }
     }
 
+    /// Works on the session of `client_id` while its client is away; else its owner is told `mail`. `None`
+    /// also where the session is changing hands.
+    pub(super) fn visit<T>(
+        &self,
+        client_id: &ClientId,
+        mail: Mail,
+        work: impl FnOnce(&mut Parked) -> T,
+    ) -> Option<T> {
+        let slot = self.slots.get(client_id)?.clone();
+        match slot.place.clone().try_lock_owned().as_deref_mut() {
+            Ok(Place::Parked { parked, .. }) => Some(work(parked)),
+            Ok(Place::Empty | Place::Removed) => None,
+            Err(_) => {
+                if let Some(owner) = slot.owner() {
+                    owner.send(mail);
+                }
+                None
+            }
+        }
+    }
+
     /// Tells every connected session something.
     pub fn tell_owners(&self, mail: impl Fn() -> Mail) {
         let slots: Vec<Arc<Slot>> = self.slots.iter().map(|slot| slot.value().clone()).collect();
@@ -410,7 +431,8 @@ mod tests {
             Box::new(WaitingWill { will, due_at })
         });
         let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
-        let inbox = mailbox(registry.fresh_session_id(), limits, Arc::new(Metrics::default()));
+        let inbox =
+            mailbox(registry.fresh_session_id(), None, limits, Arc::new(Metrics::default()));
         Parked { session, inbox, expires_at, will }
     }
 

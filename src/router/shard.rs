@@ -256,7 +256,8 @@ impl Shard {
             }
             Command::Share { batch, filter, from } => self.share_again(&batch, &filter, from),
             Command::Replay { mailbox, replay } => {
-                let (deliveries, rest) = self.keeper.replay(replay, Instant::now());
+                let now = Instant::now();
+                let (deliveries, rest) = self.keeper.replay(replay, mailbox.client_id(), now);
                 mailbox.send(Mail::Chunk { deliveries, rest });
             }
             // Whoever asked may have given up waiting.
@@ -273,7 +274,7 @@ impl Shard {
         let mut unmatched = Vec::new();
         for run in &batch.runs {
             if run.retain {
-                self.keeper.keep(&batch, run);
+                self.keeper.keep(&batch, run, mailbox.client_id());
             }
             let topic = batch.topic(run);
             let outboxes = &mut self.turn.outboxes;
@@ -402,7 +403,7 @@ mod tests {
 
     fn inbox(session: u64) -> Inbox {
         let limits = QueueLimits { messages_max: 100, bytes_max: 10_000 };
-        mailbox(SessionId(session), limits, Arc::default())
+        mailbox(SessionId(session), None, limits, Arc::default())
     }
 
     fn grant(no_local: bool) -> Grant {

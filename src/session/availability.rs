@@ -1,7 +1,7 @@
 //! What this broker does without, by its settings: what CONNACK says about it, and what follows for
 //! a client that asks for it all the same. Floor 2, called by `connect`, `subscribing` and `Session`.
 
-use crate::codec::{Properties, PropertiesBuf, Property, ReasonCode, Will};
+use crate::codec::{PropertiesBuf, Property, ReasonCode, Subscribe, Will};
 use crate::ids::Qos;
 use crate::session::CloseReason;
 use crate::session::refusal::FilterRefusal;
@@ -77,17 +77,26 @@ impl Availability {
         Ok(())
     }
 
-    /// An identifier counts for all filters of its SUBSCRIBE: it ends the connection
-    /// (section 3.2.2.3.12).
-    pub(super) fn check_subscribe(&self, properties: Properties<'_>) -> Result<(), CloseReason> {
-        if !self.subscription_identifiers && properties.subscription_identifiers().next().is_some()
-        {
+    /// A client of MQTT 5 was told what is missing: if it asks for it all the same, that ends the
+    /// connection (sections 3.2.2.3.11 to 3.2.2.3.13).
+    pub(super) fn check_subscribe(&self, subscribe: &Subscribe<'_>) -> Result<(), CloseReason> {
+        if *self == Self::EVERYTHING {
+            return Ok(());
+        }
+        let mut identifiers = subscribe.properties.subscription_identifiers();
+        if !self.subscription_identifiers && identifiers.next().is_some() {
             return Err(CloseReason::SubscriptionIdentifiersNotSupported);
+        }
+        let filters =
+            subscribe.filters.iter().filter_map(|(text, _)| TopicFilter::parse(text).ok());
+        for filter in filters {
+            self.check_filter(&filter).map_err(CloseReason::FilterNotSupported)?;
         }
         Ok(())
     }
 
-    /// A filter is refused for itself; the others of its SUBSCRIBE are not [MQTT-3.8.3-2 of 3.1.1].
+    /// MQTT 3.x has no way to announce: there a filter is refused for itself, and the others of its
+    /// SUBSCRIBE are not [MQTT-3.8.3-2 of 3.1.1].
     pub(super) fn check_filter(&self, filter: &TopicFilter) -> Result<(), FilterRefusal> {
         if filter.is_shared() && !self.shared_subscriptions {
             return Err(FilterRefusal::SharedNotSupported);

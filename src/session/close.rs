@@ -2,6 +2,7 @@
 
 use crate::codec::{DecodeError, ReasonCode};
 use crate::session::authentication::AuthenticationError;
+use crate::session::refusal::FilterRefusal;
 
 /// Why a session lets go of its connection. The text is what the log says.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -48,6 +49,9 @@ pub enum CloseReason {
     /// SUBSCRIBE with an identifier, though there are none.
     #[error("subscription identifier used, but there are none")]
     SubscriptionIdentifiersNotSupported,
+    /// SUBSCRIBE with a filter of a kind that there is not.
+    #[error("{0}")]
+    FilterNotSupported(FilterRefusal),
     /// A QoS 0 message that says it is text and is not (MQTT 5, section 3.3.2.3.2).
     #[error("the payload of a QoS 0 message is not UTF-8, as its format indicator says")]
     PayloadFormatInvalid,
@@ -76,6 +80,7 @@ impl CloseReason {
             Self::TopicAliasInvalid => Some(ReasonCode::TopicAliasInvalid),
             Self::QosNotSupported(_) => Some(ReasonCode::QosNotSupported),
             Self::RetainNotSupported => Some(ReasonCode::RetainNotSupported),
+            Self::FilterNotSupported(refusal) => Some(refusal.reason_code()),
             Self::SubscriptionIdentifiersNotSupported => {
                 Some(ReasonCode::SubscriptionIdentifiersNotSupported)
             }
@@ -111,6 +116,7 @@ impl CloseReason {
                 | Self::QosNotSupported(_)
                 | Self::RetainNotSupported
                 | Self::SubscriptionIdentifiersNotSupported
+                | Self::FilterNotSupported(_)
                 | Self::PayloadFormatInvalid
         )
     }

@@ -86,10 +86,12 @@ pub(super) enum Novelty {
 
 impl Incoming {
     /// Answers that wait for a connection that is gone are not due any more: the client will
-    /// send those messages again. Receipts may still come and are counted as always.
+    /// send those messages again. Receipts may still come and are counted as always. What was to be
+    /// refused is forgotten with its answer, and judged anew when it comes again.
     pub(super) fn detach(&mut self) {
         self.waiting.clear();
         self.waiting_pubacks = 0;
+        self.received.retain(|_, verdict| !matches!(verdict, Verdict::Refused(_)));
     }
 
     /// A QoS 1 message came; an answer is due once the present turn is complete.

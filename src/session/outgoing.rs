@@ -10,7 +10,6 @@
 //! - Within one QoS the order of deliveries is the order on the wire [MQTT-4.6.0-6].
 //! - Nothing new is sent before everything open has been sent again.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::codec::Ack;
@@ -19,6 +18,7 @@ use crate::codec::{Forward, Packet, Properties, PublishView, ReasonCode, TopicAl
 use crate::ids::{PacketId, Qos};
 use crate::message::{Delivery, Kind, Piece, Undelivered};
 use crate::session::aliases::SentAliases;
+use crate::session::queue::{Queue, Stretch};
 use crate::session::refusal::NO_OPEN_MESSAGE;
 use crate::session::window::{Acknowledged, Body, Resend, Window};
 use crate::session::{Link, OUTPUT_BYTES_MAX, Output};
@@ -79,6 +79,12 @@ impl Outgoing {
         undelivered
     }
 
+    /// Drops what has expired and was not sent. Returns whether anything else may expire.
+    pub(super) fn drop_expired(&mut self, now: Instant, out: &mut Output) -> bool {
+        let acknowledged = self.acknowledged.drop_expired(now, out);
+        self.unacknowledged.drop_expired(now, out) || acknowledged
+    }
+
     /// The client acknowledged something with PUBACK, PUBREC or PUBCOMP.
     pub(super) fn acknowledged(
         &mut self,
@@ -95,7 +101,10 @@ impl Outgoing {
             Step::Completed => self.window.pubcomp(ack.id),
         };
         match outcome {
-            Acknowledged::Expected { released_bytes } => out.tally.released_bytes += released_bytes,
+            Acknowledged::Expected { released_bytes } => {
+                out.tally.released_bytes += released_bytes;
+                out.tally.refused += u64::from(refused);
+            }
             // Only PUBREC has an answer that could say so.
             Acknowledged::Unknown => out.tally.acks_unknown += 1,
         }
@@ -208,99 +217,6 @@ pub(super) enum Step {
     Received,
     /// PUBCOMP: QoS 2, done.
     Completed,
-}
-
-/// Deliveries in order; the front one may be sent in part.
-#[derive(Debug, Default)]
-struct Queue {
-    deliveries: VecDeque<Delivery>,
-    /// Pieces of the front delivery that are sent.
-    sent_pieces: usize,
-    /// What the front delivery was charged and its stretches were not given yet.
-    charge_given: usize,
-}
-
-/// Frames of one piece that go out together.
-struct Stretch {
-    piece: Piece,
-    body: Body,
-}
-
-impl Queue {
-    /// See [`Outgoing::take_shared`].
-    fn take_shared(&mut self, undelivered: &mut Vec<Undelivered>, out: &mut Output) {
-        if let Some(front) = self.deliveries.front_mut() {
-            // What of it has been sent is forgotten first.
-            let sent = front.pieces.drain(..self.sent_pieces);
-            front.messages -= sent.map(|piece| piece.count).sum::<u32>();
-            front.piece_bytes = front.pieces.iter().map(|piece| piece.len as usize).sum();
-            front.held_bytes = front.held_bytes.saturating_sub(self.charge_given);
-            self.sent_pieces = 0;
-            self.charge_given = 0;
-        }
-        for delivery in std::mem::take(&mut self.deliveries) {
-            if !delivery.is_shared() {
-                self.deliveries.push_back(delivery);
-                continue;
-            }
-            let (messages, held_bytes) = (delivery.messages, delivery.held_bytes);
-            let (rest, mut shared) = delivery.split_shared();
-            undelivered.append(&mut shared);
-            let (kept, kept_bytes) =
-                rest.as_ref().map_or((0, 0), |it| (it.messages, it.held_bytes));
-            out.tally.released_messages += u64::from(messages - kept);
-            out.tally.released_bytes += held_bytes - kept_bytes;
-            self.deliveries.extend(rest);
-        }
-    }
-
-    /// Takes the next frames that belong together, at most `count_max`.
-    fn take(&mut self, count_max: usize, out: &mut Output) -> Option<Stretch> {
-        let delivery = self.deliveries.front_mut()?;
-        let whole = *delivery.pieces.get(self.sent_pieces)?;
-        let mut piece = whole;
-        if whole.count as usize > count_max {
-            piece.count = count_max as u32;
-            piece.len = bytes_of_frames(delivery.frames(&whole), count_max) as u32;
-        }
-        let start = piece.offset as usize;
-        let end = start + piece.len as usize;
-        let buffer = delivery.buffers.get(piece.buffer as usize);
-        let found = buffer.filter(|buffer| end <= buffer.frames.len());
-        let found = found.map(|buffer| (buffer.frames.slice(start..end), buffer.received_at));
-        let via = delivery.via(&piece).cloned();
-
-        let share = delivery.held_bytes * piece.len as usize / delivery.piece_bytes.max(1);
-        let mut charged_bytes = share;
-        self.charge_given += share;
-        if piece.count == whole.count {
-            self.sent_pieces += 1;
-        } else if let Some(rest) = delivery.pieces.get_mut(self.sent_pieces) {
-            rest.offset += piece.len;
-            rest.len -= piece.len;
-            rest.count -= piece.count;
-        }
-        if self.sent_pieces == delivery.pieces.len() {
-            charged_bytes += delivery.held_bytes.saturating_sub(self.charge_given);
-            self.deliveries.pop_front();
-            self.sent_pieces = 0;
-            self.charge_given = 0;
-        }
-        out.tally.released_messages += u64::from(piece.count);
-        let (frames, received_at) = found?;
-        let Piece { version, qos, retain, expires, .. } = piece;
-        let body = Body { frames, version, qos, retain, expires, received_at, via, charged_bytes };
-        Some(Stretch { piece, body })
-    }
-}
-
-/// Bytes of the first `count` frames.
-fn bytes_of_frames(frames: &[u8], count: usize) -> usize {
-    let mut len = 0;
-    for _ in 0..count {
-        len += frames.get(len..).and_then(next_frame).unwrap_or(0);
-    }
-    len
 }
 
 /// Writes the frames of `body` with identifiers from `first` on. Returns the identifiers of the

@@ -72,6 +72,8 @@ pub struct Tally {
     pub publish_bytes_sent: u64,
     /// Messages over the client's Maximum Packet Size.
     pub too_large: u64,
+    /// Messages that the client refused.
+    pub refused: u64,
     /// Messages whose Message Expiry Interval had passed [MQTT-3.3.2-5].
     pub expired: u64,
     /// Messages that the client may not publish.

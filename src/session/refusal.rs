@@ -45,7 +45,7 @@ impl PublishRefusal {
 
 /// Why a filter of a SUBSCRIBE or UNSUBSCRIBE is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(super) enum FilterRefusal {
+pub enum FilterRefusal {
     /// It is none.
     #[error("{0}")]
     Invalid(#[from] InvalidFilter),
@@ -64,8 +64,8 @@ pub(super) enum FilterRefusal {
 }
 
 impl FilterRefusal {
-    /// For SUBACK and UNSUBACK.
-    pub(super) fn reason_code(self) -> ReasonCode {
+    /// For SUBACK, UNSUBACK and DISCONNECT.
+    pub fn reason_code(self) -> ReasonCode {
         match self {
             Self::Invalid(_) => ReasonCode::TopicFilterInvalid,
             Self::SharedNotSupported => ReasonCode::SharedSubscriptionsNotSupported,

@@ -105,17 +105,24 @@ impl Subscribing {
         }
         let identifier = packet.properties.subscription_identifiers().next();
         let identifier = identifier.and_then(NonZeroU32::new);
-        let mut wanted = Vec::with_capacity(packet.filters.len());
-        let mut places = HashMap::new();
+        let mut wanted: Vec<(_, _, Retained)> = Vec::with_capacity(packet.filters.len());
+        let mut places: HashMap<_, usize> = HashMap::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
         let mut why = None;
         for (text, options) in packet.filters.iter() {
             let outcome = self.grant(text, options, identifier, limits, out);
             reasons.push(match outcome {
-                Ok(granted) => {
-                    // A filter that comes twice counts once, as it was given last [MQTT-3.8.4-3].
+                Ok(mut granted) => {
+                    // A filter that comes twice counts once, as it was given last [MQTT-3.8.4-3], and gets
+                    // the retained messages if it asked for them once [MQTT-3.8.4-5].
                     match places.entry(granted.0.clone()) {
-                        Entry::Occupied(place) => wanted[*place.get()] = granted,
+                        Entry::Occupied(place) => {
+                            let earlier = &mut wanted[*place.get()];
+                            if earlier.2 == Retained::Replay {
+                                granted.2 = Retained::Replay;
+                            }
+                            *earlier = granted;
+                        }
                         Entry::Vacant(place) => {
                             place.insert(wanted.len());
                             wanted.push(granted);

@@ -9,7 +9,9 @@
 //! - At most `max` messages are sent on this connection and not complete [MQTT-3.3.4-9].
 //! - An identifier is not used again before its message is complete [MQTT-2.2.1-3].
 //! - `slots[i]` belongs to identifier `first + i`; `slots[0]` is never complete.
+//! - A PUBREL is never held back by what is unacknowledged [MQTT-3.3.4-10].
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -28,21 +30,25 @@ const IDENTIFIERS: usize = 65_535;
 #[derive(Debug)]
 pub(super) struct Window {
     max: usize,
-    /// Sent on this connection and not complete.
+    /// Sent on this connection and not complete, and whatever awaits PUBCOMP since an earlier one.
     unacknowledged: usize,
     first: PacketId,
     slots: VecDeque<Slot>,
     bodies: VecDeque<Held>,
     /// How many bodies have left the front: the number of `bodies[0]`.
     bodies_gone: u32,
-    /// Slots from here on were sent on an earlier connection only.
+    /// PUBLISHes of the slots from here on were sent on an earlier connection only.
     resend_from: usize,
+    /// PUBRELs to be sent again, in the order of their PUBRECs [MQTT-4.6.0-4].
+    pubrels: VecDeque<PacketId>,
+    /// PUBRECs so far, which numbers them.
+    pubrecs: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     state: State,
-    /// Number of the body that holds its frame.
+    /// Number of the body that holds its frame; once its PUBREC has come, the number of that.
     body: u32,
 }
 
@@ -121,6 +127,8 @@ impl Window {
             bodies: VecDeque::new(),
             bodies_gone: 0,
             resend_from: 0,
+            pubrels: VecDeque::new(),
+            pubrecs: 0,
         }
     }
 
@@ -128,8 +136,13 @@ impl Window {
     /// sent again [MQTT-4.4.0-1].
     pub(super) fn attach(&mut self, max: u16) {
         self.max = max.into();
-        self.unacknowledged = 0;
         self.resend_from = 0;
+        let slots = self.slots.iter().enumerate();
+        let half_done = slots.filter(|(_, slot)| slot.state == State::AwaitsPubComp);
+        let mut half_done: Vec<_> = half_done.map(|(index, slot)| (index, slot.body)).collect();
+        half_done.sort_by_key(|(_, pubrec)| Reverse(self.pubrecs.wrapping_sub(*pubrec)));
+        self.unacknowledged = half_done.len();
+        self.pubrels = half_done.into_iter().map(|(index, _)| self.id_at(index)).collect();
     }
 
     /// How many new messages may be sent now.
@@ -176,14 +189,7 @@ impl Window {
     /// The client has a QoS 2 message. `Expected` means that PUBREL is due, also for a repeated PUBREC.
     pub(super) fn pubrec(&mut self, id: PacketId) -> Acknowledged {
         match self.index_in(id, &[State::AwaitsPubRec, State::AwaitsPubComp]) {
-            Some(index) => {
-                let earlier = self.change(index, State::AwaitsPubComp);
-                let released_bytes = match earlier {
-                    Some(Slot { state: State::AwaitsPubRec, body }) => self.release(body),
-                    _ => 0,
-                };
-                Acknowledged::Expected { released_bytes }
-            }
+            Some(index) => Acknowledged::Expected { released_bytes: self.half_complete(index) },
             None => Acknowledged::Unknown,
         }
     }
@@ -204,10 +210,17 @@ impl Window {
         }
     }
 
-    /// The next message to send again, in the order of the first sending [MQTT-4.6.0-1]. Call
+    /// What to send again next: PUBRELs, then messages in the order of the first sending [MQTT-4.6.0-1]. Call
     /// [`Window::resent`] after it.
     pub(super) fn next_resend(&mut self) -> Option<Resend<'_>> {
-        while self.slots.get(self.resend_from).is_some_and(|slot| slot.state == State::Complete) {
+        while let Some(id) = self.pubrels.front().copied() {
+            if self.index_in(id, &[State::AwaitsPubComp]).is_some() {
+                return Some(Resend::PubRel { id });
+            }
+            self.pubrels.pop_front();
+        }
+        let needs_none = |slot: &Slot| matches!(slot.state, State::AwaitsPubComp | State::Complete);
+        while self.slots.get(self.resend_from).is_some_and(needs_none) {
             self.resend_from += 1;
         }
         if self.unacknowledged >= self.max {
@@ -215,17 +228,16 @@ impl Window {
         }
         let slot = *self.slots.get(self.resend_from)?;
         let id = self.id_at(self.resend_from);
-        if slot.state == State::AwaitsPubComp {
-            return Some(Resend::PubRel { id });
-        }
         let held = self.bodies.get(slot.body.wrapping_sub(self.bodies_gone) as usize)?;
         Some(Resend::Publish { id, body: &held.body, index: distance(held.first, id) })
     }
 
     /// What [`Window::next_resend`] returned is on its way.
     pub(super) fn resent(&mut self) {
-        self.resend_from += 1;
-        self.unacknowledged += 1;
+        if self.pubrels.pop_front().is_none() {
+            self.resend_from += 1;
+            self.unacknowledged += 1;
+        }
     }
 
     /// What was sent at QoS 1 by a shared subscription and not acknowledged. The session has ended: the
@@ -261,15 +273,27 @@ impl Window {
         self.slots.get(index).is_some_and(|slot| states.contains(&slot.state)).then_some(index)
     }
 
-    /// Sets the state of a slot; returns the slot as it was.
-    fn change(&mut self, index: usize, state: State) -> Option<Slot> {
-        let slot = self.slots.get_mut(index)?;
-        Some(std::mem::replace(slot, Slot { state, ..*slot }))
+    /// PUBREC came for the slot, perhaps not for the first time; returns bytes that are not held any more.
+    fn half_complete(&mut self, index: usize) -> usize {
+        match self.slots.get_mut(index) {
+            Some(slot) if slot.state == State::AwaitsPubRec => {
+                let body = slot.body;
+                *slot = Slot { state: State::AwaitsPubComp, body: self.pubrecs };
+                self.pubrecs = self.pubrecs.wrapping_add(1);
+                // On this connection the message was not sent, but its PUBREL is.
+                self.unacknowledged += usize::from(index >= self.resend_from);
+                self.release(body)
+            }
+            _ => 0,
+        }
     }
 
     fn complete(&mut self, index: usize) -> Acknowledged {
-        let earlier = self.change(index, State::Complete);
-        if index < self.resend_from {
+        let slot = self.slots.get_mut(index);
+        let earlier =
+            slot.map(|slot| std::mem::replace(slot, Slot { state: State::Complete, ..*slot }));
+        let awaits_pubcomp = earlier.is_some_and(|slot| slot.state == State::AwaitsPubComp);
+        if index < self.resend_from || awaits_pubcomp {
             self.unacknowledged = self.unacknowledged.saturating_sub(1);
         }
         while self.slots.front().is_some_and(|slot| slot.state == State::Complete) {

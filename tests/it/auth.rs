@@ -150,6 +150,8 @@ fn receive_auth(client: &mut Client, reason: u8) -> Vec<u8> {
         Packet::Auth(auth) => {
             assert_eq!(auth.reason.as_u8(), reason);
             assert_eq!(auth.properties.authentication_method(), Some(METHOD));
+            // No reason string and no user properties, which could be too large.
+            assert_eq!(auth.properties.iter().count(), 2);
             auth.properties.authentication_data().unwrap().to_vec()
         }
         other => panic!("waited for AUTH, got {other:?}"),
@@ -340,6 +342,27 @@ fn malformed_auth_ends_the_connection_before_and_after_the_connack() {
         client.send(frame);
         client.assert_closed_with(code);
     }
+    broker.stop();
+}
+
+/// [MQTT-3.1.2-24] [MQTT-3.15.2-2] [MQTT-3.15.2-3]
+#[test]
+fn auth_of_the_broker_fits_the_maximum_packet_size_of_the_client_or_is_not_sent() {
+    let broker = broker_with_users("");
+    let hello = |bytes_max| {
+        let mut client = Client::raw(broker.addr(), V5);
+        let id = unique("size");
+        let mut hello = Hello::new(V5, &id).with(Property::MaximumPacketSize(bytes_max));
+        hello.properties.push(Property::AuthenticationMethod(METHOD));
+        hello.properties.push(Property::AuthenticationData(b"n,,n=alice,r=twelve-bytes"));
+        client.send(&hello.bytes());
+        client
+    };
+    let auth = hello(1000).next_frame().unwrap();
+    assert_eq!(auth[0], 0xF0);
+    let bytes = auth.len() as u32;
+    assert_eq!(hello(bytes).next_frame().unwrap().len(), auth.len());
+    assert_refused(hello(bytes - 1), 0x95);
     broker.stop();
 }
 
@@ -558,6 +581,30 @@ fn auth_out_of_its_turn_or_of_another_method_ends_the_connection_with_protocol_e
         receive_auth(&mut client, 0x18);
         send_auth(&mut client, reason, Some(method), &first);
         client.assert_closed_with(0x82);
+    }
+    broker.stop();
+}
+
+/// The client knows the broker's Maximum Packet Size from the CONNACK. [MQTT-3.15.2-2] [MQTT-3.15.2-3]
+#[test]
+fn auth_over_the_packet_size_of_the_broker_ends_the_connection() {
+    let broker = broker_with_users("packet_bytes_max = 1000");
+    let scram = Scram::new("alice", "wonderland");
+    let (first, text) = (scram.first(), "x".repeat(1000));
+    let own = [Property::AuthenticationMethod(METHOD), Property::AuthenticationData(&first)];
+    for (length, is_taken) in [(800, true), (1000, false)] {
+        for more in [
+            Property::ReasonString(&text[..length]),
+            Property::UserProperty { name: "name", value: &text[..length] },
+        ] {
+            let mut client = log_in(&broker, &unique("large"), "alice", "wonderland");
+            client.send_auth(0x19, &[own[0], own[1], more]);
+            if is_taken {
+                receive_auth(&mut client, 0x18);
+            } else {
+                client.assert_closed_with(0x95);
+            }
+        }
     }
     broker.stop();
 }

@@ -10,7 +10,7 @@ use socket2::SockRef;
 
 use crate::broker::Broker;
 use crate::process::unique;
-use crate::wire::{Client, Got, Hello, PUBACK, VERSIONS, publish, wait_for_counter};
+use crate::wire::{Client, Got, Hello, PUBACK, Publication, VERSIONS, publish, wait_for_counter};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -228,6 +228,44 @@ fn retained_messages_stop_coming_after_unsuback() {
         }
         assert!(came < 1_000, "{came} of {topics} came");
         subscriber.assert_silent();
+    }
+    broker.stop();
+}
+
+/// A queue that is full of messages that have expired takes others, the client being away or not acknowledging.
+#[test]
+fn expired_messages_make_room_in_a_full_queue() {
+    let settings = "queue_messages_max = 4\nsys_interval_s = 1";
+    let broker = Broker::start_configured(settings);
+    let id = unique("expired");
+    let (mut away, _) = Hello::persistent(V5, &id).open(broker.addr());
+    away.subscribe("expired", 1);
+    away.disconnect();
+    let stuck = Hello::new(V5, "stuck").with(Property::ReceiveMaximum(1));
+    let (mut stuck, _) = stuck.open(broker.addr());
+    stuck.subscribe("expired", 1);
+    let mut sender = Client::connect(&broker, V5);
+    sender.deliver("expired", "in flight");
+    assert_eq!(stuck.message().text(), "in flight");
+
+    // One waits for the client that is away already; three more fill its queue, four that of the other.
+    for id in 101..=104 {
+        let old = Publication::new("expired", "old").qos(1, id);
+        sender.send_publication(&old.with(Property::MessageExpiryInterval(1)));
+        assert_eq!(sender.next(), Got::Ack(PUBACK, id, 0));
+    }
+    wait_for_counter(&broker, "publish/messages/dropped/queue_full", 1);
+    wait_for_counter(&broker, "publish/messages/dropped/expired", 3 + 4);
+    for text in ["a", "b", "c"] {
+        sender.deliver("expired", text);
+    }
+    let (mut back, present) = Hello::persistent(V5, &id).open(broker.addr());
+    assert!(present);
+    let texts: Vec<_> = (0..4).map(|_| back.message().text().to_owned()).collect();
+    assert_eq!(texts, ["in flight", "a", "b", "c"]);
+    for (acknowledged, text) in [(1, "a"), (2, "b"), (3, "c")] {
+        stuck.ack(PUBACK, acknowledged);
+        assert_eq!(stuck.message().text(), text);
     }
     broker.stop();
 }

@@ -20,6 +20,8 @@
 //!   a client that does not.
 //! - Where something must *not* arrive, the publisher awaits its PUBACK, after which the message is in
 //!   every mailbox, and then the subscriber pings: see `Client::assert_silent`.
+//! - A broker may deliver a message of QoS 2 at its PUBLISH or at its PUBREL: `Client::deliver_at` goes
+//!   through the whole flow.
 //!
 //! What cannot be tested from outside has a line in `docs/spec/untested.txt` that says why.
 
@@ -29,6 +31,7 @@ mod connect;
 mod flow_and_errors;
 mod ping_disconnect_auth;
 mod publish;
+mod receipt_and_order;
 mod state_and_qos;
 mod structure;
 mod subscribe;

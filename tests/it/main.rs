@@ -27,7 +27,6 @@ mod mosquitto;
 mod mqttjs;
 mod paho;
 mod process;
-mod protocol;
 mod reasons;
 mod rumqttc;
 mod terms;

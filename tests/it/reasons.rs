@@ -84,6 +84,30 @@ fn publisher_alone_with_no_local_is_told_success() {
     broker.stop();
 }
 
+/// The group is a subscriber, and the alias stands for the topic.
+#[test]
+fn group_of_a_shared_subscription_is_a_subscriber_also_to_a_topic_by_its_alias() {
+    let broker = Broker::start();
+    let topic = unique("group");
+    let (mut sender, mut member) = (Client::connect(&broker, V5), Client::connect(&broker, V5));
+    let mut properties = PropertiesBuf::new();
+    properties.push(Property::TopicAlias(1));
+    let mut send = |topic: &str, id, code| {
+        let id = PacketId::new(id).unwrap();
+        let delivery = Delivery::AtLeastOnce { id, dup: false };
+        let properties = properties.as_properties();
+        let packet = Publish { topic, payload: b"x", properties, delivery, retain: false };
+        sender.send_packet(&Packet::Publish(packet));
+        assert_eq!(sender.next(), Got::Ack(PUBACK, id.get(), code));
+    };
+    send(&topic, 1, 0x10);
+    send("", 300, 0x10);
+    member.subscribe(&format!("$share/g/{topic}"), 0);
+    send("", 3, 0);
+    assert_eq!(member.message().topic, topic);
+    broker.stop();
+}
+
 /// [MQTT-3.4.2-2] [MQTT-3.1.2-29] [MQTT-3.14.2-3] [MQTT-3.1.0-2] [MQTT-3.1.4-3]
 #[test]
 fn reason_strings_say_why_to_those_who_want_and_can_take_them() {

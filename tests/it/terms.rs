@@ -234,7 +234,6 @@ fn wills_that_wait_are_published_before_the_clients_are_told_of_the_shutdown() {
     for id in &ids {
         Mortal::new(id, &topic, 3600).leave(&broker);
     }
-    let connected = Mortal::new("connected", "elsewhere", 3600).connect(&broker);
     broker.signal(Signal::TERM);
     let mut heard = ids.each_ref().map(|_| next_will(&mut witness));
     heard.sort();
@@ -243,7 +242,6 @@ fn wills_that_wait_are_published_before_the_clients_are_told_of_the_shutdown() {
     assert_eq!(heard, expected);
     witness.assert_closed_with(0x8B);
     broker.end();
-    drop(connected);
 }
 
 /// [MQTT-3.2.2-9]
@@ -266,11 +264,11 @@ fn connack_says_what_is_missing_and_using_it_is_refused_with_its_code() {
 
     // [MQTT-3.2.2-10]: asking for more than there is gets what there is.
     let topic = unique("limited");
-    let asked = [(&topic[..], 2), ("a/+", 0), ("$share/g/a", 0), ("#", 0)];
-    assert_eq!(client.subscribe_all(&asked), [1, 0xA2, 0x9E, 0xA2]);
+    assert_eq!(client.subscribe_all(&[(&topic, 2)]), [1]);
     Client::connect(&broker, V5).deliver(&topic, "still here");
     assert_eq!(client.message().text(), "still here");
     for (version, refused) in [(V311, 0x80), (V31, 0x80)] {
+        let asked = [(&topic[..], 2), ("a/+", 0), ("$share/g/a", 0), ("#", 0)];
         let mut old = Client::connect(&broker, version);
         assert_eq!(old.subscribe_all(&asked), [1, refused, refused, refused]);
     }
@@ -279,6 +277,8 @@ fn connack_says_what_is_missing_and_using_it_is_refused_with_its_code() {
         (&b"\x34\x06\0\x01t\0\x01\0"[..], 0x9B),
         (b"\x31\x04\0\x01t\0", 0x9A),
         (b"\x82\x09\0\x01\x02\x0B\x01\0\x01t\0", 0xA1),
+        (b"\x82\x07\0\x01\0\0\x01+\0", 0xA2),
+        (b"\x82\x10\0\x01\0\0\x0A$share/g/t\0", 0x9E),
     ] {
         let mut client = Client::connect(&broker, V5);
         client.send(packet);

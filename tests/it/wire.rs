@@ -10,6 +10,7 @@
 
 #![allow(dead_code, reason = "the chapters that use the rest are being written")]
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use mailboxqtt::codec::{
 };
 use mailboxqtt::ids::ProtocolVersion::{V5, V31, V311};
 use mailboxqtt::ids::{PacketId, ProtocolVersion, Qos};
+use socket2::SockRef;
 
 use crate::broker::{Broker, is_pointed_elsewhere};
 use crate::process::{PATIENCE, unique};
@@ -180,6 +182,8 @@ pub(crate) struct Client {
     version: ProtocolVersion,
     /// Received and not yet taken.
     received: Vec<u8>,
+    /// Messages that came ahead of an answer.
+    early: VecDeque<Vec<u8>>,
     last_frame: Vec<u8>,
     next_id: u16,
 }
@@ -190,7 +194,8 @@ impl Client {
         let stream = TcpStream::connect_timeout(&addr, PATIENCE).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream, version, received: Vec::new(), last_frame: Vec::new(), next_id: 1 }
+        let (received, early, last_frame) = (Vec::new(), VecDeque::new(), Vec::new());
+        Self { stream, version, received, early, last_frame, next_id: 1 }
     }
 
     /// A client with a clean session and a name of its own.
@@ -235,22 +240,66 @@ impl Client {
 
     /// PUBLISH with QoS 1, and its PUBACK: when this returns every subscriber's mailbox has it.
     pub(crate) fn deliver(&mut self, topic: &str, payload: impl AsRef<[u8]>) {
-        let id = self.fresh_id();
-        self.publish(topic, payload, 1, id);
-        assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id));
+        self.deliver_at(topic, payload, 1);
     }
 
-    /// The same with RETAIN.
+    /// The same with any QoS. Some brokers deliver a message of QoS 2 at its PUBREL only.
+    #[track_caller]
+    pub(crate) fn deliver_at(&mut self, topic: &str, payload: impl AsRef<[u8]>, qos: u8) {
+        let id = self.fresh_id();
+        self.publish(topic, payload, qos, id);
+        match qos {
+            0 => self.assert_silent(),
+            _ => self.complete(qos, id),
+        }
+    }
+
+    /// Awaits what the broker says to a PUBLISH, and answers it.
+    pub(crate) fn complete(&mut self, qos: u8, id: u16) {
+        match qos {
+            0 => (),
+            1 => {
+                assert!(matches!(self.next_answer(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id))
+            }
+            _ => {
+                assert!(matches!(self.next_answer(), Got::Ack(PUBREC, got, 0 | 0x10) if got == id));
+                self.ack(PUBREL, id);
+                assert_eq!(self.next_answer(), Got::Ack(PUBCOMP, id, 0));
+            }
+        }
+    }
+
+    /// PUBLISH with QoS 1 and RETAIN, and its PUBACK.
     pub(crate) fn deliver_retained(&mut self, topic: &str, payload: impl AsRef<[u8]>) {
         let id = self.fresh_id();
         self.retain(topic, payload, 1, id);
-        assert!(matches!(self.next(), Got::Ack(PUBACK, got, 0 | 0x10) if got == id));
+        self.complete(1, id);
+    }
+
+    /// PUBLISH as described, and all that follows.
+    pub(crate) fn deliver_publication(&mut self, publication: &Publication<'_>) {
+        self.send_publication(publication);
+        self.complete(publication.qos, publication.id);
     }
 
     /// PUBLISH as described.
     pub(crate) fn send_publication(&mut self, publication: &Publication<'_>) {
         let bytes = publication.bytes(self.version);
         self.send(&bytes);
+    }
+
+    /// Acknowledges a message to its end.
+    #[track_caller]
+    pub(crate) fn take(&mut self, message: &Message) {
+        match message.qos {
+            0 => (),
+            1 => self.ack(PUBACK, message.id),
+            _ => {
+                self.ack(PUBREC, message.id);
+                assert_eq!(self.next(), Got::Ack(PUBREL, message.id, 0));
+                self.ack(PUBCOMP, message.id);
+            }
+        }
     }
 
     /// An acknowledgement with `first_byte`.
@@ -283,7 +332,7 @@ impl Client {
         assert_eq!(self.subscribe_all(&[(filter, qos)]), [qos]);
     }
 
-    /// SUBSCRIBE; returns the codes of the SUBACK, which has to come next.
+    /// SUBSCRIBE; returns the codes of the SUBACK.
     pub(crate) fn subscribe_all(&mut self, filters: &[(&str, u8)]) -> Vec<u8> {
         let options = |qos| SubscribeOptions::new(Qos::new(qos).unwrap());
         let filters: Vec<_> = filters.iter().map(|(text, qos)| (*text, options(*qos))).collect();
@@ -293,7 +342,7 @@ impl Client {
     /// SUBSCRIBE with options.
     pub(crate) fn subscribe_with(&mut self, filters: &[(&str, SubscribeOptions)]) -> Vec<u8> {
         let id = self.send_subscribe(filters);
-        match self.next() {
+        match self.next_answer() {
             Got::SubAck(got, codes) if got == id => codes,
             other => panic!("SUBSCRIBE {id} was answered by {other:?}"),
         }
@@ -337,7 +386,7 @@ impl Client {
     /// UNSUBSCRIBE; returns when it is acknowledged, with the codes.
     pub(crate) fn unsubscribe(&mut self, filter: &str) -> Vec<u8> {
         let id = self.send_unsubscribe(&[filter], &[]);
-        match self.next() {
+        match self.next_answer() {
             Got::UnsubAck(got, codes) if got == id => codes,
             other => panic!("UNSUBSCRIBE {id} was answered by {other:?}"),
         }
@@ -351,6 +400,9 @@ impl Client {
 
     /// The next packet as it came; `None` at the end of the connection.
     pub(crate) fn next_frame(&mut self) -> Option<Vec<u8>> {
+        if let Some(frame) = self.early.pop_front() {
+            return Some(frame);
+        }
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(len) = frame_len(&self.received, u32::MAX).unwrap()
@@ -367,14 +419,30 @@ impl Client {
 
     /// The next packet, or the end.
     pub(crate) fn next(&mut self) -> Got {
-        match self.next_frame() {
-            Some(frame) => {
-                let got = understand(&frame, self.version);
-                self.last_frame = frame;
-                got
+        let frame = self.next_frame();
+        self.understand(frame)
+    }
+
+    /// The next packet that is not PUBLISH. Messages may come ahead of any answer, also of a SUBACK (3.8.4);
+    /// [`Client::next`] has them afterwards.
+    pub(crate) fn next_answer(&mut self) -> Got {
+        let mut early = VecDeque::new();
+        loop {
+            match self.next_frame() {
+                Some(frame) if frame[0] >> 4 == 3 => early.push_back(frame),
+                frame => {
+                    self.early = early;
+                    return self.understand(frame);
+                }
             }
-            None => Got::Closed,
         }
+    }
+
+    fn understand(&mut self, frame: Option<Vec<u8>>) -> Got {
+        let Some(frame) = frame else { return Got::Closed };
+        let got = understand(&frame, self.version);
+        self.last_frame = frame;
+        got
     }
 
     /// The packet that [`Client::next`] took last, as it came; also through the methods that wait for
@@ -407,6 +475,61 @@ impl Client {
             Got::Publish(message) => message,
             other => panic!("waited for PUBLISH, got {other:?}"),
         }
+    }
+
+    /// At least the next `count` messages, each acknowledged to the end of its flow.
+    #[track_caller]
+    pub(crate) fn receive(&mut self, count: usize) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let mut unreleased = 0;
+        while messages.len() < count || unreleased > 0 {
+            match self.next() {
+                Got::Publish(message) => {
+                    match message.qos {
+                        0 => (),
+                        1 => self.ack(PUBACK, message.id),
+                        _ => {
+                            self.ack(PUBREC, message.id);
+                            unreleased += 1;
+                        }
+                    }
+                    messages.push(message);
+                }
+                Got::Ack(PUBREL, id, 0) => {
+                    self.ack(PUBCOMP, id);
+                    unreleased -= 1;
+                }
+                other => panic!("waited for PUBLISH, got {other:?} behind {messages:?}"),
+            }
+        }
+        messages
+    }
+
+    /// What is on its way to this client, without acknowledging it: see [`Client::assert_silent`].
+    #[track_caller]
+    pub(crate) fn drain_packets(&mut self) -> Vec<Got> {
+        let mut packets = Vec::new();
+        for _ in 0..2 {
+            self.send(&[0xC0, 0]);
+            loop {
+                match self.next() {
+                    Got::PingResp => break,
+                    Got::Closed => panic!("closed behind {packets:?}"),
+                    got => packets.push(got),
+                }
+            }
+        }
+        packets
+    }
+
+    /// The same where there may be nothing but PUBLISH.
+    #[track_caller]
+    pub(crate) fn drain(&mut self) -> Vec<Message> {
+        let message = |got| match got {
+            Got::Publish(message) => message,
+            other => panic!("waited for PUBLISH, got {other:?}"),
+        };
+        self.drain_packets().into_iter().map(message).collect()
     }
 
     /// Nothing is on its way to this client. What was in its mailbox before comes ahead of the second
@@ -446,8 +569,15 @@ impl Client {
     /// v3 client nothing. The standard lets a broker close without a word; ours may not.
     #[track_caller]
     pub(crate) fn assert_refused(&mut self, codes: &[u8]) {
-        match self.next() {
-            Got::Disconnect(code) if self.version == V5 && codes.contains(&code) => {
+        let answer = self.next();
+        self.assert_is_refusal(&answer, codes);
+    }
+
+    /// The same where `answer` has come already.
+    #[track_caller]
+    pub(crate) fn assert_is_refusal(&mut self, answer: &Got, codes: &[u8]) {
+        match answer {
+            Got::Disconnect(code) if self.version == V5 && codes.contains(code) => {
                 self.assert_closed();
             }
             Got::Closed if self.version != V5 || is_pointed_elsewhere() => (),
@@ -472,6 +602,9 @@ impl Client {
         let left = deadline.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "the broker sent nothing in time");
         self.stream.set_read_timeout(Some(left)).unwrap();
+        // Not for long, so each time: a broker that leaves Nagle's algorithm on sends the second of two
+        // short packets only when the first was acknowledged, which takes the kernel 40 ms otherwise.
+        SockRef::from(&self.stream).set_tcp_quickack(true).unwrap();
         match self.stream.read(&mut chunk) {
             Ok(count) => {
                 self.received.extend_from_slice(&chunk[..count]);

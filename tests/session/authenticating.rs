@@ -176,6 +176,7 @@ impl Server {
             negotiate(&connect(&properties), &LIMITS, || ClientId::new("spare")).unwrap();
         let admission = answer_all(begin("RIDDLE", None), name);
         let Ok(Admission::Authenticated(authenticated)) = admission else { panic!("refused") };
+        assert_eq!(authenticated.user, UserName::new(name));
         opening.authenticated = Some(authenticated);
         Self::open(&opening)
     }
@@ -232,6 +233,24 @@ fn method_of_one_step_needs_no_auth_and_leaves_empty_data_out() {
     let Ok(Packet::ConnAck(connack)) = decode(&server.connack, V5) else { panic!("no CONNACK") };
     assert_eq!(connack.properties.authentication_method(), Some("TOKEN"));
     assert_eq!(connack.properties.authentication_data(), None);
+}
+
+/// [MQTT-3.1.2-24]
+#[test]
+fn connack_with_method_and_data_over_the_maximum_packet_size_of_the_client_is_not_sent() {
+    let admit = |max| {
+        let mut properties = properties(Some("TOKEN"), Some(b"token of anna"));
+        properties.push(Property::MaximumPacketSize(max));
+        let connect = connect(&properties);
+        let mut opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
+        let admission = access(Anonymous::Refused).handle_connect(&connect).unwrap();
+        let Admission::Authenticated(authenticated) = admission else { panic!("more steps") };
+        opening.authenticated = Some(authenticated);
+        opening.check_room(&LIMITS)
+    };
+    let whole = Server::new(Some("TOKEN"), Some(b"token of anna")).connack.len() as u32;
+    assert_eq!(admit(whole), Ok(()));
+    assert_eq!(admit(whole - 1).unwrap_err().reason, ReasonCode::ImplementationSpecificError);
 }
 
 /// [MQTT-4.12.0-6]
@@ -344,6 +363,19 @@ fn re_authentication_runs_beside_other_traffic_and_may_be_repeated() {
         server.auth(ReasonCode::ContinueAuthentication, Some("RIDDLE"), b"b-anna");
         assert_eq!(understand(&server.sent()), said(0x00, "RIDDLE", "welcome"));
     }
+}
+
+/// What the reason of a method was stays in the log.
+#[test]
+fn reasons_of_a_method_are_not_told_to_the_client() {
+    let mut server = Server::new(Some("TOKEN"), Some(b"token of anna"));
+    server.auth(ReasonCode::ReAuthenticate, Some("TOKEN"), b"none");
+    let reason = server.out.close.take().unwrap();
+    assert_eq!(reason.to_string(), "authentication failed: no token");
+    server.session.say_goodbye(&reason, &mut server.out);
+    let Ok(Packet::Disconnect(said)) = decode(&server.out.bytes, V5) else { panic!("{reason}") };
+    let sentence = said.properties.reason_string();
+    assert_eq!(sentence, Some("authentication failed: check user and password"));
 }
 
 /// [MQTT-4.12.1-2]

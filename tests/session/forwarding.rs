@@ -158,7 +158,9 @@ fn one_copy_carries_all_identifiers_and_the_properties_as_published() {
             Property::UserProperty { name: "a", value: "2" },
         ];
         let mut list = PropertiesBuf::new();
-        expected.iter().for_each(|property| drop(list.push(*property)));
+        for property in expected {
+            list.push(property);
+        }
         assert_eq!(properties, decoded(list.as_properties().as_bytes()));
     }
 }

@@ -241,7 +241,7 @@ impl Game {
         let link = self.pair.session.link().clone();
         let subscriber = &mut self.subscriber;
         for packet in heard {
-            let id = match packet {
+            match packet {
                 Heard::Publish(Message { id, qos: 1..=2, dup, number }) => {
                     match subscriber.open.insert(*id, *number) {
                         Some(earlier) if !dup || earlier != *number => {
@@ -251,13 +251,13 @@ impl Game {
                         Some(_) => (),
                         None => assert!(!dup, "{number} was never sent before"),
                     }
-                    *id
+                    subscriber.unacknowledged.insert(*id);
+                    assert!(subscriber.unacknowledged.len() <= usize::from(link.send_max));
                 }
-                Heard::PubRel(id) => *id,
-                _ => continue,
-            };
-            subscriber.unacknowledged.insert(id);
-            assert!(subscriber.unacknowledged.len() <= usize::from(link.send_max));
+                // Never held back, and counted by the messages behind it.
+                Heard::PubRel(id) => drop(subscriber.unacknowledged.insert(*id)),
+                _ => (),
+            }
         }
     }
 

@@ -408,6 +408,25 @@ fn repeated_message_is_answered_as_the_first_time_before_and_after_the_answer() 
     );
 }
 
+/// [MQTT-4.3.3-9]: also if the connection was lost before the client was told.
+#[test]
+fn identifier_of_a_message_that_was_refused_to_a_lost_connection_is_free() {
+    let mut pair = Pair::new(Terms::V5);
+    let receipts = pair.say(&[
+        publish("t", b"0000", flow(2, 5, false)),
+        publish("$SYS/x", b"0001", flow(2, 6, false)),
+    ]);
+    pair.lose_link();
+    pair.resume(Terms::V5, LIMITS);
+    pair.accept(&receipts[0]);
+    pair.say(&[publish("$SYS/x", b"0001", flow(2, 6, true))]);
+    assert_eq!(pair.hear(), [Heard::PubRec(6, 0x87)]);
+    let receipts = pair.say(&[publish("t", b"0002", flow(2, 6, false))]);
+    pair.accept(&receipts[0]);
+    assert_eq!(pair.hear(), [Heard::PubRec(6, 0)]);
+    assert_eq!(pair.routed.len(), 2);
+}
+
 #[test]
 fn client_before_v5_hears_success_for_a_message_that_a_v5_client_published_to_nobody() {
     let mut pair = Pair::new(Terms::V5);

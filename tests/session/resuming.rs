@@ -20,10 +20,10 @@ fn resume_sends_again_in_order_with_dup_and_identical_identifiers() {
     pair.resume(Terms::V311, LIMITS);
     pair.deliver(delivery(Run::new(1, 6, 1)));
     let expected = [
+        Heard::PubRel(5),
         again(1, 1, 0),
         again(1, 3, 2),
         again(2, 4, 3),
-        Heard::PubRel(5),
         again(2, 6, 5),
         first_time(1, 7, 6),
     ];
@@ -90,6 +90,36 @@ fn smaller_receive_maximum_paces_what_is_sent_again() {
     assert_eq!(pair.hear(), [again(1, 4, 3), again(1, 5, 4)]);
     pair.say(&[puback(4), puback(5)]);
     assert_eq!(pair.hear(), [again(1, 6, 5), first_time(1, 7, 6)]);
+}
+
+/// [MQTT-3.3.4-10]: a PUBREL is no PUBLISH, though its message counts until PUBCOMP [MQTT-3.3.4-9].
+#[test]
+fn pubrels_are_sent_again_in_the_order_of_the_pubrecs_however_small_the_receive_maximum() {
+    let mut pair = Pair::new(Terms::V5);
+    pair.deliver(delivery(Run::new(2, 0, 6)));
+    assert_eq!(pair.hear().len(), 6);
+    pair.say(&[pubrec(5), pubrec(2), pubrec(3), pubrec(2)]);
+    pair.hear();
+    let small = Terms { receive_max: Some(2), ..Terms::V5 };
+    for _ in 0..2 {
+        pair.lose_link();
+        pair.resume(small, LIMITS);
+        assert_eq!(pair.hear(), [5, 2, 3].map(Heard::PubRel));
+    }
+    // Three are over the maximum, two still fill it.
+    pair.say(&[pubcomp(2), pubcomp(5)]);
+    assert_eq!(pair.hear(), [again(2, 1, 0)]);
+    // A message whose turn has not come: its PUBREL goes at once and counts, too.
+    pair.say(&[pubrec(6)]);
+    assert_eq!(pair.hear(), [Heard::PubRel(6)]);
+    pair.say(&[pubcomp(3)]);
+    assert_eq!(pair.hear(), []);
+    pair.say(&[pubcomp(6)]);
+    assert_eq!(pair.hear(), [again(2, 4, 3)]);
+    pair.say(&[pubrec(1), pubcomp(1), pubrec(4), pubcomp(4)]);
+    assert_eq!(pair.hear(), [Heard::PubRel(1), Heard::PubRel(4)]);
+    assert_eq!(pair.session.inflight(), 0);
+    assert_eq!(pair.released_bytes, pair.charged_bytes);
 }
 
 #[test]

@@ -377,7 +377,7 @@ fn publish_over_what_was_announced_ends_the_connection_and_is_not_routed() {
     assert_eq!((pair.routed.len(), pair.close_reason()), (1, None));
 }
 
-/// [MQTT-3.2.2-10], and [MQTT-3.8.3-2] of 3.1.1
+/// [MQTT-3.2.2-10] [MQTT-3.8.3-2 of 3.1.1]
 #[test]
 fn subscriptions_get_the_highest_qos_that_there_is_and_missing_filters_are_refused_one_by_one() {
     let mut filters = SubscribeFiltersBuf::new();
@@ -386,12 +386,28 @@ fn subscriptions_get_the_highest_qos_that_there_is_and_missing_filters_are_refus
     }
     let filters = filters.as_filters();
     let (id, properties) = (PacketId::new(7).unwrap(), Properties::EMPTY);
-    for (terms, wildcard, shared) in [(Terms::V5, 0xA2, 0x9E), (Terms::V311, 0x80, 0x80)] {
-        let mut pair = Pair::with_limits(terms, ONLY_QOS_0);
-        pair.say(&[Packet::Subscribe(Subscribe { id, properties, filters })]);
-        pair.session.handle_part_done(0, 1, None, &mut pair.out);
-        assert_eq!(pair.hear(), [Heard::SubAck(7, vec![0, wildcard, shared, 0])]);
-        assert_eq!(pair.session.subscriptions(), 2);
+    let mut pair = Pair::with_limits(Terms::V311, ONLY_QOS_0);
+    pair.say(&[Packet::Subscribe(Subscribe { id, properties, filters })]);
+    pair.session.handle_part_done(0, 1, None, &mut pair.out);
+    assert_eq!(pair.hear(), [Heard::SubAck(7, vec![0, 0x80, 0x80, 0])]);
+    assert_eq!(pair.session.subscriptions(), 2);
+}
+
+/// Sections 3.2.2.3.11 and 3.2.2.3.13
+#[test]
+fn missing_kind_of_filter_ends_the_connection_of_a_client_that_was_told() {
+    for (filter, code) in [
+        ("a/+", ReasonCode::WildcardSubscriptionsNotSupported),
+        ("$share/g/a", ReasonCode::SharedSubscriptionsNotSupported),
+    ] {
+        let mut filters = SubscribeFiltersBuf::new();
+        filters.push("b", SubscribeOptions::new(Qos::AtMostOnce));
+        filters.push(filter, SubscribeOptions::new(Qos::AtMostOnce));
+        let (id, properties) = (PacketId::FIRST, Properties::EMPTY);
+        let mut pair = Pair::with_limits(Terms::V5, ONLY_QOS_0);
+        pair.say(&[Packet::Subscribe(Subscribe { id, properties, filters: filters.as_filters() })]);
+        assert_eq!(pair.close_reason().unwrap().reason_code(), Some(code));
+        assert_eq!(pair.session.subscriptions(), 0);
     }
 }
 
