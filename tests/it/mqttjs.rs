@@ -61,6 +61,51 @@ fn properties_are_forwarded_and_user_properties_keep_their_order() {
     run("5", "propertiesAreForwardedAndUserPropertiesKeepTheirOrder");
 }
 
+#[test]
+fn acknowledgements_say_what_became_of_the_request() {
+    run("5", "acknowledgementsSayWhatBecameOfTheRequest");
+}
+
+#[test]
+fn one_copy_carries_the_identifiers_of_all_subscriptions_that_match() {
+    run("5", "oneCopyCarriesTheIdentifiersOfAllSubscriptionsThatMatch");
+}
+
+#[test]
+fn aliases_are_assigned_by_the_client_and_moved_when_there_are_no_more() {
+    run("5", "aliasesAreAssignedByTheClientAndMovedWhenThereAreNoMore");
+}
+
+#[test]
+fn aliases_that_the_caller_has_set_are_used_by_the_client() {
+    run("5", "aliasesThatTheCallerHasSetAreUsedByTheClient");
+}
+
+#[test]
+fn broker_uses_as_many_aliases_as_the_client_takes() {
+    run("5", "brokerUsesAsManyAliasesAsTheClientTakes");
+}
+
+#[test]
+fn client_that_reconnects_goes_on_with_its_session() {
+    run("5", "clientThatReconnectsGoesOnWithItsSession");
+}
+
+#[test]
+fn session_ends_at_its_expiry_and_its_will_does_not_wait_for_longer() {
+    run("5", "sessionEndsAtItsExpiryAndItsWillDoesNotWaitForLonger");
+}
+
+#[test]
+fn group_shares_messages() {
+    run("5", "groupSharesMessages");
+}
+
+#[test]
+fn client_is_told_that_its_session_was_taken_over() {
+    run("5", "clientIsToldThatItsSessionWasTakenOver");
+}
+
 fn run(version: &str, scenario: &str) {
     let broker = Broker::start();
     let addr = broker.addr();

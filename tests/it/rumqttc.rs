@@ -1,8 +1,11 @@
-//! Behaviour as the Rust client `rumqttc` sees it, in MQTT 3.1.1 and 5.0.
+//! Behaviour as the Rust client `rumqttc` sees it, in MQTT 3.1.1 and 5.0; what only MQTT 5 has is in
+//! [`v5_only`].
 //!
 //! The library has two modules with the same names but different types, so the tests are written
 //! once in a macro and compiled against each. A `Peer` runs the event loop of one client on a
 //! thread and hands out what happened through a channel, on which tests wait with a deadline.
+
+mod v5_only;
 
 macro_rules! behaviour {
     ($version:ident with $($import:item)*) => {

@@ -75,10 +75,13 @@ const scenarios = {
     assert.equal((await watcher.receive()).text, "polite is back");
 
     const doomed = await Peer.connect("doomed", { will: will(topic, "gone") });
-    doomed.loseConnection();
+    await doomed.loseConnection();
     const message = await watcher.receive();
     assert.deepEqual([message.text, message.qos, message.retain], ["gone", 1, false]);
-    if (v5) assert.deepEqual({ ...message.properties.userProperties }, { why: "lost" });
+    if (v5) {
+      const { userProperties } = message.properties;
+      assert.deepEqual({ ...userProperties }, { why: ["lost", "again"], k: "1" });
+    }
     await watcher.disconnect();
   },
 
@@ -150,19 +153,242 @@ const scenarios = {
     }
     for (const peer of [sender, receiver]) await peer.disconnect();
   },
+
+  async acknowledgementsSayWhatBecameOfTheRequest() {
+    const [sender, receiver] = [await Peer.connect("sender"), await Peer.connect("receiver")];
+    const topic = `${name}/answered`;
+    const codes = async (text) => {
+      for (const qos of [1, 2]) await sender.publish(topic, text, { qos });
+      const isAnswer = ({ cmd }) => cmd === "puback" || cmd === "pubrec";
+      return sender.packetsReceived.splice(0).filter(isAnswer).map(({ reasonCode }) => reasonCode);
+    };
+    assert.deepEqual(await codes("nobody hears it"), [0x10, 0x10]);
+    await receiver.subscribe(topic, 2);
+    assert.deepEqual(await codes("heard"), [0, 0]);
+    await assert.rejects(sender.publish("$SYS/broker/uptime", "an hour", { qos: 1 }), {
+      code: 0x87,
+    });
+    const { granted } = await receiver.subscribeAll({
+      [`${name}/0`]: { qos: 0 },
+      [Array(201).fill("+").join("/")]: { qos: 0 },
+      [`${name}/2`]: { qos: 2 },
+    });
+    assert.deepEqual(granted, [0, 0x8f, 2]);
+    receiver.packetsReceived.length = 0;
+    await receiver.client.unsubscribeAsync([topic, `${name}/never`]);
+    const unsuback = receiver.packetsReceived.find(({ cmd }) => cmd === "unsuback");
+    assert.deepEqual([...unsuback.granted], [0, 0x11]);
+    for (const peer of [sender, receiver]) await peer.disconnect();
+  },
+
+  async oneCopyCarriesTheIdentifiersOfAllSubscriptionsThatMatch() {
+    const topic = `${name}/one/two`;
+    const [sender, receiver] = [await Peer.connect("sender"), await Peer.connect("receiver")];
+    // Their order means nothing.
+    const identifiers = async (text) => {
+      const message = await receiver.receive();
+      assert.equal(message.text, text);
+      return [message.properties?.subscriptionIdentifier ?? []].flat().sort((a, b) => a - b);
+    };
+    await sender.publish(topic, "retained", { qos: 1, retain: true });
+    await receiver.subscribe(`${name}/#`, 1, { subscriptionIdentifier: 1 });
+    assert.deepEqual(await identifiers("retained"), [1]);
+    await receiver.subscribe(`${name}/+/two`, 1, { subscriptionIdentifier: 268_435_455 });
+    assert.deepEqual(await identifiers("retained"), [268_435_455]);
+    await receiver.subscribe(topic, 1);
+    assert.deepEqual(await identifiers("retained"), []);
+    for (const qos of [0, 1]) {
+      await sender.publish(topic, "live", { qos });
+      assert.deepEqual(await identifiers("live"), [1, 268_435_455]);
+    }
+    for (const peer of [sender, receiver]) await peer.disconnect();
+  },
+
+  async aliasesAreAssignedByTheClientAndMovedWhenThereAreNoMore() {
+    const sender = await Peer.connect("sender", { autoAssignTopicAlias: true });
+    const receiver = await Peer.connect("receiver");
+    await receiver.subscribe(`${name}/+`, 1);
+    const { topicAliasMaximum } = sender.connack.properties;
+    assert.ok(topicAliasMaximum > 0);
+    // In the third round all aliases have another topic than in the first.
+    const topics = (from) =>
+      Array.from({ length: topicAliasMaximum }, (_, n) => `${name}/${from + n}`);
+    const rounds = [topics(0), topics(0), topics(1000), topics(1000), topics(0)];
+    for (const [round, list] of rounds.entries()) {
+      for (const [n, topic] of list.entries()) {
+        await sender.publish(topic, `${round}`, { qos: n % 2 });
+      }
+    }
+    const sent = rounds.flatMap((list, round) => list.map((t, n) => [t, `${round}`, n % 2]));
+    await receiveAll(receiver, sent);
+
+    const publishes = sender.packetsSent.filter(({ cmd }) => cmd === "publish");
+    const without = publishes.filter(({ topic }) => topic === "").length;
+    assert.equal(without, 2 * topicAliasMaximum);
+    for (const peer of [sender, receiver]) await peer.disconnect();
+  },
+
+  async aliasesThatTheCallerHasSetAreUsedByTheClient() {
+    const sender = await Peer.connect("sender", { autoUseTopicAlias: true });
+    const receiver = await Peer.connect("receiver");
+    const [topic, other] = [`${name}/topic`, `${name}/other`];
+    await receiver.subscribe(`${name}/+`, 1);
+    await sender.publish(topic, "named", { qos: 1, properties: { topicAlias: 1 } });
+    await sender.publish(topic, "by alias", { qos: 1 });
+    await sender.publish(other, "named", { qos: 1, properties: { topicAlias: 1 } });
+    await sender.publish(other, "by alias", { qos: 1 });
+    await sender.publish(topic, "without alias", { qos: 1 });
+    const received = [];
+    while (received.length < 5) {
+      const { topic, text } = await receiver.receive();
+      received.push([topic, text]);
+    }
+    const of = (wanted) => received.filter(([got]) => got === wanted).map(([, text]) => text);
+    assert.deepEqual(of(topic), ["named", "by alias", "without alias"]);
+    assert.deepEqual(of(other), ["named", "by alias"]);
+    const sent = sender.packetsSent.filter(({ cmd }) => cmd === "publish");
+    assert.deepEqual(sent.map((packet) => packet.topic), [topic, "", other, "", topic]);
+    for (const peer of [sender, receiver]) await peer.disconnect();
+  },
+
+  async brokerUsesAsManyAliasesAsTheClientTakes() {
+    const sender = await Peer.connect("sender");
+    const receiver = await Peer.connect("receiver", { properties: { topicAliasMaximum: 2 } });
+    await receiver.subscribe(`${name}/+`, 1);
+    const topics = ["a", "b", "c"].map((letter) => `${name}/${letter}`);
+    // MQTT.js forgets the topic of a QoS 2 message that came by alias, so there is none.
+    const sent = [0, 1, 0, 1].flatMap((qos, round) => topics.map((t) => [t, `${round}`, qos]));
+    for (const [topic, text, qos] of sent) await sender.publish(topic, text, { qos });
+    await receiveAll(receiver, sent);
+
+    const publishes = receiver.packetsReceived.filter(({ cmd }) => cmd === "publish");
+    const aliases = new Set(publishes.map((packet) => packet.properties?.topicAlias));
+    assert.deepEqual(aliases, new Set([1, 2, undefined]));
+    const named = publishes.filter(({ topic }) => topic !== "");
+    // Two topics got an alias: each of them was named once, the third always.
+    assert.equal(new Set(named.map(({ topic }) => topic)).size, 3);
+    assert.equal(named.length, 2 + 4);
+    for (const peer of [sender, receiver]) await peer.disconnect();
+  },
+
+  async clientThatReconnectsGoesOnWithItsSession() {
+    const topic = `${name}/session`;
+    const properties = { sessionExpiryInterval: 600 };
+    const sender = await Peer.connect("sender");
+    const keeper = await Peer.connect("keeper", { clean: false, properties });
+    await keeper.subscribe(topic, 1, { subscriptionIdentifier: 7 });
+    await keeper.subscribe(`${name}/echo`, 1);
+    for (let round = 0; round < 3; round += 1) {
+      await keeper.loseConnection();
+      await sender.publish(topic, `queued ${round}`, { qos: 1 });
+      // MQTT.js keeps it and sends it as soon as it is connected.
+      const publishing = keeper.publish(`${name}/echo`, `own ${round}`, { qos: 1 });
+      await keeper.reconnect();
+      await publishing;
+      assert.equal(keeper.connack.sessionPresent, true);
+      const received = [await keeper.receive(), await keeper.receive()];
+      const texts = received.map(({ text }) => text).sort();
+      assert.deepEqual(texts, [`own ${round}`, `queued ${round}`]);
+      const queued = received.find((message) => message.topic === topic);
+      assert.equal(queued.properties.subscriptionIdentifier, 7);
+    }
+
+    // DISCONNECT may end the session; MQTT.js would subscribe again, so another client looks.
+    await keeper.disconnect({ properties: { sessionExpiryInterval: 0 } });
+    const again = await Peer.connect("keeper", { clean: false, properties });
+    assert.equal(again.connack.sessionPresent, false);
+    for (const peer of [sender, again]) await peer.disconnect();
+  },
+
+  async sessionEndsAtItsExpiryAndItsWillDoesNotWaitForLonger() {
+    const topic = `${name}/will`;
+    const watcher = await Peer.connect("watcher");
+    await watcher.subscribe(topic, 1);
+    const properties = { sessionExpiryInterval: 1 };
+    const doomed = await Peer.connect("doomed", {
+      clean: false,
+      properties,
+      will: will(topic, "session is over", { willDelayInterval: 3600, contentType: "text/plain" }),
+    });
+    const before = performance.now();
+    await doomed.loseConnection();
+    const message = await watcher.receive();
+    assert.ok(performance.now() - before >= 1000);
+    assert.deepEqual([message.text, message.properties.contentType], [
+      "session is over",
+      "text/plain",
+    ]);
+    const again = await Peer.connect("doomed", { clean: false, properties });
+    assert.equal(again.connack.sessionPresent, false);
+    for (const peer of [watcher, again]) await peer.disconnect();
+  },
+
+  async groupSharesMessages() {
+    const [topic, filter] = [`${name}/work`, `$share/crew/${name}/work`];
+    const sender = await Peer.connect("sender");
+    const members = [await Peer.connect("one"), await Peer.connect("two")];
+    for (const [n, member] of members.entries()) {
+      await member.subscribe(filter, 2);
+      await member.subscribe(`${name}/end/${n}`, 2);
+    }
+    const texts = Array.from({ length: 40 }, (_, n) => `${n}`);
+    for (const qos of [0, 1, 2]) {
+      for (const text of texts) await sender.publish(topic, text, { qos });
+      // When the shard has this it has those, too, which at QoS 0 nobody acknowledges.
+      await sender.publish(topic, "last", { qos: Math.max(qos, 1) });
+      const received = [];
+      for (const [n, member] of members.entries()) {
+        // What the member was given is in its mailbox, ahead of that of the same QoS.
+        for (const q of [0, 1, 2]) await sender.publish(`${name}/end/${n}`, "end", { qos: q });
+        const share = [];
+        for (let ends = 0; ends < 3; ) {
+          const { text } = await member.receive();
+          if (text === "end") ends += 1;
+          else share.push(text);
+        }
+        assert.ok(share.length > 0);
+        received.push(...share);
+      }
+      assert.deepEqual(received.sort(), [...texts, "last"].sort());
+    }
+    for (const peer of [sender, ...members]) await peer.disconnect();
+  },
+
+  async clientIsToldThatItsSessionWasTakenOver() {
+    const first = await Peer.connect("twin");
+    const told = inTime("the disconnect", (done) => first.client.once("disconnect", done));
+    const second = await Peer.connect("twin");
+    assert.equal((await told).reasonCode, 0x8e);
+    await second.disconnect();
+  },
 };
 
-function will(topic, payload) {
-  const properties = v5 ? { userProperties: { why: "lost" } } : undefined;
+/** What comes is `sent`, a list of topic, text and QoS; on each topic in the order of each QoS. */
+async function receiveAll(receiver, sent) {
+  const received = [];
+  while (received.length < sent.length) {
+    const { topic, text, qos } = await receiver.receive();
+    received.push([topic, text, qos]);
+  }
+  const inOrder = (list) => [...list].sort(([a, , p], [b, , q]) => a.localeCompare(b) || p - q);
+  assert.deepEqual(inOrder(received), inOrder(sent));
+}
+
+function will(topic, payload, more = {}) {
+  const properties = v5 ? { userProperties: { why: ["lost", "again"], k: "1" }, ...more } : undefined;
   return { topic, payload: Buffer.from(payload), qos: 1, retain: false, properties };
 }
 
 /** A connected client; messages that nobody has asked for yet wait in a list. */
 class Peer {
-  static async connect(role, { clean = true, will } = {}) {
+  static async connect(role, { clean = true, will, properties, ...options } = {}) {
     const peer = new Peer();
     peer.messages = [];
     peer.waiting = undefined;
+    // Copies, for MQTT.js changes them later.
+    peer.packetsSent = [];
+    peer.packetsReceived = [];
+    const expiry = { sessionExpiryInterval: clean ? 0 : 600 };
     peer.client = mqtt.connect({
       host,
       port: Number(port),
@@ -172,23 +398,42 @@ class Peer {
       clean,
       will,
       reconnectPeriod: 0,
-      properties: v5 ? { sessionExpiryInterval: clean ? 0 : 600 } : undefined,
+      properties: v5 ? { ...expiry, ...properties } : undefined,
+      ...options,
     });
     // Set before the connection stands: a resumed session gets its messages at once.
     peer.client.on("message", (topic, payload, { qos, retain, properties }) => {
       peer.messages.push({ topic, text: payload.toString(), qos, retain, properties });
       peer.waiting?.();
     });
-    peer.sessionPresent = await inTime(`the connection of ${role}`, (done, fail) => {
-      peer.client.once("connect", (connack) => done(connack.sessionPresent));
-      peer.client.once("error", fail);
-    });
+    peer.client.on("packetsend", (packet) => peer.packetsSent.push({ ...packet }));
+    peer.client.on("packetreceive", (packet) => peer.packetsReceived.push({ ...packet }));
+    await peer.connected(role);
     return peer;
   }
 
-  async subscribe(topic, qos) {
-    const [granted] = await this.client.subscribeAsync(topic, { qos });
+  async connected(what) {
+    this.connack = await inTime(`the connection of ${what}`, (done, fail) => {
+      this.client.once("connect", done);
+      this.client.once("error", fail);
+    });
+  }
+
+  get sessionPresent() {
+    return this.connack.sessionPresent;
+  }
+
+  async subscribe(topic, qos, properties) {
+    const [granted] = await this.client.subscribeAsync(topic, { qos, properties });
     return granted.qos;
+  }
+
+  /** Returns SUBACK. */
+  async subscribeAll(filters) {
+    this.packetsReceived.length = 0;
+    // MQTT.js takes any refusal for an error.
+    await this.client.subscribeAsync(filters).catch(() => {});
+    return this.packetsReceived.find(({ cmd }) => cmd === "suback");
   }
 
   async publish(topic, text, options) {
@@ -205,13 +450,24 @@ class Peer {
     return this.messages.shift();
   }
 
-  async disconnect() {
-    await this.client.endAsync();
+  async disconnect(options = {}) {
+    await this.client.endAsync(false, options);
   }
 
   /** Closes the socket without a DISCONNECT. */
-  loseConnection() {
-    this.client.stream.destroy();
+  async loseConnection() {
+    await inTime("the end of the connection", (done) => {
+      this.client.once("close", done);
+      this.client.stream.destroy();
+    });
+  }
+
+  async reconnect() {
+    const connected = this.connected("who was there before");
+    // Without these it would forget what it has not sent.
+    const { incomingStore, outgoingStore } = this.client;
+    this.client.reconnect({ incomingStore, outgoingStore });
+    await connected;
   }
 }
 

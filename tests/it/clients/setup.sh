@@ -9,7 +9,7 @@ clients=$(cd "$(dirname "$0")" && pwd)
 
 main() {
     local packages=()
-    have mosquitto_pub mosquitto_sub || packages+=("$(name mosquitto)")
+    have mosquitto_pub mosquitto_sub mosquitto_rr || packages+=("$(name mosquitto)")
     have stdbuf || packages+=(coreutils)
     # Debian splits venv's `ensurepip` off into a package of its own.
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=("$(name python)")
@@ -92,7 +92,7 @@ install() {
 # A package may have been installed and still not be what is found first.
 check() {
     local command
-    for command in mosquitto_pub mosquitto_sub stdbuf python3 node npm; do
+    for command in mosquitto_pub mosquitto_sub mosquitto_rr stdbuf python3 node npm; do
         have "$command" || fail "\`$command\` is not on the PATH; the tests need it"
     done
     python3 -c 'import ensurepip, venv' 2>/dev/null ||
