@@ -54,6 +54,12 @@ fuzz TARGET SECONDS='60':
     cargo fuzz run --sanitizer none {{ TARGET }} fuzz/target/corpus/{{ TARGET }} fuzz/corpus/{{ TARGET }} \
         -- -max_total_time={{ SECONDS }} -print_final_stats=1
 
+# Let a hundred clients say random things for SECONDS, while others go on; afterwards all has to be as it was before.
+storm SECONDS='60':
+    cargo build --release --bin mailboxqtt
+    STORM_SECONDS={{ SECONDS }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
+        cargo test --test storm -- --nocapture
+
 # Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
 bench *ARGS:
     cargo bench --workspace --bench '*' -- {{ ARGS }}

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +63,8 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("errors/protocol", metrics.protocol_errors.value()),
         ("errors/acknowledgements", metrics.acks_unknown.value()),
         ("errors/authentication", metrics.authentications_failed.value()),
+        // Of the process: one per connection, one per shard and a few more. A leak shows here.
+        ("tasks", Handle::current().metrics().num_alive_tasks() as u64),
     ];
     values.extend(numbers.map(|(name, number)| (name, number.to_string())));
     let mut messages: Vec<(String, String)> =

@@ -5,6 +5,8 @@
 //! and checks that it ends well; a broker that is dropped instead is killed by its id. When a test
 //! fails, the log of its broker is printed with it.
 //!
+//! `MAILBOXQTT_TEST_BINARY` names another build of the broker, for example one with optimisation.
+//!
 //! `MAILBOXQTT_TEST_ADDR=HOST:PORT cargo test --test it` makes [`Broker::start`] use the broker
 //! that listens there, whichever it is, and leaves it running. That is how the tests themselves
 //! are tried against another broker. [`Broker::start_with`] and [`Broker::start_configured`] ask for
@@ -23,6 +25,7 @@ use crate::process::Process;
 const SKIPPED: &str = "skipped: ";
 
 const TEST_ADDR: &str = "MAILBOXQTT_TEST_ADDR";
+const TEST_BINARY: &str = "MAILBOXQTT_TEST_BINARY";
 
 /// Whether the tests run against a broker that is not ours.
 pub(crate) fn is_pointed_elsewhere() -> bool {
@@ -51,7 +54,8 @@ impl Broker {
     /// A broker of our own with `args` behind `--listen 127.0.0.1:0`.
     pub(crate) fn start_with(args: &[&str]) -> Self {
         assert!(!is_pointed_elsewhere(), "{SKIPPED}needs a broker of our own, with settings");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mailboxqtt"));
+        let built_here = || env!("CARGO_BIN_EXE_mailboxqtt").into();
+        let mut command = Command::new(std::env::var_os(TEST_BINARY).unwrap_or_else(built_here));
         command.args(["--listen", "127.0.0.1:0"]).args(args).stdin(Stdio::null());
         let mut process = Process::spawn(&mut command);
         let addr = process.wait_for("it served", |line| {

@@ -25,6 +25,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Lines of a child's output that a failing test prints, and bytes of each line.
 const REPORT_LINES_MAX: usize = 40;
 const REPORT_LINE_BYTES_MAX: usize = 300;
+/// The same of its standard error, which is where the log is.
+const STDERR_LINES_MAX: usize = 200;
 
 /// A running child with piped output.
 pub(crate) struct Process {
@@ -142,7 +144,9 @@ impl Process {
             let shown: String = line.chars().take(REPORT_LINE_BYTES_MAX).collect();
             let _ = writeln!(report, "  {shown}");
         }
-        for line in self.stderr().lines() {
+        let stderr = self.stderr();
+        let lines: Vec<_> = stderr.lines().collect();
+        for line in &lines[lines.len().saturating_sub(STDERR_LINES_MAX)..] {
             let _ = writeln!(report, "  stderr: {line}");
         }
         report
