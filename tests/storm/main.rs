@@ -23,6 +23,7 @@ mod pair;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../it/process.rs"]
 mod process;
+#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../it/wire.rs"]
 mod wire;
 
