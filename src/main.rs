@@ -9,7 +9,7 @@ use clap::Parser;
 use mailboxqtt::auth::{self, Credential};
 use mailboxqtt::broker::Broker;
 use mailboxqtt::config::{Arguments, Command};
-use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 /// Gives memory back when a flood is over. The system's allocator kept 68 of 73 MiB that were free after a storm of
 /// random traffic; see docs/decisions/0004.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
