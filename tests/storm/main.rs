@@ -7,6 +7,9 @@
 //! storm has left is cleared away, and then the broker has to be as it was: its memory, its tasks, its
 //! sessions, its subscriptions, its messages.
 //!
+//! Latency is measured three times: without a storm, with one over another broker beside this one, and with one over this one.
+//! The second says what of the third is the machine's doing: clients and broker share its cores.
+//!
 //! `STORM_SECONDS` says how long it lasts, `STORM_SEED=N` makes the same choices again; the scheduling is
 //! the machine's. `just storm SECONDS` runs it against the broker as it is released. Latency is printed and
 //! not asserted, for it depends on who else uses the machine.
@@ -28,6 +31,7 @@ mod process;
 mod wire;
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -72,8 +76,10 @@ fn broker_is_as_before_after_a_storm_and_others_lose_nothing_in_it() {
     let start_bytes = broker.resident_bytes();
 
     let pair = Pair::start(broker.addr());
+    let first = Instant::now();
     let calm = Duration::from_secs((seconds / 20).clamp(2, 20));
     counters.watch_for(calm);
+    let elsewhere = rage_elsewhere(seed, Duration::from_secs((seconds / 6).max(2)));
     let begun = Instant::now();
     let tally = rage(&broker, &mut counters, seed, Duration::from_secs(seconds));
     let over = Instant::now();
@@ -82,11 +88,19 @@ fn broker_is_as_before_after_a_storm_and_others_lose_nothing_in_it() {
 
     clear_away(broker.addr(), &mut counters, start.retained);
     counters.wait_until("all is as it was", |counters| counters.state() == start);
-    let before = Latency::of(latencies.iter().filter(|it| it.sent < begun));
-    let during = Latency::of(latencies.iter().filter(|it| (begun..over).contains(&it.sent)));
+    let latency =
+        |time: Range<Instant>| Latency::of(latencies.iter().filter(|it| time.contains(&it.sent)));
+    let before = latency(first..elsewhere.start);
+    let beside = latency(elsewhere);
+    let during = latency(begun..over);
     println!("before the storm  {before}");
+    println!("storm elsewhere   {beside}");
     println!("during the storm  {during}");
-    println!("p99               {:.2} times as long", during.p99 / before.p99);
+    println!(
+        "p99               {:.2} times as long as before, {:.2} times as with the storm elsewhere",
+        during.p99 / before.p99,
+        during.p99 / beside.p99,
+    );
     println!("then              {start:?}, {} KiB", start_bytes >> 10);
     println!("now               {:?}, {} KiB", counters.state(), broker.resident_bytes() >> 10);
     counters.wait_until("its memory is given back", |_| {
@@ -100,6 +114,21 @@ fn broker_is_as_before_after_a_storm_and_others_lose_nothing_in_it() {
 fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}
+
+/// The same storm over another broker, on the same machine: what the pair suffers then is the machine's fault.
+/// Returns when that was.
+fn rage_elsewhere(seed: u64, time: Duration) -> Range<Instant> {
+    let other = Broker::start_configured(SETTINGS);
+    let mut counters = Counters::watch(other.addr());
+    let begun = Instant::now();
+    println!("elsewhere:");
+    rage(&other, &mut counters, seed, time);
+    let over = Instant::now();
+    drop(counters);
+    other.stop();
+    println!("here:");
+    begun..over
 }
 
 /// The storm itself.
