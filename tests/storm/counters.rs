@@ -55,6 +55,19 @@ impl Counters {
         }
     }
 
+    /// How it is when nothing happens: the first rounds may be of a broker that does not know yet of this client, or
+    /// has not counted its own retained messages.
+    pub(crate) fn settled(&mut self) -> State {
+        let mut before = self.state();
+        self.wait_until("the counters settle", |counters| {
+            let now = counters.state();
+            let is_settled = now == before && now.subscriptions == 1 && now.retained > 0;
+            before = now;
+            is_settled
+        });
+        before
+    }
+
     /// Waits for the broker to publish them once more.
     pub(crate) fn next_round(&mut self) {
         loop {

@@ -70,9 +70,7 @@ fn broker_is_as_before_after_a_storm_and_others_lose_nothing_in_it() {
     let credential = Credential::new("secret", ITERATIONS_MIN).unwrap();
     let broker = Broker::start_configured(&format!("{SETTINGS}alice = \"{credential}\""));
     let mut counters = Counters::watch(broker.addr());
-    counters
-        .wait_until("they are all there", |counters| counters.value("retained messages/count") > 0);
-    let start = counters.state();
+    let start = counters.settled();
     let start_bytes = broker.resident_bytes();
 
     let pair = Pair::start(broker.addr());
@@ -86,8 +84,6 @@ fn broker_is_as_before_after_a_storm_and_others_lose_nothing_in_it() {
     let latencies = pair.finish();
     println!("{tally}");
 
-    clear_away(broker.addr(), &mut counters, start.retained);
-    counters.wait_until("all is as it was", |counters| counters.state() == start);
     let latency =
         |time: Range<Instant>| Latency::of(latencies.iter().filter(|it| time.contains(&it.sent)));
     let before = latency(first..elsewhere.start);
@@ -101,6 +97,9 @@ fn broker_is_as_before_after_a_storm_and_others_lose_nothing_in_it() {
         during.p99 / before.p99,
         during.p99 / beside.p99,
     );
+    clear_away(broker.addr(), &mut counters, start.retained);
+    counters
+        .wait_until(&format!("it is as it was, {start:?}"), |counters| counters.state() == start);
     println!("then              {start:?}, {} KiB", start_bytes >> 10);
     println!("now               {:?}, {} KiB", counters.state(), broker.resident_bytes() >> 10);
     counters.wait_until("its memory is given back", |_| {
