@@ -122,6 +122,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let mut scratch = Scratch::take(&self.router);
             let polled = self.poll(cx, &mut scratch);
             scratch.give_back();
+            match polled {
+                Poll::Pending => self.inbox.pass_on(),
+                Poll::Ready(_) => self.inbox.leave(),
+            }
             polled
         })
         .await

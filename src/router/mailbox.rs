@@ -152,7 +152,7 @@ impl Mailbox {
         self.is_connected.load(Relaxed)
     }
 
-    /// Sends messages, or drops and counts them: at the limit, and at QoS 0 while the client is away.
+    /// Queues messages, to be followed by a ring, or drops and counts them: at the limit, and at QoS 0 while the client is away.
     /// Messages of a shared subscription have been given to this session because it had room: they
     /// are not dropped for another shard's having filled it since.
     pub fn deliver(&self, delivery: Delivery) {
@@ -166,7 +166,7 @@ impl Mailbox {
         }
         self.charge(&delivery);
         let expires = delivery.expires;
-        self.send(Mail::Delivery(delivery));
+        self.post(Mail::Delivery(delivery));
         if expires {
             self.expect_expiry();
         }
@@ -194,15 +194,30 @@ impl Mailbox {
 
     /// Sends everything but messages: never refused.
     pub fn send(&self, mail: Mail) {
+        self.post(mail);
+        self.ring();
+    }
+
+    /// As [`Mailbox::send`], without waking the reader: a ring has to follow.
+    pub fn post(&self, mail: Mail) {
         if let Mail::Chunk { deliveries, .. } = &mail {
             // Asked for by the session, one chunk at a time: counted, never dropped.
             deliveries.iter().for_each(|delivery| self.charge(delivery));
         }
         if let Err(flume::SendError(mail)) = self.sender.send(mail) {
             self.refund(&mail);
-            return;
         }
+    }
+
+    /// Wakes the reader.
+    pub fn ring(&self) {
         self.bell.ring();
+    }
+
+    /// Wakes the reader, and that of `other` when this one has run: cheaper than both at once, and later for
+    /// the other.
+    pub fn ring_before(&self, other: &Self) {
+        self.bell.ring_before(&other.bell);
     }
 
     /// Takes what the session has put on the wire out of the account; at most what is in it, and
@@ -267,6 +282,16 @@ impl Inbox {
     /// Ready when there is mail; else the task is woken when some comes.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.mailbox.bell.poll_rung(cx, || !self.receiver.is_empty())
+    }
+
+    /// The reader has run and will be woken again: lets those run who were to be woken after it.
+    pub fn pass_on(&self) {
+        self.mailbox.bell.pass_on();
+    }
+
+    /// The reader does not wait for mail any more: as [`Inbox::pass_on`], for the last time.
+    pub fn leave(&self) {
+        self.mailbox.bell.leave();
     }
 }
 

@@ -206,14 +206,7 @@ impl Shard {
                 self.handle(command);
                 taken += 1;
             }
-            let is_small = self.is_single && self.turn.touched() == 1 && self.receipts.len() == 1;
-            self.send_deliveries();
-            if is_small {
-                // Waking two sessions at once wakes another worker thread for the second one, which costs more than
-                // all the rest of a single message. So the publisher is woken when the subscriber has run.
-                tokio::task::yield_now().await;
-            }
-            self.send_receipts();
+            self.end_turn();
             if taken == TURN_COMMANDS_MAX {
                 tokio::task::yield_now().await;
             } else {
@@ -328,19 +321,20 @@ impl Shard {
         }
     }
 
-    /// Sends what the turn has gathered.
+    /// Sends what the turn has gathered: first the deliveries, for a receipt says that they are in the mailboxes.
     fn end_turn(&mut self) {
-        self.send_deliveries();
-        self.send_receipts();
-    }
-
-    fn send_deliveries(&mut self) {
-        self.turn.flush();
+        let is_small = self.is_single && self.turn.touched() == 1 && self.receipts.len() == 1;
+        // A publisher that runs after its only subscriber, see `bell`.
+        let mut last = if is_small { self.receipts.pop() } else { None };
+        self.turn.flush(|subscriber| match last.take() {
+            Some(Receipt { mailbox, turn, unmatched }) => {
+                mailbox.post(Mail::Accepted { turn, unmatched });
+                subscriber.ring_before(&mailbox);
+            }
+            None => subscriber.ring(),
+        });
         self.bytes = 0;
-    }
-
-    /// Only behind the deliveries: a receipt says that they are in the mailboxes.
-    fn send_receipts(&mut self) {
+        self.receipts.extend(last);
         for Receipt { mailbox, turn, unmatched } in self.receipts.drain(..) {
             mailbox.send(Mail::Accepted { turn, unmatched });
         }

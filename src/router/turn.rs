@@ -101,11 +101,13 @@ impl Turn {
         outbox.and_then(|it| it.mailbox.as_ref()).is_some_and(|mailbox| mailbox.is_connected())
     }
 
-    /// Sends what there is.
-    pub(super) fn flush(&mut self) {
+    /// Puts what there is into the mailboxes; `wake` is called for each and has to ring it.
+    pub(super) fn flush(&mut self, mut wake: impl FnMut(&Mailbox)) {
         for index in self.touched.drain(..) {
-            if let Some(outbox) = self.outboxes.get_mut(index as usize) {
-                outbox.flush();
+            if let Some(outbox) = self.outboxes.get_mut(index as usize)
+                && let Some(mailbox) = outbox.flush()
+            {
+                wake(mailbox);
             }
         }
         self.pieces = 0;
@@ -225,8 +227,9 @@ impl Outbox {
         self.bytes += run.len as usize;
     }
 
-    fn flush(&mut self) {
-        let Some(mailbox) = &self.mailbox else { return };
+    /// Returns the mailbox that has it now.
+    fn flush(&mut self) -> Option<&Arc<Mailbox>> {
+        let mailbox = self.mailbox.as_ref()?;
         let piles = [
             (Kind::Unacknowledged, &mut self.unacknowledged),
             (Kind::Acknowledged, &mut self.acknowledged),
@@ -239,6 +242,7 @@ impl Outbox {
         }
         self.messages = 0;
         self.bytes = 0;
+        Some(mailbox)
     }
 }
 
