@@ -8,7 +8,7 @@ use clap::Parser;
 use clap::builder::RangedI64ValueParser;
 use mailboxqtt::ids::Qos;
 
-use crate::payload::STAMP_BYTES;
+use crate::payload::{PUBLISHERS_MAX, STAMP_BYTES};
 use crate::scenario::{Layout, Scenario, Size};
 use crate::settings::Pace;
 
@@ -65,7 +65,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub(crate) qos: u8,
 
-    /// Bytes per payload; the first 24 hold run, sender, number and time
+    /// Bytes per payload; the first 16 hold run, sender, number and time
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = payload)]
     pub(crate) payload: usize,
 
@@ -182,7 +182,12 @@ impl Args {
             subscribers: self.subscribers,
             filters: self.filters as usize,
         };
-        Layout::new(self.scenario, size, &self.topic_prefix).map_err(anyhow::Error::msg)
+        let layout = Layout::new(self.scenario, size, &self.topic_prefix);
+        let layout = layout.map_err(anyhow::Error::msg)?;
+        if layout.publishers as usize > PUBLISHERS_MAX {
+            bail!("at most {PUBLISHERS_MAX} publishers have a number in a payload");
+        }
+        Ok(layout)
     }
 
     /// Who decides when the next message leaves.
@@ -253,8 +258,8 @@ mod tests {
 
     #[test]
     fn a_payload_too_small_for_its_stamp_is_refused_with_the_reason() {
-        let error = parse(&["--payload", "23"]).unwrap_err().to_string();
-        assert!(error.contains("at least 24 bytes"), "{error}");
+        let error = parse(&["--payload", "15"]).unwrap_err().to_string();
+        assert!(error.contains("at least 16 bytes"), "{error}");
     }
 
     #[test]

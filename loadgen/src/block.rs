@@ -11,7 +11,7 @@
 use mailboxqtt::codec::{Delivery, Packet, Properties, Publish, packet_id_offset};
 use mailboxqtt::ids::{PacketId, ProtocolVersion, Qos};
 
-use crate::payload::{SEQUENCE_AT, Stamp};
+use crate::payload::{STAMP_BYTES, Source, Stamp};
 
 /// Memory that the frames of one publisher may take, when one frame does not take more.
 const BLOCK_BYTES_MAX: usize = 1 << 20;
@@ -22,8 +22,10 @@ pub(crate) struct Block {
     ring: Vec<u8>,
     frame_len: usize,
     frames: u64,
-    /// Offset of the sequence number in a frame.
-    sequence_at: usize,
+    /// Who sends them.
+    source: Source,
+    /// Offset of the stamp in a frame.
+    stamp_at: usize,
     /// Offset of the packet identifier in a frame; QoS 0 has none.
     packet_id_at: Option<usize>,
     /// Messages patched so far, in the whole run.
@@ -39,10 +41,10 @@ impl Block {
         topics: &[String],
         frames_min: u64,
         qos: Qos,
-        stamp: Stamp,
+        source: Source,
         payload_bytes: usize,
     ) -> Self {
-        let payload = stamp.payload(payload_bytes);
+        let payload = Stamp::new(source, 0, 0).payload(payload_bytes);
         let delivery = match qos {
             Qos::AtMostOnce => Delivery::AtMostOnce,
             Qos::AtLeastOnce => Delivery::AtLeastOnce { id: PacketId::FIRST, dup: false },
@@ -66,7 +68,8 @@ impl Block {
         let ring = ring.repeat(rounds);
         Self {
             frames: (ring.len() / frame_len) as u64,
-            sequence_at: frame_len - payload.len() + SEQUENCE_AT,
+            source,
+            stamp_at: frame_len - payload.len(),
             ring,
             frame_len,
             packet_id_at,
@@ -113,9 +116,9 @@ impl Block {
         for (from, frames) in [(first, to_end), (0, count as usize - to_end)] {
             let bytes = from * self.frame_len..(from + frames) * self.frame_len;
             for frame in self.ring[bytes].chunks_exact_mut(self.frame_len) {
-                let stamp = &mut frame[self.sequence_at..self.sequence_at + 16];
-                stamp[..8].copy_from_slice(&sequence.to_le_bytes());
-                stamp[8..].copy_from_slice(&intended_ns(sequence).to_le_bytes());
+                let stamp = Stamp::new(self.source, sequence, intended_ns(sequence));
+                frame[self.stamp_at..self.stamp_at + STAMP_BYTES]
+                    .copy_from_slice(&stamp.to_bytes());
                 if let Some(at) = self.packet_id_at {
                     // Identifiers go round from 1 to 65,535 and come back long after their last
                     // use.
@@ -161,7 +164,7 @@ mod tests {
                     panic!("not a PUBLISH");
                 };
                 let stamp = Stamp::read(publish.payload).unwrap();
-                assert_eq!((stamp.sequence, stamp.intended_ns), (n, n * 10));
+                assert_eq!((stamp.sequence, stamp.intended_low), (n, n * 10));
                 assert_eq!(publish.delivery.id().unwrap().get(), n as u16 + 1);
             }
             block.wrote(bytes.len());
@@ -180,7 +183,6 @@ mod tests {
     }
 
     fn block(qos: Qos, frames: u64) -> Block {
-        let stamp = Stamp { run: 1, publisher: 2, sequence: 0, intended_ns: 0 };
-        Block::new(&["a/b".to_owned()], frames, qos, stamp, 64)
+        Block::new(&["a/b".to_owned()], frames, qos, Source::new(1, 2), STAMP_BYTES)
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::payload::Stamp;
+use crate::payload::{Source, Stamp};
 use crate::sequence::Tracker;
 
 const PUBLISH: u8 = 3;
@@ -20,8 +20,8 @@ const PUBCOMP: u8 = 0x70;
 pub(crate) struct Run {
     /// Who sent them.
     pub(crate) publisher: u32,
-    /// When they were meant to leave.
-    pub(crate) intended_ns: u64,
+    /// When they were meant to leave, as their stamps say it.
+    pub(crate) intended_low: u64,
     /// How many.
     pub(crate) count: u64,
     /// The index of the tracker that accounts for them.
@@ -43,12 +43,12 @@ impl std::error::Error for Malformed {}
 /// Whose messages a subscriber expects, and where it accounts for them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expected {
-    /// Messages of other runs are ignored.
-    pub(crate) run: u32,
-    /// Index of the tracker of the first publisher.
-    pub(crate) trackers_at: usize,
-    /// The first publisher.
+    /// The first publisher as stamps name it; messages of other runs are ignored.
+    pub(crate) first: Source,
+    /// Its number.
     pub(crate) publisher_first: u32,
+    /// Index of its tracker.
+    pub(crate) trackers_at: usize,
     /// How many publishers.
     pub(crate) publishers: u32,
 }
@@ -64,7 +64,9 @@ pub(crate) fn as_subscriber(
     mut on_run: impl FnMut(&mut [Tracker], Run),
 ) -> Result<usize, Malformed> {
     let mut at = 0;
-    let mut run = Run { publisher: u32::MAX, intended_ns: 0, count: 0, tracker: 0 };
+    // A time that no stamp has.
+    let mut run = Run { publisher: 0, intended_low: u64::MAX, count: 0, tracker: 0 };
+    let mut offset = 0;
     while let Some(frame) = next_frame(&bytes[at..])? {
         at += frame.bytes.len();
         let first_byte = frame.bytes[0];
@@ -75,22 +77,21 @@ pub(crate) fn as_subscriber(
             continue;
         }
         let payload = payload(frame, first_byte & 0b0110, answers)?;
-        let Some(stamp) = Stamp::read(payload).filter(|stamp| stamp.run == expected.run) else {
-            continue;
-        };
-        if stamp.publisher != run.publisher || stamp.intended_ns != run.intended_ns {
-            let publisher = stamp.publisher.wrapping_sub(expected.publisher_first);
-            if publisher >= expected.publishers {
+        let Some(stamp) = Stamp::read(payload) else { continue };
+        let after_first = stamp.source.after(expected.first);
+        if after_first != offset || stamp.intended_low != run.intended_low {
+            if after_first >= u64::from(expected.publishers) {
                 continue;
             }
             if run.count > 0 {
                 on_run(trackers, run);
             }
+            offset = after_first;
             run = Run {
-                publisher: stamp.publisher,
-                intended_ns: stamp.intended_ns,
+                publisher: expected.publisher_first + after_first as u32,
+                intended_low: stamp.intended_low,
                 count: 0,
-                tracker: expected.trackers_at + publisher as usize,
+                tracker: expected.trackers_at + after_first as usize,
             };
         }
         run.count += 1;
@@ -186,7 +187,7 @@ mod tests {
             (1, 6, 0, 20),
             (1, 8, 0, 0),
         ] {
-            let stamp = Stamp { run, publisher, sequence, intended_ns };
+            let stamp = Stamp::new(Source::new(run, publisher), sequence, intended_ns);
             push(&mut bytes, stamp, Delivery::AtMostOnce);
         }
         let (used, runs, answers) = receive(&bytes);
@@ -198,7 +199,7 @@ mod tests {
     #[test]
     fn qos_1_and_2_are_answered_and_a_half_packet_is_left() {
         let mut bytes = Vec::new();
-        let stamp = Stamp { run: 1, publisher: 5, sequence: 0, intended_ns: 0 };
+        let stamp = Stamp::new(Source::new(1, 5), 0, 0);
         let id = PacketId::new(0x102).unwrap();
         push(&mut bytes, stamp, Delivery::AtLeastOnce { id, dup: false });
         push(&mut bytes, stamp, Delivery::ExactlyOnce { id, dup: false });
@@ -234,17 +235,17 @@ mod tests {
         let mut trackers = [Tracker::new(0, 1), Tracker::new(0, 1)];
         let (mut runs, mut answers) = (Vec::new(), Vec::new());
         let used = as_subscriber(bytes, expected(), &mut trackers, &mut answers, |_, run| {
-            runs.push((run.publisher, run.intended_ns, run.count));
+            runs.push((run.publisher, run.intended_low, run.count));
         });
         (used.unwrap(), runs, answers)
     }
 
     fn expected() -> Expected {
-        Expected { run: 1, trackers_at: 0, publisher_first: 5, publishers: 2 }
+        Expected { first: Source::new(1, 5), publisher_first: 5, trackers_at: 0, publishers: 2 }
     }
 
     fn push(bytes: &mut Vec<u8>, stamp: Stamp, delivery: Delivery) {
-        let payload = stamp.payload(24);
+        let payload = stamp.payload(0);
         let properties = Properties::EMPTY;
         let publish =
             Publish { topic: "a", payload: &payload, properties, delivery, retain: false };

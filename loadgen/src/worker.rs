@@ -21,6 +21,7 @@ use mio::event::Event;
 use mio::{Events, Poll, Token};
 
 use crate::client::{Client, Part, Stage};
+use crate::payload::{self, Source};
 use crate::phase::{Phase, Shared};
 use crate::proc;
 use crate::receive::{self, Expected};
@@ -233,9 +234,9 @@ impl<'a> Worker<'a> {
             }
             Part::Subscriber(subscriber) => {
                 let expected = Expected {
-                    run: self.settings.run,
-                    trackers_at: subscriber.trackers_at,
+                    first: Source::new(self.settings.run, subscriber.publisher_first),
                     publisher_first: subscriber.publisher_first,
+                    trackers_at: subscriber.trackers_at,
                     publishers: subscriber.publishers,
                 };
                 let used = self.receive(index, bytes, expected)?;
@@ -260,8 +261,9 @@ impl<'a> Worker<'a> {
         let used =
             receive::as_subscriber(bytes, expected, trackers, &mut answers, |trackers, run| {
                 tally.received += run.count;
-                if measured_ns.contains(&run.intended_ns) {
-                    let latency_ns = now_ns.saturating_sub(run.intended_ns);
+                let intended_ns = payload::widen(run.intended_low, now_ns);
+                if measured_ns.contains(&intended_ns) {
+                    let latency_ns = now_ns.saturating_sub(intended_ns);
                     tally.latency_ns.saturating_record_n(latency_ns, run.count);
                 }
                 let tracker = &mut trackers[run.tracker];

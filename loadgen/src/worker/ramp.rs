@@ -13,7 +13,7 @@ use mio::{Interest, Token};
 use super::Worker;
 use crate::block::Block;
 use crate::client::{Client, Login, Part, Publisher, Stage, Subscriber};
-use crate::payload::Stamp;
+use crate::payload::Source;
 use crate::receive;
 use crate::scenario::Role;
 use crate::sequence::Tracker;
@@ -131,12 +131,11 @@ impl Worker<'_> {
                     }
                     Pace::Rate(_) => OPEN_LOOP_FRAMES,
                 };
-                let stamp =
-                    Stamp { run: self.settings.run, publisher: id, sequence: 0, intended_ns: 0 };
+                let source = Source::new(self.settings.run, id);
                 let (qos, payload_bytes) = (self.settings.qos, self.settings.payload_bytes);
                 Part::Publisher(Publisher {
                     id,
-                    block: Block::new(&topics, frames_min, qos, stamp, payload_bytes),
+                    block: Block::new(&topics, frames_min, qos, source, payload_bytes),
                     acked: 0,
                     due: 0,
                     written_off: 0,
