@@ -8,9 +8,12 @@ use clap::Parser;
 use clap::builder::RangedI64ValueParser;
 use mailboxqtt::ids::Qos;
 
+use crate::args::load::Load;
 use crate::payload::{PUBLISHERS_MAX, STAMP_BYTES};
 use crate::scenario::{Layout, Scenario, Size};
 use crate::settings::Pace;
+
+pub(crate) mod load;
 
 /// Clients that deserve a thread of their own: fewer share one, which keeps feedback free.
 const CLIENTS_PER_THREAD: usize = 500;
@@ -92,6 +95,10 @@ pub(crate) struct Args {
     /// connect: seconds to keep all connections open, e.g. to see their memory with --pid
     #[arg(long, value_name = "S", default_value = "0", value_parser = seconds)]
     pub(crate) hold: Duration,
+
+    /// What the clients speak and how they come.
+    #[command(flatten)]
+    pub(crate) load: Load,
 
     /// Process of the broker, to report its CPU time and memory
     #[arg(long)]

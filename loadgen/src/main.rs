@@ -1,7 +1,7 @@
 //! The load generator: measures any MQTT broker over its sockets.
 //!
 //! ```text
-//! args ── run ──┬── worker ──┬── ramp             connecting
+//! args ── run ──┬── worker ──┬── ramp ── handshake   connecting
 //!               │            ├── client ── block  sockets, frames to be written
 //!               │            ├── receive ── sequence, payload   what arrives
 //!               │            └── pacing ── window, schedule     what may leave
@@ -26,6 +26,7 @@ mod args;
 mod block;
 mod client;
 mod clock;
+mod handshake;
 mod payload;
 mod phase;
 mod proc;

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use mailboxqtt::codec::ReasonCode;
+
 use crate::payload::{Source, Stamp};
 use crate::sequence::Tracker;
 
@@ -14,6 +16,7 @@ const PUBACK: u8 = 0x40;
 const PUBREC: u8 = 0x50;
 const PUBREL: u8 = 0x62;
 const PUBCOMP: u8 = 0x70;
+const DISCONNECT: u8 = 0xe0;
 
 /// Consecutive messages with the same publisher and the same intended time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -28,17 +31,34 @@ pub(crate) struct Run {
     pub(crate) tracker: usize,
 }
 
-/// The broker sent what no packet looks like.
-#[derive(Debug)]
-pub(crate) struct Malformed;
+/// Why nothing more can be read from a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Broken {
+    /// The broker sent what no packet looks like.
+    Malformed,
+    /// MQTT 5: PUBACK or PUBREC with this reason code. Then the message will not arrive.
+    Refused(u8),
+    /// MQTT 5: DISCONNECT with this reason code.
+    Disconnected(u8),
+}
 
-impl fmt::Display for Malformed {
+use Broken::Malformed;
+
+impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the broker sent a malformed packet")
+        let (what, reason) = match self {
+            Malformed => return f.write_str("the broker sent a malformed packet"),
+            Self::Refused(reason) => ("refused a message", *reason),
+            Self::Disconnected(reason) => ("disconnected the client", *reason),
+        };
+        match ReasonCode::from_u8(reason) {
+            Some(reason) => write!(f, "the broker {what}: {reason}"),
+            None => write!(f, "the broker {what} with 0x{reason:02x}"),
+        }
     }
 }
 
-impl std::error::Error for Malformed {}
+impl std::error::Error for Broken {}
 
 /// Whose messages a subscriber expects, and where it accounts for them.
 #[derive(Clone, Copy, Debug)]
@@ -54,15 +74,16 @@ pub(crate) struct Expected {
 }
 
 /// Takes all whole packets at the start of `bytes` as a subscriber and returns how long they are.
-/// Answers are appended to `answers`; every run is given to `on_run` once it has ended.
+/// Answers are appended to `answers`; every run is given to `on_run` once it has ended. `MQTT5` says
+/// whether a PUBLISH has properties.
 #[inline]
-pub(crate) fn as_subscriber(
+pub(crate) fn as_subscriber<const MQTT5: bool>(
     bytes: &[u8],
     expected: Expected,
     trackers: &mut [Tracker],
     answers: &mut Vec<u8>,
     mut on_run: impl FnMut(&mut [Tracker], Run),
-) -> Result<usize, Malformed> {
+) -> Result<usize, Broken> {
     let mut at = 0;
     // A time that no stamp has.
     let mut run = Run { publisher: 0, intended_low: u64::MAX, count: 0, tracker: 0 };
@@ -71,12 +92,14 @@ pub(crate) fn as_subscriber(
         at += frame.bytes.len();
         let first_byte = frame.bytes[0];
         if first_byte >> 4 != PUBLISH {
-            if first_byte == PUBREL {
-                answer(answers, PUBCOMP, packet_id(frame)?);
+            match first_byte {
+                PUBREL => answer(answers, PUBCOMP, packet_id(frame)?),
+                DISCONNECT => return Err(Broken::Disconnected(frame.reason(0))),
+                _ => {}
             }
             continue;
         }
-        let payload = payload(frame, first_byte & 0b0110, answers)?;
+        let payload = payload::<MQTT5>(frame, first_byte & 0b0110, answers)?;
         let Some(stamp) = Stamp::read(payload) else { continue };
         let after_first = stamp.source.after(expected.first);
         if after_first != offset || stamp.intended_low != run.intended_low {
@@ -106,13 +129,17 @@ pub(crate) fn as_subscriber(
 /// Takes all whole packets at the start of `bytes` as a publisher. Returns how long they are and
 /// how many messages they end the flow of.
 #[inline]
-pub(crate) fn as_publisher(bytes: &[u8], answers: &mut Vec<u8>) -> Result<(usize, u64), Malformed> {
+pub(crate) fn as_publisher(bytes: &[u8], answers: &mut Vec<u8>) -> Result<(usize, u64), Broken> {
     let (mut at, mut acked) = (0, 0);
     while let Some(frame) = next_frame(&bytes[at..])? {
         at += frame.bytes.len();
         match frame.bytes[0] {
+            PUBACK | PUBREC if frame.reason(2) >= 0x80 => {
+                return Err(Broken::Refused(frame.reason(2)));
+            }
             PUBACK | PUBCOMP => acked += 1,
             PUBREC => answer(answers, PUBREL, packet_id(frame)?),
+            DISCONNECT => return Err(Broken::Disconnected(frame.reason(0))),
             _ => {}
         }
     }
@@ -128,9 +155,17 @@ pub(crate) struct Frame<'a> {
     header_len: usize,
 }
 
+impl Frame<'_> {
+    /// MQTT 5: the reason code at this offset behind the fixed header; success may be left out.
+    #[inline]
+    fn reason(self, offset: usize) -> u8 {
+        self.bytes.get(self.header_len + offset).copied().unwrap_or(0)
+    }
+}
+
 /// The packet at the start of `bytes`, if it is whole.
 #[inline]
-pub(crate) fn next_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, Malformed> {
+pub(crate) fn next_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, Broken> {
     // Nearly every frame has one or two length bytes; the loop unrolls.
     let mut remaining = 0;
     for length_byte in 0..4 {
@@ -147,20 +182,37 @@ pub(crate) fn next_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, Malformed> {
 
 /// The payload of a PUBLISH; its acknowledgement is appended to the answers.
 #[inline]
-fn payload<'a>(frame: Frame<'a>, qos: u8, answers: &mut Vec<u8>) -> Result<&'a [u8], Malformed> {
+fn payload<'a, const MQTT5: bool>(
+    frame: Frame<'a>,
+    qos: u8,
+    answers: &mut Vec<u8>,
+) -> Result<&'a [u8], Broken> {
     let body = &frame.bytes[frame.header_len..];
     let (topic_len, rest) = body.split_first_chunk().ok_or(Malformed)?;
-    let rest = rest.get(usize::from(u16::from_be_bytes(*topic_len))..).ok_or(Malformed)?;
-    if qos == 0 {
-        return Ok(rest);
+    let mut rest = rest.get(usize::from(u16::from_be_bytes(*topic_len))..).ok_or(Malformed)?;
+    if qos != 0 {
+        let (id, behind) = rest.split_first_chunk().ok_or(Malformed)?;
+        answer(answers, if qos == 0b0010 { PUBACK } else { PUBREC }, *id);
+        rest = behind;
     }
-    let (id, payload) = rest.split_first_chunk().ok_or(Malformed)?;
-    answer(answers, if qos == 0b0010 { PUBACK } else { PUBREC }, *id);
-    Ok(payload)
+    if MQTT5 { behind_properties(rest) } else { Ok(rest) }
+}
+
+/// What follows the properties at the start of `bytes`. Nearly always their length is a zero.
+#[inline]
+fn behind_properties(bytes: &[u8]) -> Result<&[u8], Broken> {
+    let mut length = 0;
+    for (&byte, at) in bytes.iter().zip(0..4) {
+        length |= usize::from(byte & 0x7f) << (7 * at);
+        if byte < 0x80 {
+            return bytes.get(at + 1 + length..).ok_or(Malformed);
+        }
+    }
+    Err(Malformed)
 }
 
 #[inline]
-fn packet_id(frame: Frame<'_>) -> Result<[u8; 2], Malformed> {
+fn packet_id(frame: Frame<'_>) -> Result<[u8; 2], Broken> {
     frame.bytes[frame.header_len..].first_chunk().copied().ok_or(Malformed)
 }
 
@@ -171,7 +223,7 @@ fn answer(answers: &mut Vec<u8>, first_byte: u8, id: [u8; 2]) {
 
 #[cfg(test)]
 mod tests {
-    use mailboxqtt::codec::{Delivery, Packet, Properties, Publish};
+    use mailboxqtt::codec::{Delivery, Packet, Properties, PropertiesBuf, Property, Publish};
     use mailboxqtt::ids::{PacketId, ProtocolVersion};
 
     use super::*;
@@ -226,17 +278,68 @@ mod tests {
         for bytes in [&[0x30, 0][..], &[0x30, 3, 0, 9, 0], &[0x32, 2, 0, 0], &[PUBREL, 1, 0]] {
             let expected = expected();
             let mut trackers = [Tracker::new(0, 1)];
-            let taken = as_subscriber(bytes, expected, &mut trackers, &mut Vec::new(), |_, _| {});
-            assert!(taken.is_err(), "{bytes:?}");
+            let mut answers = Vec::new();
+            let taken =
+                as_subscriber::<false>(bytes, expected, &mut trackers, &mut answers, |_, _| {});
+            assert_eq!(taken, Err(Malformed), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn properties_of_mqtt_5_are_stepped_over() {
+        let stamp = Stamp::new(Source::new(1, 5), 0, 0);
+        let mut properties = PropertiesBuf::new();
+        for _ in 0..2 {
+            let mut bytes = Vec::new();
+            Packet::Publish(Publish {
+                topic: "a",
+                payload: &stamp.payload(0),
+                properties: properties.as_properties(),
+                delivery: Delivery::AtMostOnce,
+                retain: false,
+            })
+            .encode(ProtocolVersion::V5, &mut bytes);
+            let mut trackers = [Tracker::new(0, 1)];
+            let (mut count, mut answers) = (0, Vec::new());
+            let used =
+                as_subscriber::<true>(&bytes, expected(), &mut trackers, &mut answers, |_, run| {
+                    count += run.count
+                });
+            assert_eq!((used, count), (Ok(bytes.len()), 1));
+            // Longer than one byte of length can say.
+            properties.push(Property::ContentType(&"x".repeat(200)));
+        }
+        for bytes in [&[0x30, 3, 0, 0, 1][..], &[0x30, 3, 0, 0, 0x80], &[0x30, 2, 0, 0]] {
+            let mut trackers = [Tracker::new(0, 1)];
+            let mut answers = Vec::new();
+            let taken =
+                as_subscriber::<true>(bytes, expected(), &mut trackers, &mut answers, |_, _| {});
+            assert_eq!(taken, Err(Malformed), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_mqtt_5_is_told_with_its_reason() {
+        for (bytes, broken, sentence) in [
+            (&[PUBACK, 3, 0, 1, 0x97][..], Broken::Refused(0x97), "refused a message"),
+            (&[PUBREC, 4, 0, 1, 0x87, 0], Broken::Refused(0x87), "refused a message"),
+            (&[DISCONNECT, 1, 0x8b], Broken::Disconnected(0x8b), "disconnected the client"),
+            (&[DISCONNECT, 0], Broken::Disconnected(0), "disconnected the client"),
+        ] {
+            assert_eq!(as_publisher(bytes, &mut Vec::new()), Err(broken));
+            assert!(broken.to_string().contains(sentence), "{broken}");
+        }
+        // No matching subscribers is a success.
+        assert_eq!(as_publisher(&[PUBACK, 3, 0, 1, 0x10], &mut Vec::new()), Ok((5, 1)));
     }
 
     fn receive(bytes: &[u8]) -> (usize, Vec<(u32, u64, u64)>, Vec<u8>) {
         let mut trackers = [Tracker::new(0, 1), Tracker::new(0, 1)];
         let (mut runs, mut answers) = (Vec::new(), Vec::new());
-        let used = as_subscriber(bytes, expected(), &mut trackers, &mut answers, |_, run| {
-            runs.push((run.publisher, run.intended_low, run.count));
-        });
+        let used =
+            as_subscriber::<false>(bytes, expected(), &mut trackers, &mut answers, |_, run| {
+                runs.push((run.publisher, run.intended_low, run.count));
+            });
         (used.unwrap(), runs, answers)
     }
 

@@ -254,6 +254,7 @@ impl Steering<'_> {
 fn settings(args: &Args, layout: &Layout, pace: Pace, threads: usize) -> anyhow::Result<Settings> {
     Ok(Settings {
         target: args.target()?,
+        wire: args.load.wire()?,
         qos: args.qos(),
         payload_bytes: args.payload,
         pace,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use mailboxqtt::ids::Qos;
+use mailboxqtt::ids::{ProtocolVersion, Qos};
 
 use crate::scenario::Role;
 
@@ -11,6 +11,8 @@ use crate::scenario::Role;
 pub(crate) struct Settings {
     /// The broker.
     pub(crate) target: SocketAddr,
+    /// How packets are written and read.
+    pub(crate) wire: Wire,
     /// Of publishing and of subscriptions.
     pub(crate) qos: Qos,
     /// Size of a payload.
@@ -35,6 +37,15 @@ pub(crate) struct Settings {
     pub(crate) user_name: Option<String>,
     /// What CONNECT says.
     pub(crate) password: Option<String>,
+}
+
+/// How packets are written and read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wire {
+    /// What all clients speak.
+    pub(crate) version: ProtocolVersion,
+    /// Whether publishers say each topic once, and an alias afterwards. MQTT 5 only.
+    pub(crate) topic_alias: bool,
 }
 
 /// Who decides when the next message leaves.

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use mailboxqtt::ids::Qos;
+use mailboxqtt::ids::{ProtocolVersion, Qos};
 use mio::event::Event;
 use mio::{Events, Poll, Token};
 
@@ -200,7 +200,9 @@ impl<'a> Worker<'a> {
                 Ok(Some(filled)) => filled,
                 Err(error) => return Err(self.broken(index, error)),
             };
-            let used = self.digest(index, &scratch[..filled])?;
+            let used = self
+                .digest(index, &scratch[..filled])
+                .with_context(|| format!("client {}", self.numbers[index]))?;
             if used < filled {
                 self.clients[index].partial.extend_from_slice(&scratch[used..filled]);
             }
@@ -219,13 +221,7 @@ impl<'a> Worker<'a> {
             return self.shake_hands(index, bytes);
         }
         match &mut client.part {
-            Part::Idle => {
-                let mut used = 0;
-                while let Some(frame) = receive::next_frame(&bytes[used..])? {
-                    used += frame.bytes.len();
-                }
-                Ok(used)
-            }
+            Part::Idle => Ok(receive::as_publisher(bytes, &mut client.control)?.0),
             Part::Publisher(publisher) => {
                 let (used, acked) = receive::as_publisher(bytes, &mut client.control)?;
                 publisher.acked += acked;
@@ -239,7 +235,10 @@ impl<'a> Worker<'a> {
                     trackers_at: subscriber.trackers_at,
                     publishers: subscriber.publishers,
                 };
-                let used = self.receive(index, bytes, expected)?;
+                let used = match self.settings.wire.version {
+                    ProtocolVersion::V5 => self.receive::<true>(index, bytes, expected)?,
+                    _ => self.receive::<false>(index, bytes, expected)?,
+                };
                 if !self.clients[index].control.is_empty() {
                     self.enqueue(index);
                 }
@@ -248,8 +247,12 @@ impl<'a> Worker<'a> {
         }
     }
 
-    #[inline]
-    fn receive(&mut self, index: usize, bytes: &[u8], expected: Expected) -> anyhow::Result<usize> {
+    fn receive<const MQTT5: bool>(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        expected: Expected,
+    ) -> anyhow::Result<usize> {
         let Self { shared, tally, gates, owned, clients, queue, abroad, .. } = self;
         let now_ns = shared.clock.now_ns();
         let step = self.settings.pace.step();
@@ -258,8 +261,12 @@ impl<'a> Worker<'a> {
         // Moved out for the call, because the queue wants the other clients at the same time.
         let mut answers = std::mem::take(&mut clients[index].control);
         let trackers = &mut self.trackers;
-        let used =
-            receive::as_subscriber(bytes, expected, trackers, &mut answers, |trackers, run| {
+        let used = receive::as_subscriber::<MQTT5>(
+            bytes,
+            expected,
+            trackers,
+            &mut answers,
+            |trackers, run| {
                 tally.received += run.count;
                 let intended_ns = payload::widen(run.intended_low, now_ns);
                 if measured_ns.contains(&intended_ns) {
@@ -279,7 +286,8 @@ impl<'a> Worker<'a> {
                         None => abroad.push(publisher),
                     }
                 }
-            });
+            },
+        );
         self.clients[index].control = answers;
         Ok(used?)
     }
@@ -291,7 +299,8 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         let before = std::mem::replace(&mut self.phase, phase);
-        if before < Phase::WarmUp && phase == Phase::WarmUp {
+        // The warm-up may have been too short to be noticed.
+        if before < Phase::WarmUp && matches!(phase, Phase::WarmUp | Phase::Measure) {
             self.begin_load();
         }
         if phase == Phase::Measure {

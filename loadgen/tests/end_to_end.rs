@@ -174,10 +174,14 @@ impl Exchange {
             }
             Packet::Subscribe(subscribe) => {
                 let mut subscribers = self.subscribers.lock().unwrap();
-                for (filter, _) in subscribe.filters.iter() {
+                let mut granted = Vec::new();
+                for (filter, options) in subscribe.filters.iter() {
                     subscribers.push((filter.to_owned(), Arc::clone(own)));
+                    granted.push(options.qos as u8);
                 }
-                Packet::SubAck(SubAck { id: subscribe.id, properties, reasons: &[0] })
+                let answer = SubAck { id: subscribe.id, properties, reasons: &granted };
+                Packet::SubAck(answer).encode(VERSION, answers);
+                return true;
             }
             Packet::Publish(publish) => {
                 let number = self.messages.fetch_add(1, Ordering::Relaxed) + 1;

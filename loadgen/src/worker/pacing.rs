@@ -4,7 +4,7 @@
 use mailboxqtt::ids::Qos;
 
 use super::Worker;
-use crate::client::{Part, Publisher};
+use crate::client::{Client, Part, Publisher};
 use crate::phase::Phase;
 use crate::schedule::{Schedule, Timetable};
 use crate::settings::Pace;
@@ -126,9 +126,11 @@ impl Worker<'_> {
     /// Patches as many messages as may leave now; true when there were any.
     #[inline]
     fn refill(&mut self, index: usize) -> bool {
-        let Part::Publisher(publisher) = &mut self.clients[index].part else { return false };
+        let Client { part, control, .. } = &mut self.clients[index];
+        let Part::Publisher(publisher) = part else { return false };
+        let Publisher { id, block, acked, receive_max, due, written_off, .. } = publisher;
         let acknowledged = self.settings.qos != Qos::AtMostOnce;
-        let Publisher { id, block, acked, due, written_off, .. } = publisher;
+        let unacknowledged = if acknowledged { block.patched().saturating_sub(*acked) } else { 0 };
         match self.settings.pace {
             Pace::Window(window) => {
                 if self.phase != Phase::WarmUp && self.phase != Phase::Measure {
@@ -137,36 +139,37 @@ impl Worker<'_> {
                 let received = self.shared.progress.received(*id);
                 let done = if acknowledged { received.min(*acked) } else { received };
                 let outstanding = block.patched() - done.max(*written_off).min(block.patched());
-                let free = window.saturating_sub(outstanding).min(block.room());
-                if free < self.settings.pace.step().min(block.frames()) {
+                let allowed = receive_max.saturating_sub(unacknowledged);
+                let free = window.saturating_sub(outstanding).min(block.room()).min(allowed);
+                let step = self.settings.pace.step().min((*receive_max / 4).max(1));
+                if free < step.min(block.frames()) {
                     return false;
                 }
                 let now_ns = self.shared.clock.now_ns();
-                block.patch(free, |_| now_ns);
-                self.tally.sent += free;
+                self.tally.sent += block.patch(free, control, |_| now_ns);
                 true
             }
             Pace::Rate(_) => {
                 let Some(schedule) = &self.schedule else { return false };
                 let timetable = schedule.timetable();
-                let unacknowledged =
-                    if acknowledged { block.patched().saturating_sub(*acked) } else { 0 };
-                let allowed = UNACKNOWLEDGED_MAX.saturating_sub(unacknowledged);
+                let most = UNACKNOWLEDGED_MAX.min(*receive_max);
+                let allowed = most.saturating_sub(unacknowledged);
                 let count = due.saturating_sub(block.patched()).min(block.room()).min(allowed);
                 if count == 0 {
                     return false;
                 }
                 let now_ns = self.shared.clock.now_ns();
-                for sequence in block.patched()..block.patched() + count {
-                    let intended_ns = timetable.intended_ns(*id, sequence);
+                let id = *id;
+                let first = block.patched();
+                let count = block.patch(count, control, |n| timetable.intended_ns(id, n));
+                self.tally.sent += count;
+                for sequence in first..first + count {
+                    let intended_ns = timetable.intended_ns(id, sequence);
                     if self.measured_ns.contains(&intended_ns) {
                         let slip_ns = now_ns.saturating_sub(intended_ns);
                         self.tally.slip_ns.saturating_record(slip_ns);
                     }
                 }
-                let id = *id;
-                block.patch(count, |sequence| timetable.intended_ns(id, sequence));
-                self.tally.sent += count;
                 true
             }
         }

@@ -5,16 +5,14 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, bail};
-use mailboxqtt::codec::{Packet, decode};
-use mailboxqtt::ids::ProtocolVersion;
+use anyhow::Context;
 use mio::{Interest, Token};
 
 use super::Worker;
-use crate::block::Block;
-use crate::client::{Client, Login, Part, Publisher, Stage, Subscriber};
+use crate::block::{Block, Message};
+use crate::client::{Client, Part, Publisher, Stage, Subscriber};
+use crate::handshake::Login;
 use crate::payload::Source;
-use crate::receive;
 use crate::scenario::Role;
 use crate::sequence::Tracker;
 use crate::settings::{Pace, Planned};
@@ -42,10 +40,11 @@ impl Worker<'_> {
                 .with_context(|| self.unreachable(number))?;
             let client_id = format!("{}-{:08x}-{number}", settings.client_prefix, settings.run);
             let login = Login {
+                client_id: &client_id,
                 user_name: settings.user_name.as_deref(),
                 password: settings.password.as_deref(),
             };
-            client.say_connect(&client_id, login);
+            client.say_connect(settings.wire, login);
             let index = self.clients.len();
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut client.socket, Token(index), interest)?;
@@ -62,38 +61,19 @@ impl Worker<'_> {
 
     /// CONNACK and SUBACK; anything that follows them in the same read is left to the caller.
     pub(super) fn shake_hands(&mut self, index: usize, bytes: &[u8]) -> anyhow::Result<usize> {
-        let mut used = 0;
-        while self.clients[index].stage != Stage::Ready {
-            let Some(frame) = receive::next_frame(&bytes[used..])? else { return Ok(used) };
-            used += frame.bytes.len();
-            let packet = decode(frame.bytes, ProtocolVersion::V311)
-                .context("the broker answered the handshake with a malformed packet")?;
-            let client = &mut self.clients[index];
-            match (client.stage, packet) {
-                (Stage::Connecting { since_ns }, Packet::ConnAck(answer)) => {
-                    if answer.reason.as_u8() >= 0x80 {
-                        let number = self.numbers[index];
-                        bail!("the broker refused client {number}: {}", answer.reason);
-                    }
-                    let now_ns = self.shared.clock.now_ns();
-                    self.tally.connect_ns.saturating_record(now_ns.saturating_sub(since_ns));
-                    if client.say_subscribe(self.settings.qos) {
-                        client.stage = Stage::Subscribing;
-                        self.enqueue(index);
-                    } else {
-                        self.ready(index);
-                    }
-                }
-                (Stage::Subscribing, Packet::SubAck(answer)) => {
-                    if let Some(reason) = answer.reasons.iter().find(|reason| **reason > 2) {
-                        bail!("the broker refused a subscription with 0x{reason:02x}");
-                    }
-                    self.ready(index);
-                }
-                (stage, _) => bail!("the broker sent an unexpected packet while {stage:?}"),
-            }
+        let client = &mut self.clients[index];
+        let shaken = client.shake_hands(bytes, self.settings.wire, self.settings.qos)?;
+        if let Some(since_ns) = shaken.since_ns {
+            let now_ns = self.shared.clock.now_ns();
+            self.tally.connect_ns.saturating_record(now_ns.saturating_sub(since_ns));
         }
-        Ok(used + self.digest(index, &bytes[used..])?)
+        if client.stage != Stage::Ready {
+            self.enqueue(index);
+            return Ok(shaken.used);
+        }
+        self.opening -= 1;
+        self.shared.ready.fetch_add(1, Ordering::AcqRel);
+        Ok(shaken.used + self.digest(index, &bytes[shaken.used..])?)
     }
 
     /// A connection that fails ends the run: the sentence says what it means.
@@ -131,12 +111,18 @@ impl Worker<'_> {
                     }
                     Pace::Rate(_) => OPEN_LOOP_FRAMES,
                 };
-                let source = Source::new(self.settings.run, id);
-                let (qos, payload_bytes) = (self.settings.qos, self.settings.payload_bytes);
+                let message = Message {
+                    source: Source::new(self.settings.run, id),
+                    wire: self.settings.wire,
+                    qos: self.settings.qos,
+                    retain: false,
+                    payload_bytes: self.settings.payload_bytes,
+                };
                 Part::Publisher(Publisher {
                     id,
-                    block: Block::new(&topics, frames_min, qos, source, payload_bytes),
+                    block: Block::new(&topics, frames_min, message),
                     acked: 0,
+                    receive_max: u64::MAX,
                     due: 0,
                     written_off: 0,
                     moved: (0, 0),
@@ -158,12 +144,6 @@ impl Worker<'_> {
                 })
             }
         }
-    }
-
-    fn ready(&mut self, index: usize) {
-        self.clients[index].stage = Stage::Ready;
-        self.opening -= 1;
-        self.shared.ready.fetch_add(1, Ordering::AcqRel);
     }
 
     fn unreachable(&self, number: usize) -> String {
