@@ -48,15 +48,15 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Scenario::P2p)]
     pub(crate) scenario: Scenario,
 
-    /// Connections in all [default: p2p 100, fan-in 11, fan-out 51, wildcard 16, connect 1000]
+    /// Connections in all [default: p2p 100, fan-in 11, fan-out 51, wildcard 16, shared 15, connect 1000]
     #[arg(long, value_name = "N")]
     pub(crate) clients: Option<usize>,
 
-    /// Publishers among them, in fan-in, fan-out and wildcard
+    /// Publishers among them, in fan-in, fan-out, wildcard and shared
     #[arg(long, value_name = "N")]
     pub(crate) publishers: Option<usize>,
 
-    /// Subscribers among them, in fan-in, fan-out and wildcard
+    /// Subscribers among them, in fan-in, fan-out, wildcard and shared
     #[arg(long, value_name = "N")]
     pub(crate) subscribers: Option<usize>,
 
@@ -188,6 +188,7 @@ impl Args {
             publishers: self.publishers,
             subscribers: self.subscribers,
             filters: self.filters as usize,
+            group: &self.load.group,
         };
         let layout = Layout::new(self.scenario, size, &self.topic_prefix);
         let layout = layout.map_err(anyhow::Error::msg)?;

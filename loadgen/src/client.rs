@@ -73,7 +73,7 @@ pub(crate) struct Publisher {
     pub(crate) receive_max: u64,
     /// Open loop: messages whose time has come.
     pub(crate) due: u64,
-    /// Closed loop at QoS 0: messages before this one no longer count as outstanding.
+    /// Closed loop at QoS 0: what no longer counts as outstanding, in terms of its trackers.
     pub(crate) written_off: u64,
     /// Closed loop: the last position that was seen, and when it was first seen.
     pub(crate) moved: (u64, u64),

@@ -9,7 +9,7 @@ use std::fmt;
 use mailboxqtt::codec::ReasonCode;
 
 use crate::payload::{Source, Stamp};
-use crate::sequence::Tracker;
+use crate::sequence::Tracking;
 
 const PUBLISH: u8 = 3;
 const PUBACK: u8 = 0x40;
@@ -77,12 +77,12 @@ pub(crate) struct Expected {
 /// Answers are appended to `answers`; every run is given to `on_run` once it has ended. `MQTT5` says
 /// whether a PUBLISH has properties.
 #[inline]
-pub(crate) fn as_subscriber<const MQTT5: bool>(
+pub(crate) fn as_subscriber<const MQTT5: bool, T: Tracking>(
     bytes: &[u8],
     expected: Expected,
-    trackers: &mut [Tracker],
+    trackers: &mut [T],
     answers: &mut Vec<u8>,
-    mut on_run: impl FnMut(&mut [Tracker], Run),
+    mut on_run: impl FnMut(&mut [T], Run),
 ) -> Result<usize, Broken> {
     let mut at = 0;
     // A time that no stamp has.
@@ -227,6 +227,7 @@ mod tests {
     use mailboxqtt::ids::{PacketId, ProtocolVersion};
 
     use super::*;
+    use crate::sequence::Tracker;
 
     #[test]
     fn messages_of_one_write_are_one_run_and_other_runs_are_ignored() {
@@ -280,7 +281,7 @@ mod tests {
             let mut trackers = [Tracker::new(0, 1)];
             let mut answers = Vec::new();
             let taken =
-                as_subscriber::<false>(bytes, expected, &mut trackers, &mut answers, |_, _| {});
+                as_subscriber::<false, _>(bytes, expected, &mut trackers, &mut answers, |_, _| {});
             assert_eq!(taken, Err(Malformed), "{bytes:?}");
         }
     }
@@ -301,10 +302,13 @@ mod tests {
             .encode(ProtocolVersion::V5, &mut bytes);
             let mut trackers = [Tracker::new(0, 1)];
             let (mut count, mut answers) = (0, Vec::new());
-            let used =
-                as_subscriber::<true>(&bytes, expected(), &mut trackers, &mut answers, |_, run| {
-                    count += run.count
-                });
+            let used = as_subscriber::<true, _>(
+                &bytes,
+                expected(),
+                &mut trackers,
+                &mut answers,
+                |_, run| count += run.count,
+            );
             assert_eq!((used, count), (Ok(bytes.len()), 1));
             // Longer than one byte of length can say.
             properties.push(Property::ContentType(&"x".repeat(200)));
@@ -313,7 +317,7 @@ mod tests {
             let mut trackers = [Tracker::new(0, 1)];
             let mut answers = Vec::new();
             let taken =
-                as_subscriber::<true>(bytes, expected(), &mut trackers, &mut answers, |_, _| {});
+                as_subscriber::<true, _>(bytes, expected(), &mut trackers, &mut answers, |_, _| {});
             assert_eq!(taken, Err(Malformed), "{bytes:?}");
         }
     }
@@ -337,7 +341,7 @@ mod tests {
         let mut trackers = [Tracker::new(0, 1), Tracker::new(0, 1)];
         let (mut runs, mut answers) = (Vec::new(), Vec::new());
         let used =
-            as_subscriber::<false>(bytes, expected(), &mut trackers, &mut answers, |_, run| {
+            as_subscriber::<false, _>(bytes, expected(), &mut trackers, &mut answers, |_, run| {
                 runs.push((run.publisher, run.intended_low, run.count));
             });
         (used.unwrap(), runs, answers)

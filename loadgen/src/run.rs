@@ -16,6 +16,8 @@ use crate::clock::Clock;
 use crate::phase::{Phase, Shared};
 use crate::proc::{self, Usage};
 use crate::scenario::{Layout, Scenario};
+use crate::sequence::Tracker;
+use crate::sequence::group::GroupTracker;
 use crate::settings::{Pace, Planned, Settings};
 use crate::tally::Tally;
 use crate::window::Progress;
@@ -93,8 +95,13 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
         for ((index, poll), planned) in polls.into_iter().enumerate().zip(planned) {
             let (shared, settings) = (&shared, &settings);
             handles.push(scope.spawn(move || {
-                let worker = Worker::new(index, shared, settings, poll, planned);
-                let tally = worker.and_then(Worker::run);
+                let tally = if settings.grouped {
+                    Worker::<GroupTracker>::new(index, shared, settings, poll, planned)
+                        .and_then(Worker::run)
+                } else {
+                    Worker::<Tracker>::new(index, shared, settings, poll, planned)
+                        .and_then(Worker::run)
+                };
                 if tally.is_err() {
                     shared.failed.store(true, Ordering::Release);
                 }
@@ -260,6 +267,7 @@ fn settings(args: &Args, layout: &Layout, pace: Pace, threads: usize) -> anyhow:
         pace,
         receivers: layout.receivers,
         stride: layout.stride,
+        grouped: layout.grouped,
         run: args.seed.unwrap_or_else(run_number),
         clients: layout.clients.len(),
         publishers: layout.publishers,

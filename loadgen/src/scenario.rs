@@ -24,13 +24,15 @@ pub(crate) enum Scenario {
     FanOut,
     /// Publishers over many topics, subscribers with 100 wildcard filters each; a message matches 3
     Wildcard,
+    /// Many publishers to one shared subscription: each message reaches one of its subscribers
+    Shared,
     /// Only connect: handshakes per second, and memory of idle connections
     Connect,
 }
 
 /// How many of each.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Size {
+pub(crate) struct Size<'a> {
     /// All connections; `None` for the default of the scenario.
     pub(crate) clients: Option<usize>,
     /// Of which publishers.
@@ -39,6 +41,8 @@ pub(crate) struct Size {
     pub(crate) subscribers: Option<usize>,
     /// Wildcard filters per subscriber.
     pub(crate) filters: usize,
+    /// Name of the shared subscription.
+    pub(crate) group: &'a str,
 }
 
 /// All clients of a run.
@@ -52,6 +56,8 @@ pub(crate) struct Layout {
     pub(crate) receivers: u64,
     /// A subscriber receives every how-manieth message of its publishers.
     pub(crate) stride: u64,
+    /// All subscribers are one group, of which one receives each message.
+    pub(crate) grouped: bool,
 }
 
 /// What one client does.
@@ -79,12 +85,13 @@ pub(crate) enum Role {
 
 impl Layout {
     /// Lays out a scenario below a topic prefix; the error says which number does not fit.
-    pub(crate) fn new(scenario: Scenario, size: Size, prefix: &str) -> Result<Self, String> {
+    pub(crate) fn new(scenario: Scenario, size: Size<'_>, prefix: &str) -> Result<Self, String> {
         let layout = match scenario {
             Scenario::P2p => p2p(size, prefix),
             Scenario::FanIn => fan_in(size, prefix),
             Scenario::FanOut => fan_out(size, prefix),
             Scenario::Wildcard => wildcard(size, prefix),
+            Scenario::Shared => shared(size, prefix),
             Scenario::Connect => Ok(connect(size)),
         }?;
         if layout.clients.is_empty() {
@@ -93,8 +100,16 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Spreads the clients over threads: who feeds whom stays together where that is possible.
+    /// Spreads the clients over threads: who feeds whom stays together where that is possible, and a
+    /// group in any case.
     pub(crate) fn threads(&self, threads: usize) -> Vec<usize> {
+        if self.grouped && threads > 1 {
+            let place = |role: &Role| match role {
+                Role::Publisher { id, .. } => 1 + *id as usize % (threads - 1),
+                Role::Subscriber { .. } | Role::Idle => 0,
+            };
+            return self.clients.iter().map(place).collect();
+        }
         let mut idle = 0;
         let mut subscribers = 0;
         let mut owner = vec![None; self.publishers as usize];
@@ -126,7 +141,7 @@ impl Layout {
     }
 }
 
-fn p2p(size: Size, prefix: &str) -> Result<Layout, String> {
+fn p2p(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
     let pairs = size.clients.unwrap_or(100) / 2;
     let topic = |pair| format!("{prefix}/p2p/{pair}");
     let clients = (0..pairs as u32).flat_map(|pair| {
@@ -135,10 +150,16 @@ fn p2p(size: Size, prefix: &str) -> Result<Layout, String> {
             Role::Publisher { id: pair, topics: vec![topic(pair)] },
         ]
     });
-    Ok(Layout { clients: clients.collect(), publishers: pairs as u32, receivers: 1, stride: 1 })
+    Ok(Layout {
+        clients: clients.collect(),
+        publishers: pairs as u32,
+        receivers: 1,
+        stride: 1,
+        grouped: false,
+    })
 }
 
-fn fan_in(size: Size, prefix: &str) -> Result<Layout, String> {
+fn fan_in(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
     let subscribers = size.subscribers.unwrap_or(1).max(1);
     let clients = size.clients.unwrap_or(10 + subscribers);
     let publishers = size.publishers.unwrap_or(clients.saturating_sub(subscribers));
@@ -153,10 +174,10 @@ fn fan_in(size: Size, prefix: &str) -> Result<Layout, String> {
         clients.push(subscriber(vec![topic(number)], from.clone()));
         clients.extend(from.map(|id| Role::Publisher { id, topics: vec![topic(number)] }));
     }
-    Ok(Layout { clients, publishers: publishers as u32, receivers: 1, stride: 1 })
+    Ok(Layout { clients, publishers: publishers as u32, receivers: 1, stride: 1, grouped: false })
 }
 
-fn fan_out(size: Size, prefix: &str) -> Result<Layout, String> {
+fn fan_out(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
     let publishers = size.publishers.unwrap_or(1).max(1);
     let clients = size.clients.unwrap_or(50 + publishers);
     let subscribers = size.subscribers.unwrap_or(clients.saturating_sub(publishers));
@@ -167,14 +188,14 @@ fn fan_out(size: Size, prefix: &str) -> Result<Layout, String> {
     let publishers = publishers as u32;
     let mut clients = vec![subscriber(vec![topic.clone()], 0..publishers); subscribers];
     clients.extend((0..publishers).map(|id| Role::Publisher { id, topics: vec![topic.clone()] }));
-    Ok(Layout { clients, publishers, receivers: subscribers as u64, stride: 1 })
+    Ok(Layout { clients, publishers, receivers: subscribers as u64, stride: 1, grouped: false })
 }
 
 /// Publisher `p` publishes message `n` on `{prefix}/{p}/{k}/value` with `k = n % keys`. The
 /// subscribers come in three groups, one per shape of filter (`+/k/value`, `+/k/+`, `+/k/#`);
 /// within a group subscriber `c` of `classes` holds the keys with `k % classes == c`. So each
 /// message matches one filter of one subscriber in each group: 3 deliveries, whoever sent it.
-fn wildcard(size: Size, prefix: &str) -> Result<Layout, String> {
+fn wildcard(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
     let clients = size.clients.unwrap_or(16);
     let publishers = size.publishers.unwrap_or((clients / 4).max(1));
     let subscribers = size.subscribers.unwrap_or(clients.saturating_sub(publishers));
@@ -212,12 +233,38 @@ fn wildcard(size: Size, prefix: &str) -> Result<Layout, String> {
         publishers: publishers as u32,
         receivers: WILDCARD_SHAPES as u64,
         stride: classes as u64,
+        grouped: false,
     })
 }
 
-fn connect(size: Size) -> Layout {
+/// Every publisher has a topic of its own; all subscribers have the one filter.
+fn shared(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
+    if size.group.is_empty() || size.group.contains(['/', '+', '#']) {
+        return Err("--group must be a name, without / + and #".to_owned());
+    }
+    let clients = size.clients.unwrap_or(15);
+    let subscribers = match (size.subscribers, size.publishers, size.clients) {
+        (Some(subscribers), _, _) => subscribers,
+        (None, Some(publishers), Some(clients)) => clients.saturating_sub(publishers),
+        _ => 5,
+    };
+    let publishers = size.publishers.unwrap_or(clients.saturating_sub(subscribers));
+    if subscribers == 0 || publishers == 0 {
+        return Err(format!("{publishers} publishers and {subscribers} subscribers share nothing"));
+    }
+    let filter = format!("$share/{}/{prefix}/shared/#", size.group);
+    let mut clients = vec![subscriber(vec![filter], 0..publishers as u32); subscribers];
+    clients.extend((0..publishers as u32).map(|id| {
+        let topics = vec![format!("{prefix}/shared/{id}")];
+        Role::Publisher { id, topics }
+    }));
+    let publishers = publishers as u32;
+    Ok(Layout { clients, publishers, receivers: 1, stride: 1, grouped: true })
+}
+
+fn connect(size: Size<'_>) -> Layout {
     let clients = vec![Role::Idle; size.clients.unwrap_or(1_000)];
-    Layout { clients, publishers: 0, receivers: 0, stride: 1 }
+    Layout { clients, publishers: 0, receivers: 0, stride: 1, grouped: false }
 }
 
 fn subscriber(filters: Vec<String>, publishers: Range<u32>) -> Role {
@@ -271,11 +318,30 @@ mod tests {
     }
 
     #[test]
+    fn a_group_stays_on_one_thread_and_its_publishers_on_the_others() {
+        let layout = Layout::new(Scenario::Shared, size(None), "t").unwrap();
+        assert_eq!((layout.publishers, layout.clients.len(), layout.receivers), (10, 15, 1));
+        for (role, place) in layout.clients.iter().zip(layout.threads(3)) {
+            match role {
+                Role::Subscriber { filters, .. } => {
+                    assert_eq!(filters[..], ["$share/g/t/shared/#"]);
+                    assert_eq!(place, 0);
+                }
+                _ => assert!((1..3).contains(&place)),
+            }
+        }
+        assert!(layout.threads(1).iter().all(|place| *place == 0));
+    }
+
+    #[test]
     fn a_scenario_without_anyone_to_receive_is_refused() {
         assert!(Layout::new(Scenario::P2p, size(Some(1)), "t").is_err());
         assert!(Layout::new(Scenario::FanOut, size(Some(1)), "t").is_err());
         assert!(Layout::new(Scenario::FanIn, size(Some(1)), "t").is_err());
         assert!(Layout::new(Scenario::Wildcard, size(Some(2)), "t").is_err());
+        assert!(Layout::new(Scenario::Shared, size(Some(5)), "t").is_err());
+        let group = Size { group: "a/b", ..size(None) };
+        assert!(Layout::new(Scenario::Shared, group, "t").is_err());
         assert!(Layout::new(Scenario::Wildcard, size(Some(100_000)), "t").is_err());
     }
 
@@ -310,7 +376,7 @@ mod tests {
         Layout::new(scenario, size(Some(clients)), "t").unwrap()
     }
 
-    fn size(clients: Option<usize>) -> Size {
-        Size { clients, publishers: None, subscribers: None, filters: 100 }
+    fn size(clients: Option<usize>) -> Size<'static> {
+        Size { clients, publishers: None, subscribers: None, filters: 100, group: "g" }
     }
 }

@@ -10,17 +10,47 @@
 //! Every number below `next` that belongs to this pair has either arrived once or lies in
 //! `missing`.
 
+pub(crate) mod group;
+
 /// Gaps that are remembered per pair. A broker that tears more holes than this loses messages on a
 /// grand scale; the oldest gap is then taken for lost, and a message that fills it for a duplicate.
 const GAPS_MAX: usize = 1_024;
+
+/// Accounts for the messages of one publisher. `worker` is compiled once for each kind.
+pub(crate) trait Tracking {
+    /// Expects `first`, then every `stride`-th number.
+    fn new(first: u64, stride: u64) -> Self;
+
+    /// Accounts for one message.
+    fn arrived(&mut self, sequence: u64);
+
+    /// How far the publisher's messages have come, for the closed loop.
+    fn position(&self) -> u64;
+
+    /// The position at which `window` wants to be told; `u64::MAX` when it does not.
+    fn target(&self) -> u64;
+
+    /// See [`Tracking::target`].
+    fn set_target(&mut self, target: u64);
+
+    /// The sums so far. What never arrived is the caller's to compute: only it knows what was sent.
+    fn account(&self) -> Account;
+
+    /// The number of messages that do not count as outstanding, at a position and with what was
+    /// written off before.
+    fn passed(position: u64, written_off: u64) -> u64;
+
+    /// What is to be written off so that nothing of what was sent counts as outstanding.
+    fn write_off(position: u64, sent: u64) -> u64;
+}
 
 /// What one subscriber has seen of one publisher.
 #[derive(Debug)]
 pub(crate) struct Tracker {
     /// The sequence number that is due.
-    pub(crate) next: u64,
+    next: u64,
     /// The number at which `window` wants to be told; `u64::MAX` when it does not.
-    pub(crate) target: u64,
+    target: u64,
     stride: u64,
     first: u64,
     /// Gaps as `[from, until)`, oldest first.
@@ -42,9 +72,8 @@ pub(crate) struct Account {
     pub(crate) reordered: u64,
 }
 
-impl Tracker {
-    /// Expects `first`, then every `stride`-th number.
-    pub(crate) fn new(first: u64, stride: u64) -> Self {
+impl Tracking for Tracker {
+    fn new(first: u64, stride: u64) -> Self {
         Self {
             next: first,
             target: u64::MAX,
@@ -57,9 +86,8 @@ impl Tracker {
         }
     }
 
-    /// Accounts for one message.
     #[inline]
-    pub(crate) fn arrived(&mut self, sequence: u64) {
+    fn arrived(&mut self, sequence: u64) {
         if sequence == self.next {
             self.next += self.stride;
         } else {
@@ -67,8 +95,21 @@ impl Tracker {
         }
     }
 
-    /// The sums so far. What never arrived is the caller's to compute: only it knows what was sent.
-    pub(crate) fn account(&self) -> Account {
+    #[inline]
+    fn position(&self) -> u64 {
+        self.next
+    }
+
+    #[inline]
+    fn target(&self) -> u64 {
+        self.target
+    }
+
+    fn set_target(&mut self, target: u64) {
+        self.target = target;
+    }
+
+    fn account(&self) -> Account {
         let due = (self.next - self.first) / self.stride;
         let missing: u64 = self.missing.iter().map(|gap| (gap.1 - gap.0) / self.stride).sum();
         Account {
@@ -78,6 +119,17 @@ impl Tracker {
         }
     }
 
+    fn passed(position: u64, written_off: u64) -> u64 {
+        position.max(written_off)
+    }
+
+    /// Messages before this one no longer count.
+    fn write_off(_position: u64, sent: u64) -> u64 {
+        sent
+    }
+}
+
+impl Tracker {
     #[cold]
     fn arrived_out_of_turn(&mut self, sequence: u64) {
         if sequence > self.next {

@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) receivers: u64,
     /// A subscriber receives every how-manieth message of its publishers.
     pub(crate) stride: u64,
+    /// All subscribers are one group, of which one receives each message; they are on one thread.
+    pub(crate) grouped: bool,
     /// Tells this run from others.
     pub(crate) run: u32,
     /// Clients of all threads.

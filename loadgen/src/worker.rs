@@ -26,7 +26,7 @@ use crate::phase::{Phase, Shared};
 use crate::proc;
 use crate::receive::{self, Expected};
 use crate::schedule::Schedule;
-use crate::sequence::Tracker;
+use crate::sequence::Tracking;
 use crate::settings::{Planned, Settings};
 use crate::tally::{Snapshot, Tally};
 use crate::timer::Timer;
@@ -53,8 +53,8 @@ const DRAIN: Duration = Duration::from_millis(5);
 /// to wake up, which would otherwise be part of every latency.
 const SPIN_NS: u64 = 50_000;
 
-/// See the module.
-pub(crate) struct Worker<'a> {
+/// See the module. `T` accounts for what arrives.
+pub(crate) struct Worker<'a, T> {
     index: usize,
     shared: &'a Shared,
     settings: &'a Settings,
@@ -66,7 +66,7 @@ pub(crate) struct Worker<'a> {
     clients: Vec<Client>,
     /// Number in the run, per client.
     numbers: Vec<usize>,
-    trackers: Vec<Tracker>,
+    trackers: Vec<T>,
     /// Per publisher of the run.
     gates: Vec<Gate>,
     /// Per publisher of the run: its client here, if it is one of ours.
@@ -85,7 +85,7 @@ pub(crate) struct Worker<'a> {
     tally: Tally,
 }
 
-impl<'a> Worker<'a> {
+impl<'a, T: Tracking> Worker<'a, T> {
     /// Prepares a thread; nothing is connected yet.
     pub(crate) fn new(
         index: usize,
@@ -261,7 +261,7 @@ impl<'a> Worker<'a> {
         // Moved out for the call, because the queue wants the other clients at the same time.
         let mut answers = std::mem::take(&mut clients[index].control);
         let trackers = &mut self.trackers;
-        let used = receive::as_subscriber::<MQTT5>(
+        let used = receive::as_subscriber::<MQTT5, T>(
             bytes,
             expected,
             trackers,
@@ -274,10 +274,10 @@ impl<'a> Worker<'a> {
                     tally.latency_ns.saturating_record_n(latency_ns, run.count);
                 }
                 let tracker = &mut trackers[run.tracker];
-                if tracker.next < tracker.target {
+                if tracker.position() < tracker.target() {
                     return;
                 }
-                tracker.target = u64::MAX;
+                tracker.set_target(u64::MAX);
                 let publisher = run.publisher;
                 let place = Place { progress: &shared.progress, thread, publisher, step };
                 if gates[publisher as usize].reached(trackers, place) {

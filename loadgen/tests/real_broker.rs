@@ -61,6 +61,19 @@ fn a_qos_that_the_broker_does_not_take_is_named() {
     assert!(stderr(&output).contains("QoS 2"), "{}", stderr(&output));
 }
 
+#[test]
+fn a_shared_subscription_gets_every_message_once() {
+    let broker = broker(File::default());
+    for version in ["3.1.1", "5"] {
+        for pace in [["--window", "100"], ["--rate", "2000"]] {
+            for (qos, threads) in [("0", "1"), ("1", "2"), ("2", "3")] {
+                let shared = ["--scenario", "shared", "--mqtt", version, "--qos", qos];
+                delivers_all(broker, &[&shared[..], &["--threads", threads], &pace].concat());
+            }
+        }
+    }
+}
+
 /// Everything that was sent arrived once.
 fn delivers_all(broker: SocketAddr, arguments: &[&str]) -> Value {
     let output = loadgen(broker, &[arguments, &["--json"]].concat());

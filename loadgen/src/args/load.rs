@@ -15,6 +15,10 @@ pub(crate) struct Load {
     /// MQTT 5: publishers say each topic once, and its alias from then on
     #[arg(long)]
     pub(crate) topic_alias: bool,
+
+    /// Name of the shared subscription, in shared
+    #[arg(long, value_name = "NAME", default_value = "loadgen")]
+    pub(crate) group: String,
 }
 
 /// A version of the standard.

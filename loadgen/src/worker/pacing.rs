@@ -7,6 +7,7 @@ use super::Worker;
 use crate::client::{Client, Part, Publisher};
 use crate::phase::Phase;
 use crate::schedule::{Schedule, Timetable};
+use crate::sequence::Tracking;
 use crate::settings::Pace;
 use crate::window::Place;
 
@@ -22,7 +23,7 @@ const CATCH_UP_NS: u64 = 2_500_000_000;
 /// thread from noticing the end of the run; what is left is taken in the next turn.
 const DUE_PER_TURN: usize = 65_536;
 
-impl Worker<'_> {
+impl<T: Tracking> Worker<'_, T> {
     /// The phase of connecting is over: sets the pace, and lets every publisher begin.
     pub(super) fn begin_load(&mut self) {
         let start_ns = self.shared.began_ns(Phase::WarmUp);
@@ -90,12 +91,13 @@ impl Worker<'_> {
         self.stall_checked_ns = now_ns;
         for index in 0..self.clients.len() {
             let Part::Publisher(publisher) = &mut self.clients[index].part else { continue };
-            let position = self.shared.progress.received(publisher.id).max(publisher.written_off);
+            let received = self.shared.progress.received(publisher.id);
+            let position = T::passed(received, publisher.written_off);
             let waits = position < publisher.block.patched() && publisher.block.is_flushed();
             if position != publisher.moved.0 || !waits {
                 publisher.moved = (position, now_ns);
             } else if publisher.moved.1 + STALL_NS <= now_ns {
-                publisher.written_off = publisher.block.patched();
+                publisher.written_off = T::write_off(received, publisher.block.patched());
                 self.enqueue(index);
             }
         }
@@ -138,7 +140,8 @@ impl Worker<'_> {
                 }
                 let received = self.shared.progress.received(*id);
                 let done = if acknowledged { received.min(*acked) } else { received };
-                let outstanding = block.patched() - done.max(*written_off).min(block.patched());
+                let passed = T::passed(done, *written_off);
+                let outstanding = block.patched() - passed.min(block.patched());
                 let allowed = receive_max.saturating_sub(unacknowledged);
                 let free = window.saturating_sub(outstanding).min(block.room()).min(allowed);
                 let step = self.settings.pace.step().min((*receive_max / 4).max(1));

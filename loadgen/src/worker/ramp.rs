@@ -14,7 +14,7 @@ use crate::client::{Client, Part, Publisher, Stage, Subscriber};
 use crate::handshake::Login;
 use crate::payload::Source;
 use crate::scenario::Role;
-use crate::sequence::Tracker;
+use crate::sequence::Tracking;
 use crate::settings::{Pace, Planned};
 
 /// Loopback connections from one source address; beyond, the next address of 127.0.0.0/8 is used.
@@ -27,7 +27,7 @@ const OPEN_LOOP_FRAMES: u64 = 256;
 const OPEN_LOOP_FRAMES_MANY: u64 = 16;
 const MANY_PUBLISHERS: u32 = 1_000;
 
-impl Worker<'_> {
+impl<T: Tracking> Worker<'_, T> {
     /// Keeps as many handshakes under way as are allowed.
     pub(super) fn open_more(&mut self) -> anyhow::Result<()> {
         while self.opening < self.settings.concurrent {
@@ -129,18 +129,18 @@ impl Worker<'_> {
                 })
             }
             Role::Subscriber { filters, publishers, first } => {
-                let trackers_at = self.trackers.len();
-                for publisher in publishers.clone() {
-                    self.gates[publisher as usize].add(self.trackers.len() as u32);
-                    self.trackers.push(Tracker::new(first, self.settings.stride));
+                let trackers_at = if self.settings.grouped { 0 } else { self.trackers.len() };
+                if trackers_at == self.trackers.len() {
+                    for publisher in publishers.clone() {
+                        self.gates[publisher as usize].add(self.trackers.len() as u32);
+                        self.trackers.push(T::new(first, self.settings.stride));
+                    }
                 }
-                let count = publishers.len() as u32;
-                let publisher_first = publishers.start;
                 Part::Subscriber(Subscriber {
                     filters,
                     trackers_at,
-                    publisher_first,
-                    publishers: count,
+                    publisher_first: publishers.start,
+                    publishers: publishers.len() as u32,
                 })
             }
         }
