@@ -188,6 +188,7 @@ impl Args {
             publishers: self.publishers,
             subscribers: self.subscribers,
             filters: self.filters as usize,
+            topics: self.load.topics as usize,
             group: &self.load.group,
         };
         let layout = Layout::new(self.scenario, size, &self.topic_prefix);
@@ -200,7 +201,8 @@ impl Args {
 
     /// Who decides when the next message leaves.
     pub(crate) fn pace(&self, layout: &Layout) -> Pace {
-        match self.rate {
+        let each = self.load.rate_per_publisher;
+        match self.rate.or(each.map(|each| each * f64::from(layout.publishers.max(1)))) {
             Some(rate) => Pace::Rate(rate),
             None => Pace::Window(self.window.unwrap_or_else(|| default_window(layout))),
         }
@@ -277,6 +279,20 @@ mod tests {
         assert_eq!(pace(&["--clients", "20", "--window", "7"]), Pace::Window(7));
         assert_eq!(pace(&["--clients", "20", "--rate", "5000"]), Pace::Rate(5_000.0));
         assert_eq!(pace(&["--scenario", "fan-out", "--clients", "10001"]), Pace::Window(10));
+    }
+
+    #[test]
+    fn a_rate_per_publisher_is_multiplied() {
+        let each = ["--clients", "20", "--rate-per-publisher", "2.5"];
+        assert_eq!(pace(&each), Pace::Rate(25.0));
+        assert!(parse(&["--rate", "5", "--rate-per-publisher", "1"]).is_err());
+        assert!(parse(&["--window", "5", "--rate-per-publisher", "1"]).is_err());
+    }
+
+    #[test]
+    fn connections_come_by_a_schedule_or_so_many_at_a_time() {
+        assert!(parse(&["--connect-rate", "100"]).is_ok());
+        assert!(parse(&["--connect-rate", "100", "--concurrent", "5"]).is_err());
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::settings::Wire;
 pub(crate) struct Login<'a> {
     /// The client identifier.
     pub(crate) client_id: &'a str,
+    /// Seconds; 0 for none.
+    pub(crate) keep_alive_s: u16,
     /// User name and password, where the broker wants them.
     pub(crate) user_name: Option<&'a str>,
     /// See `user_name`.
@@ -30,15 +32,17 @@ pub(crate) struct Shaken {
     pub(crate) used: usize,
     /// When the connection was asked for, if CONNACK was among them.
     pub(crate) since_ns: Option<u64>,
+    /// The keep-alive that the broker asks for instead, if CONNACK was among them.
+    pub(crate) keep_alive_s: Option<u16>,
 }
 
 impl Client {
-    /// Queues CONNECT. Keep-alive is off, so that an idle subscriber costs the broker nothing.
+    /// Queues CONNECT.
     pub(crate) fn say_connect(&mut self, wire: Wire, login: Login<'_>) {
         let connect = Connect {
             version: wire.version,
             clean_start: true,
-            keep_alive_s: 0,
+            keep_alive_s: login.keep_alive_s,
             client_id: login.client_id,
             properties: Properties::EMPTY,
             will: None,
@@ -66,6 +70,7 @@ impl Client {
                 (Stage::Connecting { since_ns }, Packet::ConnAck(answer)) => {
                     self.accept(answer, qos)?;
                     shaken.since_ns = Some(since_ns);
+                    shaken.keep_alive_s = answer.properties.server_keep_alive_s();
                     let subscribes = self.say_subscribe(wire.version, qos);
                     self.stage = if subscribes { Stage::Subscribing } else { Stage::Ready };
                 }

@@ -98,7 +98,11 @@ impl Report {
         // A schedule that is seconds behind has not even come to the measured messages.
         let short =
             |rate: f64| rate * seconds * (1.0 - SHORT_MAX) > tally.sent_measured as f64 + 2.0;
-        let behind = args.rate.is_some_and(short);
+        let rate = match outcome.pace {
+            Pace::Rate(rate) => Some(rate),
+            Pace::Window(_) => None,
+        };
+        let behind = rate.is_some_and(short);
         let ramp_s = outcome.ramp.as_secs_f64();
         let millis = |ns: u64| ns as f64 / 1e6;
         Self {
@@ -111,7 +115,7 @@ impl Report {
                 Pace::Window(window) => Some(window),
                 Pace::Rate(_) => None,
             },
-            rate_per_s: args.rate,
+            rate_per_s: rate,
             threads: outcome.threads,
             interrupted: outcome.interrupted,
             measured_s: seconds,
@@ -139,7 +143,7 @@ impl Report {
                 schedule_slip_us: Percentiles::of(&tally.slip_ns),
                 missed_deadlines: missed,
                 // In an open loop a busy thread is one that polls before its deadlines.
-                saturated: late || behind || args.rate.is_none() && tally.busiest > SATURATED,
+                saturated: late || behind || rate.is_none() && tally.busiest > SATURATED,
             },
             broker: outcome.broker.map(|usage| {
                 let cpu = usage.after.cpu.saturating_sub(usage.before.cpu);

@@ -18,7 +18,8 @@ use crate::proc::{self, Usage};
 use crate::scenario::{Layout, Scenario};
 use crate::sequence::Tracker;
 use crate::sequence::group::GroupTracker;
-use crate::settings::{Pace, Planned, Settings};
+use crate::settings::{Arrival, Pace, Planned, Settings};
+use crate::source;
 use crate::tally::Tally;
 use crate::window::Progress;
 use crate::worker::{WAKE, Worker};
@@ -259,8 +260,9 @@ impl Steering<'_> {
 }
 
 fn settings(args: &Args, layout: &Layout, pace: Pace, threads: usize) -> anyhow::Result<Settings> {
+    let target = args.target()?;
     Ok(Settings {
-        target: args.target()?,
+        target,
         wire: args.load.wire()?,
         qos: args.qos(),
         payload_bytes: args.payload,
@@ -269,9 +271,13 @@ fn settings(args: &Args, layout: &Layout, pace: Pace, threads: usize) -> anyhow:
         stride: layout.stride,
         grouped: layout.grouped,
         run: args.seed.unwrap_or_else(run_number),
-        clients: layout.clients.len(),
         publishers: layout.publishers,
-        concurrent: (args.concurrent as usize).div_ceil(threads),
+        arrival: match args.load.connect_rate {
+            Some(rate) => Arrival::Rate(rate),
+            None => Arrival::Concurrent((args.concurrent as usize).div_ceil(threads)),
+        },
+        sources: source::addresses(target, &args.load.source, layout.clients.len())?,
+        keep_alive_s: args.load.keep_alive,
         client_prefix: args.client_prefix.clone(),
         user_name: args.username.clone(),
         password: args.password.clone(),

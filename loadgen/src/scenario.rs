@@ -41,6 +41,8 @@ pub(crate) struct Size<'a> {
     pub(crate) subscribers: Option<usize>,
     /// Wildcard filters per subscriber.
     pub(crate) filters: usize,
+    /// Topics in fan-out.
+    pub(crate) topics: usize,
     /// Name of the shared subscription.
     pub(crate) group: &'a str,
 }
@@ -184,10 +186,19 @@ fn fan_out(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
     if subscribers == 0 {
         return Err(format!("{publishers} publishers leave no client to subscribe"));
     }
-    let topic = format!("{prefix}/out");
+    if size.topics > publishers {
+        return Err(format!("{publishers} publishers cannot use {} topics", size.topics));
+    }
+    let topics: Vec<String> = match size.topics {
+        1 => vec![format!("{prefix}/out")],
+        topics => (0..topics).map(|topic| format!("{prefix}/out/{topic}")).collect(),
+    };
+    let mut clients = vec![subscriber(topics.clone(), 0..publishers as u32); subscribers];
+    clients.extend((0..publishers).map(|id| {
+        let topics = vec![topics[id % topics.len()].clone()];
+        Role::Publisher { id: id as u32, topics }
+    }));
     let publishers = publishers as u32;
-    let mut clients = vec![subscriber(vec![topic.clone()], 0..publishers); subscribers];
-    clients.extend((0..publishers).map(|id| Role::Publisher { id, topics: vec![topic.clone()] }));
     Ok(Layout { clients, publishers, receivers: subscribers as u64, stride: 1, grouped: false })
 }
 
@@ -318,6 +329,18 @@ mod tests {
     }
 
     #[test]
+    fn fan_out_over_several_topics_still_reaches_every_subscriber() {
+        let size = Size { publishers: Some(5), subscribers: Some(3), topics: 5, ..size(None) };
+        let layout = Layout::new(Scenario::FanOut, size, "t").unwrap();
+        for role in &layout.clients {
+            let Role::Publisher { id, topics } = role else { continue };
+            assert_eq!(topics[..], [format!("t/out/{id}")]);
+            assert_eq!(matching(&layout, *id, 0, &topics[0]), 3);
+        }
+        assert!(Layout::new(Scenario::FanOut, Size { topics: 6, ..size }, "t").is_err());
+    }
+
+    #[test]
     fn a_group_stays_on_one_thread_and_its_publishers_on_the_others() {
         let layout = Layout::new(Scenario::Shared, size(None), "t").unwrap();
         assert_eq!((layout.publishers, layout.clients.len(), layout.receivers), (10, 15, 1));
@@ -377,6 +400,6 @@ mod tests {
     }
 
     fn size(clients: Option<usize>) -> Size<'static> {
-        Size { clients, publishers: None, subscribers: None, filters: 100, group: "g" }
+        Size { clients, publishers: None, subscribers: None, filters: 100, topics: 1, group: "g" }
     }
 }

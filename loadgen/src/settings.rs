@@ -1,6 +1,6 @@
 //! What all threads of a run are told before it begins. Built by `run` from the arguments.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mailboxqtt::ids::{ProtocolVersion, Qos};
 
@@ -27,12 +27,14 @@ pub(crate) struct Settings {
     pub(crate) grouped: bool,
     /// Tells this run from others.
     pub(crate) run: u32,
-    /// Clients of all threads.
-    pub(crate) clients: usize,
     /// Publishers of all threads.
     pub(crate) publishers: u32,
-    /// Handshakes under way at the same time, per thread.
-    pub(crate) concurrent: usize,
+    /// How connections are opened.
+    pub(crate) arrival: Arrival,
+    /// Local addresses to come from in turn; empty for the system's choice.
+    pub(crate) sources: Vec<IpAddr>,
+    /// Seconds; 0 for none.
+    pub(crate) keep_alive_s: u16,
     /// First part of each client identifier.
     pub(crate) client_prefix: String,
     /// What CONNECT says.
@@ -56,6 +58,15 @@ pub(crate) enum Pace {
     /// The subscribers: at most so many messages of a publisher are outstanding.
     Window(u64),
     /// The clock: so many messages per second over all publishers.
+    Rate(f64),
+}
+
+/// How connections are opened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Arrival {
+    /// At most so many handshakes of a thread are under way.
+    Concurrent(usize),
+    /// The clock: so many per second over all threads.
     Rate(f64),
 }
 

@@ -23,6 +23,7 @@ use mio::{Events, Poll, Token};
 use crate::client::{Client, Part, Stage};
 use crate::payload::{self, Source};
 use crate::phase::{Phase, Shared};
+use crate::ping::{PINGREQ, Pinger};
 use crate::proc;
 use crate::receive::{self, Expected};
 use crate::schedule::Schedule;
@@ -78,6 +79,7 @@ pub(crate) struct Worker<'a, T> {
     scratch: Vec<u8>,
     phase: Phase,
     schedule: Option<Schedule>,
+    pinger: Pinger,
     /// Intended send times that are measured.
     measured_ns: Range<u64>,
     measure_began: Snapshot,
@@ -115,6 +117,7 @@ impl<'a, T: Tracking> Worker<'a, T> {
             scratch: vec![0; scratch],
             phase: Phase::Ramp,
             schedule: None,
+            pinger: Pinger::new(settings.keep_alive_s),
             measured_ns: u64::MAX..u64::MAX,
             measure_began: Snapshot::default(),
             stall_checked_ns: 0,
@@ -138,6 +141,9 @@ impl<'a, T: Tracking> Worker<'a, T> {
             self.follow_phase()?;
             self.take_due();
             self.write_off_stalls();
+            if self.pinger.is_on() {
+                self.ping();
+            }
             self.flush_queue()?;
             if !self.abroad.is_empty() {
                 self.notify_abroad();
@@ -157,7 +163,8 @@ impl<'a, T: Tracking> Worker<'a, T> {
         if self.phase == Phase::Drain {
             return Ok(DRAIN);
         }
-        let Some(next_ns) = self.schedule.as_ref().and_then(Schedule::next_ns) else {
+        let next_ns = self.schedule.as_ref().and_then(Schedule::next_ns);
+        let Some(next_ns) = next_ns.or_else(|| self.arrives_ns()) else {
             return Ok(IDLE);
         };
         let now_ns = self.shared.clock.now_ns();
@@ -290,6 +297,16 @@ impl<'a, T: Tracking> Worker<'a, T> {
         );
         self.clients[index].control = answers;
         Ok(used?)
+    }
+
+    fn ping(&mut self) {
+        let now_ns = self.shared.clock.now_ns();
+        while let Some(index) = self.pinger.next(self.clients.len(), now_ns) {
+            if self.clients[index].stage == Stage::Ready {
+                self.clients[index].control.extend_from_slice(&PINGREQ);
+                self.enqueue(index);
+            }
+        }
     }
 
     /// Notices that the phase has changed.

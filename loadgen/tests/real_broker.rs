@@ -2,7 +2,7 @@
 //! blindly cannot show.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output};
 
 use mailboxqtt::broker::Broker;
@@ -72,6 +72,52 @@ fn a_shared_subscription_gets_every_message_once() {
             }
         }
     }
+}
+
+#[test]
+fn a_rate_per_publisher_counts_for_each() {
+    let broker = broker(File::default());
+    let report = delivers_all(broker, &["--rate-per-publisher", "100", "--qos", "1"]);
+    assert_eq!(report["rate_per_s"], 800.0);
+}
+
+#[test]
+fn connections_are_opened_by_their_schedule() {
+    let broker = broker(File::default());
+    let arguments = ["--scenario", "connect", "--connect-rate", "200", "--clients", "41", "--json"];
+    let report = report(&loadgen(broker, &arguments));
+    assert_eq!(report["connect"]["ready"], 41);
+    // The last one is due after 0.2 seconds.
+    assert!(report["connect"]["total_s"].as_f64() >= Some(0.2), "{report}");
+}
+
+/// The broker closes a connection that is silent for one and a half of its keep-alive.
+#[test]
+fn idle_clients_keep_their_connections_by_pings() {
+    let wished_by_the_broker = File { keep_alive_s_max: 1, ..File::default() };
+    for (settings, mqtt, keep_alive) in
+        [(File::default(), "3.1.1", "1"), (wished_by_the_broker, "5", "60")]
+    {
+        let broker = broker(settings);
+        let arguments = ["--scenario", "connect", "--hold", "2.5", "--json"];
+        let arguments = [&arguments[..], &["--mqtt", mqtt, "--keep-alive", keep_alive]].concat();
+        let output = loadgen(broker, &arguments);
+        assert_eq!(output.status.code(), Some(0), "{mqtt}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn connections_come_from_the_given_addresses_in_turn() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let broker = listener.local_addr().unwrap();
+    let peers = std::thread::spawn(move || {
+        let mut accepted: Vec<_> = (0..2).map(|_| listener.accept().unwrap()).collect();
+        accepted.sort_by_key(|(_, peer)| peer.ip());
+        accepted.into_iter().map(|(_, peer)| peer.ip().to_string()).collect::<Vec<_>>()
+    });
+    let arguments = ["--scenario", "connect", "--clients", "2"];
+    loadgen(broker, &[&arguments[..], &["--source", "127.0.0.5,127.0.0.6"]].concat());
+    assert_eq!(peers.join().unwrap(), ["127.0.0.5", "127.0.0.6"]);
 }
 
 /// Everything that was sent arrived once.

@@ -1,4 +1,6 @@
-//! Options of the load: what the clients speak and how they come.
+//! Options of the load: what the clients speak, how they come, and how fast they send.
+
+use std::net::IpAddr;
 
 use clap::{Args, ValueEnum};
 use mailboxqtt::ids::ProtocolVersion;
@@ -19,6 +21,28 @@ pub(crate) struct Load {
     /// Name of the shared subscription, in shared
     #[arg(long, value_name = "NAME", default_value = "loadgen")]
     pub(crate) group: String,
+
+    /// Topics that the publishers share, in fan-out; every subscriber has all of them
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) topics: u32,
+
+    /// Open loop: messages per second of each publisher
+    #[arg(long, value_name = "MSG_PER_S", conflicts_with_all = ["rate", "window"], value_parser = super::rate)]
+    pub(crate) rate_per_publisher: Option<f64>,
+
+    /// Connections opened per second, by an absolute schedule, however many handshakes are under
+    /// way; their time counts from the schedule
+    #[arg(long, value_name = "N", conflicts_with = "concurrent", value_parser = connect_rate)]
+    pub(crate) connect_rate: Option<f64>,
+
+    /// Local addresses that connections come from in turn, for more of them than one address has ports
+    /// for [default: the system's choice, and several of 127.0.0.0/8 over loopback]
+    #[arg(long, value_name = "IP,IP", value_delimiter = ',')]
+    pub(crate) source: Vec<IpAddr>,
+
+    /// Seconds after which a client that has sent nothing else sends a PINGREQ; 0 for never
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) keep_alive: u16,
 }
 
 /// A version of the standard.
@@ -45,4 +69,12 @@ impl Load {
         };
         Ok(Wire { version, topic_alias: self.topic_alias })
     }
+}
+
+fn connect_rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if !(1.0..=1e6).contains(&rate) {
+        return Err("between 1 and 1,000,000 connections per second".to_owned());
+    }
+    Ok(rate)
 }

@@ -2,7 +2,6 @@
 //! CONNACK and SUBACK. Called by the loop in `worker`. Says in a sentence what went wrong.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 
 use anyhow::Context;
@@ -15,12 +14,9 @@ use crate::handshake::Login;
 use crate::payload::Source;
 use crate::scenario::Role;
 use crate::sequence::Tracking;
-use crate::settings::{Pace, Planned};
+use crate::settings::{Arrival, Pace, Planned};
+use crate::source;
 
-/// Loopback connections from one source address; beyond, the next address of 127.0.0.0/8 is used.
-const CONNECTIONS_PER_SOURCE: usize = 20_000;
-/// More connections than this do not fit the usual range of ports of one address.
-const SOURCE_PORTS: usize = 28_000;
 /// Frames per publisher in an open loop: how many may leave in one write, after a stall.
 const OPEN_LOOP_FRAMES: u64 = 256;
 /// The same where memory is for very many publishers.
@@ -28,19 +24,28 @@ const OPEN_LOOP_FRAMES_MANY: u64 = 16;
 const MANY_PUBLISHERS: u32 = 1_000;
 
 impl<T: Tracking> Worker<'_, T> {
-    /// Keeps as many handshakes under way as are allowed.
+    /// Opens what may be opened now.
     pub(super) fn open_more(&mut self) -> anyhow::Result<()> {
-        while self.opening < self.settings.concurrent {
+        while !self.planned.is_empty() {
+            let now_ns = self.shared.clock.now_ns();
+            let since_ns = match self.settings.arrival {
+                Arrival::Concurrent(most) if self.opening < most => now_ns,
+                Arrival::Concurrent(_) => return Ok(()),
+                Arrival::Rate(_) => match self.arrives_ns() {
+                    Some(arrives_ns) if arrives_ns <= now_ns => arrives_ns,
+                    _ => return Ok(()),
+                },
+            };
             let Some(Planned { number, role }) = self.planned.pop() else { return Ok(()) };
             let part = self.part(role);
             let settings = self.settings;
-            let source = source(settings.target, settings.clients, number);
-            let now_ns = self.shared.clock.now_ns();
-            let mut client = Client::open(settings.target, source, part, now_ns)
+            let source = source::of(&settings.sources, number);
+            let mut client = Client::open(settings.target, source, part, since_ns)
                 .with_context(|| self.unreachable(number))?;
             let client_id = format!("{}-{:08x}-{number}", settings.client_prefix, settings.run);
             let login = Login {
                 client_id: &client_id,
+                keep_alive_s: settings.keep_alive_s,
                 user_name: settings.user_name.as_deref(),
                 password: settings.password.as_deref(),
             };
@@ -59,6 +64,12 @@ impl<T: Tracking> Worker<'_, T> {
         Ok(())
     }
 
+    /// When the next connection is to be opened, where a schedule says so.
+    pub(super) fn arrives_ns(&self) -> Option<u64> {
+        let Arrival::Rate(rate) = self.settings.arrival else { return None };
+        Some((self.planned.last()?.number as f64 * 1e9 / rate) as u64)
+    }
+
     /// CONNACK and SUBACK; anything that follows them in the same read is left to the caller.
     pub(super) fn shake_hands(&mut self, index: usize, bytes: &[u8]) -> anyhow::Result<usize> {
         let client = &mut self.clients[index];
@@ -66,6 +77,9 @@ impl<T: Tracking> Worker<'_, T> {
         if let Some(since_ns) = shaken.since_ns {
             let now_ns = self.shared.clock.now_ns();
             self.tally.connect_ns.saturating_record(now_ns.saturating_sub(since_ns));
+        }
+        if let Some(wished_s) = shaken.keep_alive_s {
+            self.pinger.hurry(wished_s);
         }
         if client.stage != Stage::Ready {
             self.enqueue(index);
@@ -156,31 +170,5 @@ impl<T: Tracking> Worker<'_, T> {
         } else {
             format!("connection {number} to {target} could not be opened")
         }
-    }
-}
-
-/// Over loopback, one address has too few ports for very many connections; `None` leaves the choice
-/// to the system.
-fn source(target: SocketAddr, clients: usize, number: usize) -> Option<SocketAddr> {
-    let IpAddr::V4(address) = target.ip() else { return None };
-    if clients <= SOURCE_PORTS || !address.is_loopback() {
-        return None;
-    }
-    let host = (number / CONNECTIONS_PER_SOURCE) as u32;
-    let source = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + host);
-    Some(SocketAddr::new(source.into(), 0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn very_many_loopback_connections_come_from_several_addresses() {
-        let target = "127.0.0.1:1883".parse().unwrap();
-        assert_eq!(source(target, 10_000, 9_999), None);
-        assert_eq!(source(target, 50_000, 0), "127.0.0.1:0".parse().ok());
-        assert_eq!(source(target, 50_000, 49_999), "127.0.0.3:0".parse().ok());
-        assert_eq!(source("192.0.2.1:1883".parse().unwrap(), 50_000, 0), None);
     }
 }
