@@ -1,15 +1,18 @@
 //! The command line, and what follows from it where it is silent.
 
+use std::ffi::OsString;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::Parser;
 use clap::builder::RangedI64ValueParser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use mailboxqtt::ids::Qos;
 
 use crate::args::load::Load;
 use crate::payload::{PUBLISHERS_MAX, STAMP_BYTES};
+use crate::presets::Preset;
 use crate::scenario::{Layout, Scenario, Size};
 use crate::settings::Pace;
 
@@ -150,6 +153,9 @@ Examples:
   Memory of ten thousand idle connections, held for 30 seconds:
     loadgen --scenario connect --clients 10000 --hold 30 --pid $(pidof mosquitto)
 
+  A load that others measure, too, for a minute (--list-presets shows all):
+    loadgen --preset singlenode-p2p-1K-1K-1K-1K --duration 60
+
   A broker elsewhere, result for a script:
     loadgen --addr broker.example:1883 --username me --password secret --json
 
@@ -159,6 +165,19 @@ Exit code:
   2  the run could not be done: no broker, connection refused or broken, bad arguments";
 
 impl Args {
+    /// Reads a command line, whose first word is the name of the program.
+    pub(crate) fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let given = Self::command().try_get_matches_from(&words)?;
+        let preset = given.get_one::<String>("preset").and_then(|name| Preset::find(name));
+        let Some(preset) = preset else { return Self::from_arg_matches(&given) };
+        let is_given = |name: &str| given.value_source(name) == Some(ValueSource::CommandLine);
+        let mut all = words;
+        // Behind the name of the program.
+        let options = preset.options_unless(is_given);
+        all.splice(all.len().min(1)..all.len().min(1), options);
+        Self::try_parse_from(all)
+    }
+
     /// The quality of service.
     pub(crate) fn qos(&self) -> Qos {
         Qos::new(self.qos).unwrap_or(Qos::AtMostOnce)
@@ -257,9 +276,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
+    use crate::presets::PRESETS;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -306,6 +324,66 @@ mod tests {
     #[test]
     fn a_topic_prefix_with_wildcards_is_refused() {
         assert!(parse(&["--topic-prefix", "a/#"]).unwrap().layout().is_err());
+    }
+
+    #[test]
+    fn every_preset_is_a_command_line_with_clients() {
+        for preset in PRESETS {
+            let args = read(&["--preset", preset.name]).unwrap();
+            assert!(args.load.wire().is_ok(), "{}", preset.name);
+            assert!(!args.layout().unwrap().clients.is_empty(), "{}", preset.name);
+        }
+    }
+
+    #[test]
+    fn the_presets_of_the_suite_are_as_large_as_their_names_say() {
+        for (name, clients, publishers, rate) in [
+            ("fanout-1-1K-1-1K", 1_001, 1, 1.0),
+            ("p2p-1K-1K-1K-1K", 2_000, 1_000, 1_000.0),
+            ("sharedsub-1K-5-1K-1K", 1_005, 1_000, 1_000.0),
+            ("fanout-5-1000-5-250K", 1_005, 5, 250.0),
+            ("p2p-50K-50K-50K-50K", 100_000, 50_000, 50_000.0),
+            ("sharedsub-50K-500-50K-50K", 50_500, 50_000, 50_000.0),
+        ] {
+            let args = read(&["--preset", &format!("singlenode-{name}")]).unwrap();
+            let layout = args.layout().unwrap();
+            assert_eq!((layout.clients.len(), layout.publishers), (clients, publishers), "{name}");
+            assert_eq!(args.pace(&layout), Pace::Rate(rate), "{name}");
+            assert_eq!((args.payload, args.qos, args.load.keep_alive), (16, 1, 300), "{name}");
+        }
+        for (name, clients, rate) in
+            [("conn-tcp-10K-100", 10_000, 100.0), ("conn-tcp-1M-5K", 1_000_000, 5_000.0)]
+        {
+            let args = read(&["--preset", &format!("singlenode-{name}")]).unwrap();
+            assert_eq!(args.layout().unwrap().clients.len(), clients);
+            assert_eq!(args.load.connect_rate, Some(rate));
+        }
+    }
+
+    #[test]
+    fn what_is_given_replaces_what_the_preset_says_wherever_it_stands() {
+        let preset = ["--preset", "singlenode-sharedsub-1K-5-1K-1K"];
+        for given in [
+            [&["--qos", "2", "--window", "7"][..], &preset].concat(),
+            [&preset[..], &["--qos", "2", "--window", "7"]].concat(),
+        ] {
+            let args = read(&given).unwrap();
+            assert_eq!((args.qos, args.payload), (2, 16));
+            assert_eq!(args.pace(&args.layout().unwrap()), Pace::Window(7));
+        }
+        let fewer = read(&[&preset[..], &["--clients", "30"]].concat()).unwrap();
+        assert_eq!(fewer.layout().unwrap().clients.len(), 30);
+        let arriving = ["--preset", "singlenode-conn-tcp-10K-100", "--concurrent", "9"];
+        assert_eq!(read(&arriving).unwrap().load.connect_rate, None);
+    }
+
+    #[test]
+    fn a_preset_that_does_not_exist_is_refused() {
+        assert!(read(&["--preset", "p2p"]).is_err());
+    }
+
+    fn read(arguments: &[&str]) -> Result<Args, clap::Error> {
+        Args::read(["loadgen"].iter().chain(arguments).map(OsString::from).collect())
     }
 
     fn pace(arguments: &[&str]) -> Pace {

@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::args::Args;
+use crate::presets::Preset;
 use crate::report::Report;
 
 mod args;
@@ -30,6 +30,7 @@ mod handshake;
 mod payload;
 mod phase;
 mod ping;
+mod presets;
 mod proc;
 mod receive;
 mod report;
@@ -50,14 +51,20 @@ const EXIT_NO_RUN: u8 = 2;
 const EXIT_BROKEN_PROMISE: u8 = 1;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match measure(&args) {
+    let args = Args::read(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());
+    let done = if args.load.list_presets { list_presets() } else { measure(&args) };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("loadgen: {error:#}");
             ExitCode::from(EXIT_NO_RUN)
         }
     }
+}
+
+fn list_presets() -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(Preset::list().as_bytes())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn measure(args: &Args) -> anyhow::Result<ExitCode> {

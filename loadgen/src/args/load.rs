@@ -5,11 +5,20 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 use mailboxqtt::ids::ProtocolVersion;
 
+use crate::presets::Preset;
 use crate::settings::Wire;
 
 /// See the module.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Load {
+    /// A load with a name, which sets other options; those given beside it replace its own
+    #[arg(long, value_name = "NAME", hide_possible_values = true, value_parser = Preset::values())]
+    pub(crate) preset: Option<String>,
+
+    /// Print all presets with what they set and show, and do nothing else
+    #[arg(long)]
+    pub(crate) list_presets: bool,
+
     /// Version of MQTT that all clients speak
     #[arg(long, visible_alias = "mqtt-version", value_enum, default_value_t)]
     pub(crate) mqtt: Version,
