@@ -3,8 +3,8 @@
 
 use anyhow::{Context, bail};
 use mailboxqtt::codec::{
-    ConnAck, Connect, Packet, Properties, RetainHandling, Subscribe, SubscribeFiltersBuf,
-    SubscribeOptions, decode,
+    ConnAck, Connect, Packet, Properties, PropertiesBuf, Property, RetainHandling, Subscribe,
+    SubscribeFiltersBuf, SubscribeOptions, decode,
 };
 use mailboxqtt::ids::{PacketId, ProtocolVersion, Qos};
 
@@ -12,11 +12,27 @@ use crate::client::{Client, Part, Publisher, Stage};
 use crate::receive;
 use crate::settings::Wire;
 
+/// Seconds that a session outlives its connection in MQTT 5. It is ended by the run that began it;
+/// this is for a run that is killed.
+const SESSION_EXPIRY_S: u32 = 3_600;
+
+/// Whether the session outlives the connection.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Session {
+    /// A new one, which ends with the connection; one that was there ends before.
+    #[default]
+    Clean,
+    /// The one that is there, or else a new one; it stays.
+    Persistent,
+}
+
 /// What CONNECT says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Login<'a> {
     /// The client identifier.
     pub(crate) client_id: &'a str,
+    /// Whether the session stays.
+    pub(crate) session: Session,
     /// Seconds; 0 for none.
     pub(crate) keep_alive_s: u16,
     /// User name and password, where the broker wants them.
@@ -39,12 +55,16 @@ pub(crate) struct Shaken {
 impl Client {
     /// Queues CONNECT.
     pub(crate) fn say_connect(&mut self, wire: Wire, login: Login<'_>) {
+        let mut properties = PropertiesBuf::new();
+        if login.session == Session::Persistent && wire.version == ProtocolVersion::V5 {
+            properties.push(Property::SessionExpiryInterval(SESSION_EXPIRY_S));
+        }
         let connect = Connect {
             version: wire.version,
-            clean_start: true,
+            clean_start: login.session == Session::Clean,
             keep_alive_s: login.keep_alive_s,
             client_id: login.client_id,
-            properties: Properties::EMPTY,
+            properties: properties.as_properties(),
             will: None,
             user_name: login.user_name,
             password: login.password.map(str::as_bytes),
@@ -81,6 +101,12 @@ impl Client {
                     if answer.reasons.iter().any(|granted| *granted < qos as u8) {
                         bail!("the broker grants less than QoS {}", qos as u8);
                     }
+                    self.stage = Stage::Ready;
+                }
+                (Stage::Subscribing, Packet::Publish(_)) => {
+                    // The subscription is in force, though SUBACK has not come yet
+                    // [MQTT-3.8.4-3]. The message is for whoever follows.
+                    shaken.used -= frame.bytes.len();
                     self.stage = Stage::Ready;
                 }
                 (_, Packet::Disconnect(farewell)) => {
@@ -124,8 +150,11 @@ impl Client {
     }
 
     /// Queues SUBSCRIBE for all filters of a subscriber; false where there is nothing to subscribe.
-    fn say_subscribe(&mut self, version: ProtocolVersion, qos: Qos) -> bool {
+    pub(crate) fn say_subscribe(&mut self, version: ProtocolVersion, qos: Qos) -> bool {
         let Part::Subscriber(subscriber) = &mut self.part else { return false };
+        if subscriber.filters.is_empty() {
+            return false;
+        }
         let options = SubscribeOptions {
             qos,
             no_local: false,

@@ -1,6 +1,7 @@
 //! The load generator: measures any MQTT broker over its sockets.
 //!
 //! ```text
+//! args ── steps ── fleet              scenarios that are a sequence of steps
 //! args ── run ──┬── worker ──┬── ramp ── handshake   connecting
 //!               │            ├── client ── block  sockets, frames to be written
 //!               │            ├── receive ── sequence, payload   what arrives
@@ -9,12 +10,14 @@
 //!               └── tally ── report               what was measured
 //! ```
 
+use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
+use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -26,6 +29,7 @@ mod args;
 mod block;
 mod client;
 mod clock;
+mod fleet;
 mod handshake;
 mod payload;
 mod phase;
@@ -40,6 +44,7 @@ mod schedule;
 mod sequence;
 mod settings;
 mod source;
+mod steps;
 mod tally;
 mod timer;
 mod window;
@@ -74,18 +79,28 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
         flag::register_conditional_default(signal, Arc::clone(&stop)).context("signals")?;
         flag::register(signal, Arc::clone(&stop)).context("signals")?;
     }
+    if args.scenario.is_steps() {
+        let report = steps::run(args, &stop)?;
+        return print(args.json, &report, &report.broken_promises());
+    }
     let outcome = run::run(args, &stop)?;
     let report = Report::new(args, &outcome);
+    print(args.json, &report, &report.broken_promises())
+}
 
+fn print<R: Display + Serialize>(
+    json: bool,
+    report: &R,
+    broken: &[String],
+) -> anyhow::Result<ExitCode> {
     let mut stdout = std::io::stdout().lock();
-    if args.json {
-        writeln!(stdout, "{}", serde_json::to_string(&report)?)?;
+    if json {
+        writeln!(stdout, "{}", serde_json::to_string(report)?)?;
     } else {
         write!(stdout, "{report}")?;
     }
     drop(stdout);
-    let broken = report.broken_promises();
-    for sentence in &broken {
+    for sentence in broken {
         eprintln!("loadgen: {sentence}");
     }
     Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN_PROMISE) })

@@ -69,6 +69,29 @@ pub(crate) const PRESETS: &[Preset] = &[
         shows: "Fifty thousand publishers, shared among 500 consumers",
     },
     Preset {
+        name: "durable-p2p-10K-10K-10K-10K",
+        options: "--scenario p2p --clients 20000 --persistent --rate-per-publisher 1 --qos 1 \
+                  --payload 16 --keep-alive 300 --duration 300",
+        shows: "Ten thousand pairs whose sessions outlive their connections: what durability costs",
+    },
+    Preset {
+        name: "offline-drain-1K-1M",
+        options: "--scenario offline --publishers 10 --subscribers 1000 --messages 1000000 --qos 1 \
+                  --payload 64",
+        shows: "A million messages stored for a thousand sessions that are away, then delivered",
+    },
+    Preset {
+        name: "retain-10K-10",
+        options: "--scenario retain --publishers 10 --subscribers 10 --messages 10000 --qos 1 \
+                  --payload 64",
+        shows: "Ten thousand retained messages set at full speed and replayed to ten subscribers",
+    },
+    Preset {
+        name: "reconnect-tcp-10K-storm",
+        options: "--scenario reconnect --clients 10000 --concurrent 10000",
+        shows: "Ten thousand clients cut at once: how long until all are back",
+    },
+    Preset {
         name: "payload-16B",
         options: "--scenario p2p --clients 20 --qos 1 --payload 16",
         shows: "Cost per message, with next to no payload",

@@ -49,7 +49,7 @@ pub(crate) struct Report {
 
 /// Microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Percentiles {
+pub(crate) struct Percentiles {
     p50: f64,
     p90: f64,
     p99: f64,
@@ -272,7 +272,8 @@ impl Broker {
 }
 
 impl Percentiles {
-    fn of(histogram_ns: &Histogram<u64>) -> Option<Self> {
+    /// `None` for an empty histogram.
+    pub(crate) fn of(histogram_ns: &Histogram<u64>) -> Option<Self> {
         if histogram_ns.is_empty() {
             return None;
         }
@@ -297,12 +298,16 @@ impl fmt::Display for Percentiles {
 }
 
 /// One line of the table.
-fn line(f: &mut fmt::Formatter<'_>, name: &str, text: fmt::Arguments<'_>) -> fmt::Result {
+pub(crate) fn line(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    text: fmt::Arguments<'_>,
+) -> fmt::Result {
     writeln!(f, "{name:<13} {text}")
 }
 
 /// Figures in columns.
-fn row(cells: [&str; 6]) -> String {
+pub(crate) fn row(cells: [&str; 6]) -> String {
     let mut row = String::new();
     for cell in cells {
         row.push_str(&format!("{cell:>10}"));
@@ -333,7 +338,7 @@ fn cost(us_per_message: Option<f64>) -> String {
 }
 
 /// A whole number with commas.
-fn grouped(number: f64) -> String {
+pub(crate) fn grouped(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut grouped = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {

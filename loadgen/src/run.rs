@@ -13,6 +13,7 @@ use mio::{Poll, Waker};
 
 use crate::args::Args;
 use crate::clock::Clock;
+use crate::fleet::Fleet;
 use crate::phase::{Phase, Shared};
 use crate::proc::{self, Usage};
 use crate::scenario::{Layout, Scenario};
@@ -119,7 +120,12 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
             let tally = handle.join().map_err(|_| anyhow!("a thread of the generator broke"))?;
             merged.merge(&tally?)?;
         }
-        let Steered { ramp, ready, measured, own_cpu, before, after } = steered?;
+        let steered = steered?;
+        if args.load.persistent {
+            // Also after Ctrl-C: nobody else would end the sessions.
+            Fleet::new(&settings, clients, stop)?.forget(0..clients)?;
+        }
+        let Steered { ramp, ready, measured, own_cpu, before, after } = steered;
         let broker = idle.zip(before).zip(after);
         Ok(Outcome {
             tally: merged,
@@ -158,9 +164,9 @@ impl Steering<'_> {
         clients: usize,
         usage: impl Fn() -> anyhow::Result<Option<Usage>>,
     ) -> anyhow::Result<Steered> {
-        let began = Instant::now();
         self.ramp(clients)?;
-        let ramp = began.elapsed();
+        // The clock began with the first connection, as did the schedule of connections.
+        let ramp = Duration::from_nanos(self.shared.clock.now_ns());
         let ready = self.shared.ready.load(Ordering::Acquire);
         let connect_only = self.args.scenario == Scenario::Connect;
         if !connect_only && ready == clients {
@@ -259,7 +265,13 @@ impl Steering<'_> {
     }
 }
 
-fn settings(args: &Args, layout: &Layout, pace: Pace, threads: usize) -> anyhow::Result<Settings> {
+/// What all threads are told.
+pub(crate) fn settings(
+    args: &Args,
+    layout: &Layout,
+    pace: Pace,
+    threads: usize,
+) -> anyhow::Result<Settings> {
     let target = args.target()?;
     Ok(Settings {
         target,
@@ -272,6 +284,7 @@ fn settings(args: &Args, layout: &Layout, pace: Pace, threads: usize) -> anyhow:
         grouped: layout.grouped,
         run: args.seed.unwrap_or_else(run_number),
         publishers: layout.publishers,
+        session: args.load.session(),
         arrival: match args.load.connect_rate {
             Some(rate) => Arrival::Rate(rate),
             None => Arrival::Concurrent((args.concurrent as usize).div_ceil(threads)),
@@ -303,7 +316,7 @@ fn plan(layout: Layout, threads: usize) -> Vec<Vec<Planned>> {
 }
 
 /// Raises the limit of open files as far as this run needs and the system lets.
-fn allow_files(clients: usize) -> anyhow::Result<()> {
+pub(crate) fn allow_files(clients: usize) -> anyhow::Result<()> {
     let needed = clients as u64 + FILES_BESIDE;
     let allowed = rlimit::increase_nofile_limit(needed).unwrap_or(0);
     if allowed < needed && rlimit::setrlimit(rlimit::Resource::NOFILE, needed, needed).is_err() {

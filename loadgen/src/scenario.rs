@@ -26,6 +26,12 @@ pub(crate) enum Scenario {
     Wildcard,
     /// Many publishers to one shared subscription: each message reaches one of its subscribers
     Shared,
+    /// Sessions that are away while --messages are published for them, and then come back
+    Offline,
+    /// --messages retained messages are set, and replayed to every subscriber
+    Retain,
+    /// All connections are cut at once and come back
+    Reconnect,
     /// Only connect: handshakes per second, and memory of idle connections
     Connect,
 }
@@ -85,6 +91,18 @@ pub(crate) enum Role {
     Idle,
 }
 
+impl Scenario {
+    /// Whether it is a sequence of steps and not a steady load.
+    pub(crate) fn is_steps(self) -> bool {
+        matches!(self, Self::Offline | Self::Retain | Self::Reconnect)
+    }
+
+    /// As the command line has it.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
 impl Layout {
     /// Lays out a scenario below a topic prefix; the error says which number does not fit.
     pub(crate) fn new(scenario: Scenario, size: Size<'_>, prefix: &str) -> Result<Self, String> {
@@ -94,7 +112,9 @@ impl Layout {
             Scenario::FanOut => fan_out(size, prefix),
             Scenario::Wildcard => wildcard(size, prefix),
             Scenario::Shared => shared(size, prefix),
-            Scenario::Connect => Ok(connect(size)),
+            Scenario::Offline => ends(size, 100),
+            Scenario::Retain => ends(size, 10),
+            Scenario::Reconnect | Scenario::Connect => Ok(connect(size)),
         }?;
         if layout.clients.is_empty() {
             return Err("no clients: give --clients at least 2".to_owned());
@@ -271,6 +291,20 @@ fn shared(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
     }));
     let publishers = publishers as u32;
     Ok(Layout { clients, publishers, receivers: 1, stride: 1, grouped: true })
+}
+
+/// Publishers and subscribers for `steps`, which gives them their parts.
+fn ends(size: Size<'_>, subscribers: usize) -> Result<Layout, String> {
+    let half = size.clients.map_or(10, |clients| clients / 2);
+    let publishers = size.publishers.unwrap_or(half.clamp(1, 10));
+    let rest = size.clients.map(|clients| clients.saturating_sub(publishers));
+    let subscribers = size.subscribers.or(rest).unwrap_or(subscribers);
+    if subscribers == 0 || publishers == 0 {
+        return Err(format!("{publishers} publishers and {subscribers} subscribers are too few"));
+    }
+    let clients = vec![Role::Idle; publishers + subscribers];
+    let (publishers, receivers) = (publishers as u32, subscribers as u64);
+    Ok(Layout { clients, publishers, receivers, stride: 1, grouped: false })
 }
 
 fn connect(size: Size<'_>) -> Layout {

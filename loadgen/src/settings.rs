@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use mailboxqtt::ids::{ProtocolVersion, Qos};
 
+use crate::handshake::Session;
 use crate::scenario::Role;
 
 /// What all threads of a run are told.
@@ -29,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) run: u32,
     /// Publishers of all threads.
     pub(crate) publishers: u32,
+    /// Whether sessions outlive connections.
+    pub(crate) session: Session,
     /// How connections are opened.
     pub(crate) arrival: Arrival,
     /// Local addresses to come from in turn; empty for the system's choice.
@@ -41,6 +44,13 @@ pub(crate) struct Settings {
     pub(crate) user_name: Option<String>,
     /// What CONNECT says.
     pub(crate) password: Option<String>,
+}
+
+impl Settings {
+    /// The client identifier of a client.
+    pub(crate) fn client_id(&self, number: usize) -> String {
+        format!("{}-{:08x}-{number}", self.client_prefix, self.run)
+    }
 }
 
 /// How packets are written and read.

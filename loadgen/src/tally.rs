@@ -6,7 +6,7 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 
 /// Longest time that the histograms tell apart: an hour.
-const TIME_NS_MAX: u64 = 3_600_000_000_000;
+pub(crate) const TIME_NS_MAX: u64 = 3_600_000_000_000;
 
 /// Sums and histograms of one thread, or of all after [`Tally::merge`].
 #[derive(Debug)]

@@ -2,11 +2,14 @@
 //! blindly cannot show.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output};
 
 use mailboxqtt::broker::Broker;
+use mailboxqtt::codec::{Connect, Packet, Properties};
 use mailboxqtt::config::File;
+use mailboxqtt::ids::ProtocolVersion;
 use serde_json::Value;
 
 #[test]
@@ -118,6 +121,133 @@ fn connections_come_from_the_given_addresses_in_turn() {
     let arguments = ["--scenario", "connect", "--clients", "2"];
     loadgen(broker, &[&arguments[..], &["--source", "127.0.0.5,127.0.0.6"]].concat());
     assert_eq!(peers.join().unwrap(), ["127.0.0.5", "127.0.0.6"]);
+}
+
+#[test]
+fn what_is_stored_for_sessions_that_are_away_is_delivered_when_they_come_back() {
+    let broker = broker(File::default());
+    for (mqtt, qos) in [("3.1.1", "1"), ("3.1.1", "2"), ("5", "1"), ("5", "2")] {
+        let offline = ["--scenario", "offline", "--mqtt", mqtt, "--qos", qos];
+        let size = ["--clients", "17", "--publishers", "3", "--messages", "1400"];
+        let report = delivers_all(broker, &[&offline[..], &size].concat());
+        assert_eq!(report["expected_total"], 1_400);
+        assert_eq!(report["steps"][1]["name"], "stored");
+        assert_eq!(report["steps"][1]["count"], 1_400);
+        assert_eq!(report["steps"][2]["name"], "drained");
+        assert!(report["steps"][2]["per_s"].as_f64() > Some(0.0), "{report}");
+    }
+    let output = loadgen(broker, &["--scenario", "offline"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--qos 1 or 2"), "{}", stderr(&output));
+}
+
+#[test]
+fn what_a_broker_does_not_keep_for_a_session_is_lost() {
+    let broker = broker(File { queue_messages_max: 50, ..File::default() });
+    let offline = ["--scenario", "offline", "--qos", "1", "--clients", "3", "--publishers", "1"];
+    let output = loadgen(broker, &[&offline[..], &["--messages", "200", "--json"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(report(&output)["lost"], 100);
+}
+
+#[test]
+fn sessions_that_were_begun_are_ended_afterwards() {
+    let broker = broker(File::default());
+    for (scenario, mqtt) in [("offline", "3.1.1"), ("offline", "5"), ("p2p", "3.1.1"), ("p2p", "5")]
+    {
+        let persistent = ["--persistent", "--seed", "7", "--qos", "1", "--messages", "30"];
+        delivers_all(
+            broker,
+            &[&["--scenario", scenario, "--mqtt", mqtt], &persistent[..]].concat(),
+        );
+        assert!(!has_session(broker, "loadgen-00000007-0"), "{scenario} {mqtt}");
+    }
+}
+
+/// A broker that is full of retained messages takes no others, so the second run shows whether the
+/// first has cleared its own. (Its limit is divided among its shards, which are never quite even.)
+#[test]
+fn retained_messages_are_replayed_to_everyone_and_cleared() {
+    let broker = broker(File { retained_messages_max: 800, ..File::default() });
+    for (mqtt, qos) in [("3.1.1", "0"), ("3.1.1", "1"), ("5", "0"), ("5", "2")] {
+        let retain = ["--scenario", "retain", "--mqtt", mqtt, "--qos", qos];
+        let prefix = format!("{mqtt}-{qos}");
+        let size = ["--messages", "500", "--subscribers", "6", "--topic-prefix", &prefix];
+        let report = delivers_all(broker, &[&retain[..], &size].concat());
+        assert_eq!(report["expected_total"], 3_000);
+        let names = report["steps"].as_array().unwrap().iter().map(|step| &step["name"]);
+        assert_eq!(names.collect::<Vec<_>>(), ["set", "replayed", "cleared"]);
+    }
+}
+
+#[test]
+fn all_clients_come_back_after_their_connections_were_cut() {
+    let broker = broker(File::default());
+    let reconnect =
+        ["--scenario", "reconnect", "--clients", "300", "--concurrent", "300", "--json"];
+    let output = loadgen(broker, &reconnect);
+    let report = report(&output);
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    for (step, name) in [(0, "connected"), (1, "came back")] {
+        let step = &report["steps"][step];
+        assert_eq!((&step["name"], &step["count"]), (&name.into(), &300.into()), "{report}");
+        assert!(step["latency_us"]["max"].as_f64() > Some(0.0), "{report}");
+    }
+}
+
+#[test]
+fn the_tables_of_steps_name_every_step() {
+    let broker = broker(File::default());
+    let pid = std::process::id().to_string();
+    for (scenario, words) in [
+        ("offline", ["subscribed", "stored", "drained", "lost 0"]),
+        ("retain", ["set", "replayed", "cleared", "KiB"]),
+        ("reconnect", ["connected", "came back", "p99.9", "/s"]),
+    ] {
+        let arguments = ["--scenario", scenario, "--qos", "1", "--messages", "100", "--pid", &pid];
+        let output = loadgen(broker, &arguments);
+        let table = String::from_utf8(output.stdout).unwrap();
+        for word in words {
+            assert!(table.contains(word), "{word} is not in\n{table}");
+        }
+    }
+}
+
+#[test]
+fn presets_are_listed_and_can_be_cut_short() {
+    let broker = broker(File::default());
+    let output = loadgen(broker, &["--list-presets"]);
+    let list = String::from_utf8(output.stdout).unwrap();
+    assert!(list.contains("singlenode-p2p-1K-1K-1K-1K"), "{list}");
+    let preset = ["--preset", "singlenode-sharedsub-1K-5-1K-1K", "--duration", "0.3"];
+    let report = delivers_all(broker, &preset);
+    assert_eq!((&report["qos"], &report["payload_bytes"]), (&1.into(), &16.into()));
+}
+
+/// Whether the broker has a session of this name: asks for it, and ends it if it did not exist.
+fn has_session(broker: SocketAddr, client_id: &str) -> bool {
+    let connect = |clean_start| {
+        let connect = Connect {
+            version: ProtocolVersion::V311,
+            clean_start,
+            keep_alive_s: 0,
+            client_id,
+            properties: Properties::EMPTY,
+            will: None,
+            user_name: None,
+            password: None,
+        };
+        let mut bytes = Vec::new();
+        Packet::Connect(connect).encode(ProtocolVersion::V311, &mut bytes);
+        let mut stream = TcpStream::connect(broker).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+        answer[2] == 1
+    };
+    let has = connect(false);
+    connect(true);
+    has
 }
 
 /// Everything that was sent arrived once.

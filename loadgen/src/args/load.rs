@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 use mailboxqtt::ids::ProtocolVersion;
 
+use crate::handshake::Session;
 use crate::presets::Preset;
 use crate::settings::Wire;
 
@@ -30,6 +31,14 @@ pub(crate) struct Load {
     /// Name of the shared subscription, in shared
     #[arg(long, value_name = "NAME", default_value = "loadgen")]
     pub(crate) group: String,
+
+    /// Messages in all, in offline [default: 100,000] and retain [default: 10,000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub(crate) messages: Option<u64>,
+
+    /// Sessions outlive their connections (clean session off) and are ended after the run
+    #[arg(long)]
+    pub(crate) persistent: bool,
 
     /// Topics that the publishers share, in fan-out; every subscriber has all of them
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -67,6 +76,11 @@ pub(crate) enum Version {
 }
 
 impl Load {
+    /// Whether sessions outlive connections.
+    pub(crate) fn session(&self) -> Session {
+        if self.persistent { Session::Persistent } else { Session::Clean }
+    }
+
     /// How packets are written and read; the error says which options do not go together.
     pub(crate) fn wire(&self) -> anyhow::Result<Wire> {
         let version = match self.mqtt {

@@ -12,6 +12,9 @@ use super::{Account, Tracking};
 /// A message that is further behind is taken for lost; if it comes after all, for a duplicate.
 const WORDS_MAX: u64 = 1_024;
 
+/// Messages of one publisher that may arrive in any order at all.
+pub(crate) const MESSAGES_MAX: u64 = WORDS_MAX * 64;
+
 /// What a group has seen of one publisher.
 #[derive(Debug)]
 pub(crate) struct GroupTracker {
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_is_too_far_behind_is_taken_for_lost() {
-        let most = WORDS_MAX * 64;
+        let most = MESSAGES_MAX;
         assert_eq!(account(&after(&[most - 1, 0])), (2, 0));
         assert_eq!(account(&after(&[most, 64, 63])), (2, 1));
         assert_eq!(account(&after(&[0, 1 << 39, 1])), (2, 1));

@@ -42,9 +42,9 @@ impl<T: Tracking> Worker<'_, T> {
             let source = source::of(&settings.sources, number);
             let mut client = Client::open(settings.target, source, part, since_ns)
                 .with_context(|| self.unreachable(number))?;
-            let client_id = format!("{}-{:08x}-{number}", settings.client_prefix, settings.run);
             let login = Login {
-                client_id: &client_id,
+                client_id: &settings.client_id(number),
+                session: settings.session,
                 keep_alive_s: settings.keep_alive_s,
                 user_name: settings.user_name.as_deref(),
                 password: settings.password.as_deref(),
