@@ -51,15 +51,15 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Scenario::P2p)]
     pub(crate) scenario: Scenario,
 
-    /// Connections in all [default: p2p 100, fan-in 11, fan-out 51, wildcard 16, shared 15, connect 1000]
+    /// Connections in all [default: p2p 100, fan-in 11, fan-out 51, wildcard 16, shared 15, slow 51, churn 100, offline 110, retain 20, reconnect and connect 1000]
     #[arg(long, value_name = "N")]
     pub(crate) clients: Option<usize>,
 
-    /// Publishers among them, in fan-in, fan-out, wildcard and shared
+    /// Publishers among them, in all but p2p, churn, reconnect and connect
     #[arg(long, value_name = "N")]
     pub(crate) publishers: Option<usize>,
 
-    /// Subscribers among them, in fan-in, fan-out, wildcard and shared
+    /// Subscribers among them, in all but p2p, churn, reconnect and connect
     #[arg(long, value_name = "N")]
     pub(crate) subscribers: Option<usize>,
 
@@ -208,6 +208,8 @@ impl Args {
             subscribers: self.subscribers,
             filters: self.filters as usize,
             topics: self.load.topics as usize,
+            slow_percent: self.load.slow_percent,
+            churn_clients: self.load.churn_clients as usize,
             group: &self.load.group,
         };
         let layout = Layout::new(self.scenario, size, &self.topic_prefix);

@@ -93,16 +93,22 @@ pub(crate) struct Subscriber {
 }
 
 impl Client {
-    /// Begins to connect, from `source` if the system should not choose.
+    /// Begins to connect, from `source` if the system should not choose. So many bytes are kept for
+    /// the client to read, or as many as the system chooses.
     pub(crate) fn open(
         target: SocketAddr,
         source: Option<SocketAddr>,
+        receive_buffer_bytes: Option<usize>,
         part: Part,
         now_ns: u64,
     ) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
+        if let Some(bytes) = receive_buffer_bytes {
+            // Before the handshake: a window that shrinks later stalls the sender.
+            socket.set_recv_buffer_size(bytes)?;
+        }
         if let Some(source) = source {
             socket.bind(&source.into())?;
         }

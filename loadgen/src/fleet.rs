@@ -22,6 +22,7 @@ use crate::receive::{self, Broken};
 use crate::settings::Settings;
 use crate::source;
 use crate::tally::TIME_NS_MAX;
+use crate::timer::Timer;
 
 pub(crate) mod receiver;
 pub(crate) mod sender;
@@ -36,13 +37,14 @@ const STALL: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(5);
 /// Pause before failed connections are tried again, when no others come about.
 const RETRY: Duration = Duration::from_millis(10);
+const TIMER: Token = Token(usize::MAX);
 const PINGRESP: u8 = 0xd0;
 
 /// What clients do once they are ready.
 pub(crate) trait Play {
     /// Takes all whole packets at the start of `bytes`; says how long they are. Answers go into the
     /// control buffer of the client.
-    fn take(&mut self, client: &mut Client, bytes: &[u8]) -> Result<usize, Broken>;
+    fn take(&mut self, number: usize, client: &mut Client, bytes: &[u8]) -> Result<usize, Broken>;
 
     /// Makes more ready to be written, if there is more; it is asked again when that is written.
     fn refill(&mut self, client: &mut Client) -> bool;
@@ -52,7 +54,7 @@ pub(crate) trait Play {
 pub(crate) struct Idle;
 
 impl Play for Idle {
-    fn take(&mut self, client: &mut Client, bytes: &[u8]) -> Result<usize, Broken> {
+    fn take(&mut self, _: usize, client: &mut Client, bytes: &[u8]) -> Result<usize, Broken> {
         Ok(receive::as_publisher(bytes, &mut client.control)?.0)
     }
 
@@ -70,8 +72,16 @@ pub(crate) struct Fleet<'a> {
     pub(crate) clock: Clock,
     poll: Poll,
     events: Events,
-    /// By their number in the run; `None` for one that is not connected.
+    timer: Timer,
+    /// By their number; `None` for one that is not connected.
     clients: Vec<Option<Client>>,
+    /// What the first one is called: the number of clients of the run that others lead.
+    pub(crate) others: usize,
+    /// Whether the broker may close connections; `None` when that ends the run, otherwise how many it
+    /// has closed.
+    pub(crate) closed: Option<usize>,
+    /// Bytes that the system keeps for a client to read; `None` for its choice.
+    pub(crate) receive_buffer_bytes: Option<usize>,
     /// Handshakes under way.
     opening: usize,
     /// Handshakes that have succeeded.
@@ -92,11 +102,16 @@ impl<'a> Fleet<'a> {
         clients: usize,
         stop: &'a AtomicBool,
     ) -> anyhow::Result<Self> {
+        let poll = Poll::new().context("poll")?;
         Ok(Self {
             settings,
             stop: Some(stop),
             clock: Clock::new(),
-            poll: Poll::new().context("poll")?,
+            timer: Timer::new(poll.registry(), TIMER).context("timer")?,
+            poll,
+            others: 0,
+            closed: None,
+            receive_buffer_bytes: None,
             events: Events::with_capacity(EVENTS_PER_TURN),
             clients: (0..clients).map(|_| None).collect(),
             opening: 0,
@@ -249,14 +264,15 @@ impl<'a> Fleet<'a> {
 
     fn open(&mut self, number: usize, session: Session, part: Part) -> anyhow::Result<()> {
         let settings = self.settings;
-        let source = source::of(&settings.sources, number);
+        let source = source::of(&settings.sources, self.others + number);
         let since_ns = self.clock.now_ns();
-        let mut client = Client::open(settings.target, source, part, since_ns)
+        let buffer = self.receive_buffer_bytes;
+        let mut client = Client::open(settings.target, source, buffer, part, since_ns)
             .with_context(|| format!("connection {number} to {}", settings.target))?;
         client.say_connect(
             settings.wire,
             Login {
-                client_id: &settings.client_id(number),
+                client_id: &settings.client_id(self.others + number),
                 session,
                 keep_alive_s: 0,
                 user_name: settings.user_name.as_deref(),
@@ -271,8 +287,41 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    fn touch(&mut self, number: usize) {
+    /// Lets this client be flushed in the next turn.
+    pub(crate) fn touch(&mut self, number: usize) {
         self.touched.push(number);
+    }
+
+    /// As [`Fleet::turn`], which ends in so many nanoseconds if it has nothing to do.
+    pub(crate) fn turn_within(&mut self, play: &mut impl Play, time_ns: u64) -> anyhow::Result<()> {
+        self.timer.set(time_ns).context("timer")?;
+        self.turn(play)?;
+        Ok(())
+    }
+
+    /// Reads at most so many bytes of what has arrived for a client, and answers.
+    pub(crate) fn sip(
+        &mut self,
+        number: usize,
+        bytes: usize,
+        play: &mut impl Play,
+    ) -> anyhow::Result<()> {
+        let Some(mut client) = self.clients[number].take() else { return Ok(()) };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let until = scratch.len().min(client.partial.len() + bytes);
+        let filled = client.fill(&mut scratch[..until]);
+        if let Ok(Some((filled, _))) = filled {
+            let used = self
+                .digest(number, &mut client, &scratch[..filled], play)
+                .with_context(|| format!("client {number}"))?;
+            client.partial.extend_from_slice(&scratch[used..filled]);
+        }
+        self.scratch = scratch;
+        match filled.and_then(|_| client.flush()) {
+            Ok(()) => self.clients[number] = Some(client),
+            Err(error) => self.broken(number, client.stage, error)?,
+        }
+        Ok(())
     }
 
     /// Reads what has arrived, and writes what there is. True when anything has arrived.
@@ -286,6 +335,9 @@ impl<'a> Fleet<'a> {
         }
         for event in &events {
             let Token(number) = event.token();
+            if event.token() == TIMER {
+                continue;
+            }
             let closed = event.is_read_closed() || event.is_error();
             if event.is_readable() || closed {
                 self.read(number, closed, play)?;
@@ -308,7 +360,7 @@ impl<'a> Fleet<'a> {
                 Err(error) => break Err(error),
             };
             let used = self
-                .digest(&mut client, &scratch[..filled], play)
+                .digest(number, &mut client, &scratch[..filled], play)
                 .with_context(|| format!("client {number}"))?;
             client.partial.extend_from_slice(&scratch[used..filled]);
             if !more && !closed {
@@ -325,12 +377,13 @@ impl<'a> Fleet<'a> {
 
     fn digest(
         &mut self,
+        number: usize,
         client: &mut Client,
         bytes: &[u8],
         play: &mut impl Play,
     ) -> anyhow::Result<usize> {
         if client.stage == Stage::Ready {
-            return Ok(play.take(client, bytes)?);
+            return Ok(play.take(number, client, bytes)?);
         }
         let shaken = client.shake_hands(bytes, self.settings.wire, self.settings.qos)?;
         if let Some(since_ns) = shaken.since_ns {
@@ -342,7 +395,7 @@ impl<'a> Fleet<'a> {
         }
         self.opening -= 1;
         self.shaken += 1;
-        Ok(shaken.used + play.take(client, &bytes[shaken.used..])?)
+        Ok(shaken.used + play.take(number, client, &bytes[shaken.used..])?)
     }
 
     fn flush(&mut self, play: &mut impl Play) -> anyhow::Result<()> {
@@ -383,6 +436,10 @@ impl<'a> Fleet<'a> {
             self.opening -= 1;
             return Ok(());
         }
+        if let Some(closed) = &mut self.closed {
+            *closed += 1;
+            return Ok(());
+        }
         Err(anyhow!(error).context(format!(
             "the broker at {target} closed the connection of client {number} during the run"
         )))
@@ -395,7 +452,7 @@ struct Answers {
 }
 
 impl Play for Answers {
-    fn take(&mut self, _client: &mut Client, bytes: &[u8]) -> Result<usize, Broken> {
+    fn take(&mut self, _: usize, _: &mut Client, bytes: &[u8]) -> Result<usize, Broken> {
         let mut used = 0;
         while let Some(frame) = receive::next_frame(&bytes[used..])? {
             used += frame.bytes.len();

@@ -6,6 +6,7 @@
 //!               │            ├── client ── block  sockets, frames to be written
 //!               │            ├── receive ── sequence, payload   what arrives
 //!               │            └── pacing ── window, schedule     what may leave
+//!               ├── beside ── fleet               what goes on beside the load
 //!               ├── phase, settings               what the threads share
 //!               └── tally ── report               what was measured
 //! ```
@@ -26,6 +27,7 @@ use crate::presets::Preset;
 use crate::report::Report;
 
 mod args;
+mod beside;
 mod block;
 mod client;
 mod clock;

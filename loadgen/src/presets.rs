@@ -81,6 +81,18 @@ pub(crate) const PRESETS: &[Preset] = &[
         shows: "A million messages stored for a thousand sessions that are away, then delivered",
     },
     Preset {
+        name: "slowsub-1-1000-10pct",
+        options: "--scenario slow --publishers 1 --subscribers 1000 --slow-percent 10 --rate 100 \
+                  --qos 0 --payload 1024 --duration 60",
+        shows: "A tenth of a thousand subscribers reads slowly: what the others feel of it",
+    },
+    Preset {
+        name: "churn-1K",
+        options: "--scenario churn --clients 200 --rate-per-publisher 10 --churn-clients 1000 \
+                  --churn-rate 1000 --qos 1 --payload 64 --duration 60",
+        shows: "A hundred steady pairs while a thousand clients subscribe and unsubscribe",
+    },
+    Preset {
         name: "retain-10K-10",
         options: "--scenario retain --publishers 10 --subscribers 10 --messages 10000 --qos 1 \
                   --payload 64",

@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::args::Args;
+use crate::beside::BesideReport;
 use crate::run::Outcome;
 use crate::settings::Pace;
 
@@ -45,6 +46,7 @@ pub(crate) struct Report {
     connect: Connects,
     generator: Generator,
     broker: Option<Broker>,
+    beside: Option<BesideReport>,
 }
 
 /// Microseconds.
@@ -145,6 +147,7 @@ impl Report {
                 // In an open loop a busy thread is one that polls before its deadlines.
                 saturated: late || behind || rate.is_none() && tally.busiest > SATURATED,
             },
+            beside: outcome.beside.clone(),
             broker: outcome.broker.map(|usage| {
                 let cpu = usage.after.cpu.saturating_sub(usage.before.cpu);
                 let grown = usage.after.rss_bytes.saturating_sub(usage.idle.rss_bytes);
@@ -207,6 +210,9 @@ impl fmt::Display for Report {
         line(f, "generator", format_args!("{cpu:.0} % CPU on {threads} {plural}{cost_us}"))?;
         if let Some(broker) = &self.broker {
             broker.fmt_usage(f)?;
+        }
+        if let Some(beside) = &self.beside {
+            beside.fmt(f)?;
         }
         if generator.saturated {
             let why = if self.rate_per_s.is_some() { ", or the broker held it back" } else { "" };

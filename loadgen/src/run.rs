@@ -12,6 +12,7 @@ use mailboxqtt::ids::Qos;
 use mio::{Poll, Waker};
 
 use crate::args::Args;
+use crate::beside::{Beside, BesideReport};
 use crate::clock::Clock;
 use crate::fleet::Fleet;
 use crate::phase::{Phase, Shared};
@@ -41,6 +42,8 @@ const FILES_BESIDE: u64 = 64;
 pub(crate) struct Outcome {
     /// Merged over all threads.
     pub(crate) tally: Tally,
+    /// What went on beside.
+    pub(crate) beside: Option<BesideReport>,
     /// How the load was paced.
     pub(crate) pace: Pace,
     /// All clients, and how many of them publish.
@@ -77,7 +80,9 @@ pub(crate) struct BrokerUsage {
 /// Does what the arguments say. `stop` ends it early, with what there is.
 pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome> {
     let layout = args.layout()?;
-    allow_files(layout.clients.len())?;
+    let beside = Beside::new(args, &layout);
+    let all_clients = layout.clients.len() + layout.beside;
+    allow_files(all_clients)?;
     let usage = || args.pid.map(proc::usage).transpose();
     let idle = usage()?;
     let pace = args.pace(&layout);
@@ -110,8 +115,16 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
                 tally
             }));
         }
-        let steering = Steering { args, shared: &shared, stop };
-        let steered = steering.through_phases(clients, usage);
+        let (settings, shared) = (&settings, &shared);
+        let beside = scope.spawn(move || {
+            let report = beside.run(settings, shared, stop);
+            if report.is_err() {
+                shared.failed.store(true, Ordering::Release);
+            }
+            report
+        });
+        let steering = Steering { args, shared, stop };
+        let steered = steering.through_phases(all_clients, usage);
         shared.enter(Phase::Stop);
 
         // The thread that failed knows more than the steering that noticed it.
@@ -120,17 +133,23 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
             let tally = handle.join().map_err(|_| anyhow!("a thread of the generator broke"))?;
             merged.merge(&tally?)?;
         }
+        let broke = |_| anyhow!("a thread of the generator broke");
+        let mut beside = beside.join().map_err(broke)??;
+        if let Some(beside) = &mut beside {
+            beside.settle(merged.sent);
+        }
         let steered = steered?;
         if args.load.persistent {
             // Also after Ctrl-C: nobody else would end the sessions.
-            Fleet::new(&settings, clients, stop)?.forget(0..clients)?;
+            Fleet::new(settings, clients, stop)?.forget(0..clients)?;
         }
         let Steered { ramp, ready, measured, own_cpu, before, after } = steered;
         let broker = idle.zip(before).zip(after);
         Ok(Outcome {
             tally: merged,
+            beside,
             pace,
-            clients,
+            clients: all_clients,
             publishers,
             threads,
             ramp,
@@ -273,6 +292,7 @@ pub(crate) fn settings(
     threads: usize,
 ) -> anyhow::Result<Settings> {
     let target = args.target()?;
+    let all_clients = layout.clients.len() + layout.beside;
     Ok(Settings {
         target,
         wire: args.load.wire()?,
@@ -283,13 +303,14 @@ pub(crate) fn settings(
         stride: layout.stride,
         grouped: layout.grouped,
         run: args.seed.unwrap_or_else(run_number),
+        clients: layout.clients.len(),
         publishers: layout.publishers,
         session: args.load.session(),
         arrival: match args.load.connect_rate {
             Some(rate) => Arrival::Rate(rate),
             None => Arrival::Concurrent((args.concurrent as usize).div_ceil(threads)),
         },
-        sources: source::addresses(target, &args.load.source, layout.clients.len())?,
+        sources: source::addresses(target, &args.load.source, all_clients)?,
         keep_alive_s: args.load.keep_alive,
         client_prefix: args.client_prefix.clone(),
         user_name: args.username.clone(),

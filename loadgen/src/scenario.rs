@@ -26,6 +26,10 @@ pub(crate) enum Scenario {
     Wildcard,
     /// Many publishers to one shared subscription: each message reaches one of its subscribers
     Shared,
+    /// Fan-out of which --slow-percent of the subscribers read slowly; measured are the others
+    Slow,
+    /// Pairs as in p2p, while --churn-clients subscribe and unsubscribe
+    Churn,
     /// Sessions that are away while --messages are published for them, and then come back
     Offline,
     /// --messages retained messages are set, and replayed to every subscriber
@@ -49,6 +53,10 @@ pub(crate) struct Size<'a> {
     pub(crate) filters: usize,
     /// Topics in fan-out.
     pub(crate) topics: usize,
+    /// Of the subscribers of `slow`.
+    pub(crate) slow_percent: u32,
+    /// Clients that subscribe and unsubscribe, in `churn`.
+    pub(crate) churn_clients: usize,
     /// Name of the shared subscription.
     pub(crate) group: &'a str,
 }
@@ -66,6 +74,8 @@ pub(crate) struct Layout {
     pub(crate) stride: u64,
     /// All subscribers are one group, of which one receives each message.
     pub(crate) grouped: bool,
+    /// Further clients, which are led by `beside`.
+    pub(crate) beside: usize,
 }
 
 /// What one client does.
@@ -112,6 +122,10 @@ impl Layout {
             Scenario::FanOut => fan_out(size, prefix),
             Scenario::Wildcard => wildcard(size, prefix),
             Scenario::Shared => shared(size, prefix),
+            Scenario::Slow => slow(size, prefix),
+            Scenario::Churn => {
+                p2p(size, prefix).map(|layout| Layout { beside: size.churn_clients, ..layout })
+            }
             Scenario::Offline => ends(size, 100),
             Scenario::Retain => ends(size, 10),
             Scenario::Reconnect | Scenario::Connect => Ok(connect(size)),
@@ -178,6 +192,7 @@ fn p2p(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
         receivers: 1,
         stride: 1,
         grouped: false,
+        beside: 0,
     })
 }
 
@@ -196,7 +211,14 @@ fn fan_in(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
         clients.push(subscriber(vec![topic(number)], from.clone()));
         clients.extend(from.map(|id| Role::Publisher { id, topics: vec![topic(number)] }));
     }
-    Ok(Layout { clients, publishers: publishers as u32, receivers: 1, stride: 1, grouped: false })
+    Ok(Layout {
+        clients,
+        publishers: publishers as u32,
+        receivers: 1,
+        stride: 1,
+        grouped: false,
+        beside: 0,
+    })
 }
 
 fn fan_out(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
@@ -219,7 +241,14 @@ fn fan_out(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
         Role::Publisher { id: id as u32, topics }
     }));
     let publishers = publishers as u32;
-    Ok(Layout { clients, publishers, receivers: subscribers as u64, stride: 1, grouped: false })
+    Ok(Layout {
+        clients,
+        publishers,
+        receivers: subscribers as u64,
+        stride: 1,
+        grouped: false,
+        beside: 0,
+    })
 }
 
 /// Publisher `p` publishes message `n` on `{prefix}/{p}/{k}/value` with `k = n % keys`. The
@@ -265,6 +294,7 @@ fn wildcard(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
         receivers: WILDCARD_SHAPES as u64,
         stride: classes as u64,
         grouped: false,
+        beside: 0,
     })
 }
 
@@ -290,7 +320,23 @@ fn shared(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
         Role::Publisher { id, topics }
     }));
     let publishers = publishers as u32;
-    Ok(Layout { clients, publishers, receivers: 1, stride: 1, grouped: true })
+    Ok(Layout { clients, publishers, receivers: 1, stride: 1, grouped: true, beside: 0 })
+}
+
+/// Fan-out to the subscribers that are not slow.
+fn slow(size: Size<'_>, prefix: &str) -> Result<Layout, String> {
+    let layout = fan_out(size, prefix)?;
+    let subscribers = layout.receivers as usize;
+    let slow = subscribers * size.slow_percent as usize / 100;
+    if slow == 0 || slow == subscribers {
+        return Err(format!(
+            "{} % of {subscribers} subscribers are {slow} slow ones: there must be some of both",
+            size.slow_percent
+        ));
+    }
+    let fast = subscribers - slow;
+    let fast = Size { clients: None, subscribers: Some(fast), ..size };
+    Ok(Layout { beside: slow, ..fan_out(fast, prefix)? })
 }
 
 /// Publishers and subscribers for `steps`, which gives them their parts.
@@ -304,12 +350,12 @@ fn ends(size: Size<'_>, subscribers: usize) -> Result<Layout, String> {
     }
     let clients = vec![Role::Idle; publishers + subscribers];
     let (publishers, receivers) = (publishers as u32, subscribers as u64);
-    Ok(Layout { clients, publishers, receivers, stride: 1, grouped: false })
+    Ok(Layout { clients, publishers, receivers, stride: 1, grouped: false, beside: 0 })
 }
 
 fn connect(size: Size<'_>) -> Layout {
     let clients = vec![Role::Idle; size.clients.unwrap_or(1_000)];
-    Layout { clients, publishers: 0, receivers: 0, stride: 1, grouped: false }
+    Layout { clients, publishers: 0, receivers: 0, stride: 1, grouped: false, beside: 0 }
 }
 
 fn subscriber(filters: Vec<String>, publishers: Range<u32>) -> Role {
@@ -360,6 +406,16 @@ mod tests {
         let layout = Layout::new(Scenario::FanIn, size, "t").unwrap();
         assert_eq!(layout.clients.len(), 13);
         assert_eq!(layout.publishers, 10);
+    }
+
+    #[test]
+    fn a_share_of_the_subscribers_is_slow_and_the_others_are_measured() {
+        let layout = layout(Scenario::Slow, 101);
+        assert_eq!((layout.clients.len(), layout.receivers, layout.beside), (91, 90, 10));
+        for slow_percent in [0, 100] {
+            let size = Size { slow_percent, ..size(Some(101)) };
+            assert!(Layout::new(Scenario::Slow, size, "t").is_err());
+        }
     }
 
     #[test]
@@ -434,6 +490,15 @@ mod tests {
     }
 
     fn size(clients: Option<usize>) -> Size<'static> {
-        Size { clients, publishers: None, subscribers: None, filters: 100, topics: 1, group: "g" }
+        Size {
+            clients,
+            publishers: None,
+            subscribers: None,
+            filters: 100,
+            topics: 1,
+            slow_percent: 10,
+            churn_clients: 10,
+            group: "g",
+        }
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Settings {
     pub(crate) grouped: bool,
     /// Tells this run from others.
     pub(crate) run: u32,
+    /// Clients of all threads.
+    pub(crate) clients: usize,
     /// Publishers of all threads.
     pub(crate) publishers: u32,
     /// Whether sessions outlive connections.

@@ -196,6 +196,39 @@ fn all_clients_come_back_after_their_connections_were_cut() {
 }
 
 #[test]
+fn what_slow_subscribers_lose_is_counted_apart_from_the_others() {
+    let bounded = File { queue_messages_max: 100, ..File::default() };
+    for (settings, loses) in [(File::default(), false), (bounded, true)] {
+        let broker = broker(settings);
+        let slow = ["--scenario", "slow", "--clients", "11", "--slow-percent", "30"];
+        let load = ["--rate", "2000", "--payload", "10000", "--duration", "1", "--mqtt", "5"];
+        let report = delivers_all(broker, &[&slow[..], &load].concat());
+        assert_eq!(report["clients"], 11);
+        let slow = &report["beside"]["slow"];
+        assert_eq!((&slow["clients"], &slow["disconnected"]), (&3.into(), &0.into()));
+        let sent = report["expected_total"].as_u64().unwrap() / 7;
+        let (received, lost) = (slow["received"].as_u64(), slow["lost"].as_u64().unwrap());
+        assert_eq!(received, Some(3 * sent - lost), "{report}");
+        assert_eq!(lost > 0, loses, "{report}");
+    }
+}
+
+#[test]
+fn subscriptions_come_and_go_beside_the_load() {
+    let broker = broker(File::default());
+    for mqtt in ["3.1.1", "5"] {
+        let churn = ["--scenario", "churn", "--churn-clients", "7", "--churn-rate", "500"];
+        let load = ["--qos", "1", "--rate", "500", "--mqtt", mqtt, "--duration", "0.5"];
+        let report = delivers_all(broker, &[&churn[..], &load].concat());
+        let churn = &report["beside"]["churn"];
+        assert!(churn["subscribed"].as_u64() >= Some(50), "{report}");
+        assert!(churn["unsubscribed"].as_u64() >= Some(50), "{report}");
+        assert_eq!((&churn["refused"], &churn["unanswered"]), (&0.into(), &0.into()), "{report}");
+        assert!(churn["latency_us"]["p50"].as_f64() > Some(0.0), "{report}");
+    }
+}
+
+#[test]
 fn the_tables_of_steps_name_every_step() {
     let broker = broker(File::default());
     let pid = std::process::id().to_string();

@@ -36,6 +36,22 @@ pub(crate) struct Load {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub(crate) messages: Option<u64>,
 
+    /// Subscribers that read slowly, in slow
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub(crate) slow_percent: u32,
+
+    /// What a slow subscriber reads, in slow
+    #[arg(long, value_name = "BYTES_PER_S", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) slow_bytes: u64,
+
+    /// Clients that subscribe and unsubscribe, in churn
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) churn_clients: u32,
+
+    /// SUBSCRIBE and UNSUBSCRIBE per second, over all of these clients
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = super::rate)]
+    pub(crate) churn_rate: f64,
+
     /// Sessions outlive their connections (clean session off) and are ended after the run
     #[arg(long)]
     pub(crate) persistent: bool,

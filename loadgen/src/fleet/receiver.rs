@@ -44,7 +44,7 @@ impl<T: Tracking> Receiver<'_, T> {
 }
 
 impl<T: Tracking> Play for Receiver<'_, T> {
-    fn take(&mut self, client: &mut Client, bytes: &[u8]) -> Result<usize, Broken> {
+    fn take(&mut self, _: usize, client: &mut Client, bytes: &[u8]) -> Result<usize, Broken> {
         let Client { part, control, .. } = client;
         let Part::Subscriber(subscriber) = part else {
             return Ok(receive::as_publisher(bytes, control)?.0);

@@ -31,7 +31,7 @@ impl Sender {
 }
 
 impl Play for Sender {
-    fn take(&mut self, client: &mut Client, bytes: &[u8]) -> Result<usize, Broken> {
+    fn take(&mut self, _: usize, client: &mut Client, bytes: &[u8]) -> Result<usize, Broken> {
         let (used, acked) = receive::as_publisher(bytes, &mut client.control)?;
         if let Part::Publisher(publisher) = &mut client.part {
             publisher.acked += acked;

@@ -40,7 +40,7 @@ impl<T: Tracking> Worker<'_, T> {
             let part = self.part(role);
             let settings = self.settings;
             let source = source::of(&settings.sources, number);
-            let mut client = Client::open(settings.target, source, part, since_ns)
+            let mut client = Client::open(settings.target, source, None, part, since_ns)
                 .with_context(|| self.unreachable(number))?;
             let login = Login {
                 client_id: &settings.client_id(number),
