@@ -8,9 +8,12 @@ use clap::Parser;
 use clap::builder::RangedI64ValueParser;
 use mailboxqtt::ids::Qos;
 
+pub(crate) use self::outputs::Outputs;
 use crate::payload::STAMP_BYTES;
 use crate::scenario::{Layout, Scenario, Size};
 use crate::settings::Pace;
+
+mod outputs;
 
 /// Clients that deserve a thread of their own: fewer share one, which keeps feedback free.
 const CLIENTS_PER_THREAD: usize = 500;
@@ -97,10 +100,6 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) pid: Option<u32>,
 
-    /// Print one JSON object instead of the table
-    #[arg(long)]
-    pub(crate) json: bool,
-
     /// Threads [default: one per core, but at most one per 500 clients]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
     pub(crate) threads: Option<u32>,
@@ -124,6 +123,9 @@ pub(crate) struct Args {
     /// Makes client identifiers and payloads the same in every run [default: different ones]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u32>,
+
+    #[command(flatten)]
+    pub(crate) outputs: Outputs,
 }
 
 const EXAMPLES: &str = "\

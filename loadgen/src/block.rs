@@ -161,7 +161,7 @@ mod tests {
                     panic!("not a PUBLISH");
                 };
                 let stamp = Stamp::read(publish.payload).unwrap();
-                assert_eq!((stamp.sequence, stamp.intended_ns), (n, n * 10));
+                assert_eq!((stamp.sequence, stamp.sent_ns), (n, n * 10));
                 assert_eq!(publish.delivery.id().unwrap().get(), n as u16 + 1);
             }
             block.wrote(bytes.len());
@@ -180,7 +180,7 @@ mod tests {
     }
 
     fn block(qos: Qos, frames: u64) -> Block {
-        let stamp = Stamp { run: 1, publisher: 2, sequence: 0, intended_ns: 0 };
+        let stamp = Stamp { run: 1, publisher: 2, sequence: 0, sent_ns: 0 };
         Block::new(&["a/b".to_owned()], frames, qos, stamp, 64)
     }
 }

@@ -6,10 +6,10 @@
 //!               │            ├── receive ── sequence, payload   what arrives
 //!               │            └── pacing ── window, schedule     what may leave
 //!               ├── phase, settings               what the threads share
-//!               └── tally ── report               what was measured
+//!               ├── slice ── recorder, tally      what was measured
+//!               └── result ── table, csv, hgrm ── output   what becomes of it
 //! ```
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -20,22 +20,28 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::args::Args;
-use crate::report::Report;
+use crate::result::RunResult;
 
 mod args;
 mod block;
 mod client;
 mod clock;
+mod csv;
+mod hgrm;
+mod output;
 mod payload;
 mod phase;
 mod proc;
 mod receive;
-mod report;
+mod recorder;
+mod result;
 mod run;
 mod scenario;
 mod schedule;
 mod sequence;
 mod settings;
+mod slice;
+mod table;
 mod tally;
 mod timer;
 mod window;
@@ -43,8 +49,6 @@ mod worker;
 
 /// The run could not be done.
 const EXIT_NO_RUN: u8 = 2;
-/// The broker broke a promise of the QoS.
-const EXIT_BROKEN_PROMISE: u8 = 1;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -65,18 +69,5 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
         flag::register(signal, Arc::clone(&stop)).context("signals")?;
     }
     let outcome = run::run(args, &stop)?;
-    let report = Report::new(args, &outcome);
-
-    let mut stdout = std::io::stdout().lock();
-    if args.json {
-        writeln!(stdout, "{}", serde_json::to_string(&report)?)?;
-    } else {
-        write!(stdout, "{report}")?;
-    }
-    drop(stdout);
-    let broken = report.broken_promises();
-    for sentence in &broken {
-        eprintln!("loadgen: {sentence}");
-    }
-    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN_PROMISE) })
+    output::publish(&RunResult::new(args, &outcome)?, &args.outputs)
 }

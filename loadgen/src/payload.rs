@@ -13,8 +13,9 @@ pub(crate) struct Stamp {
     pub(crate) publisher: u32,
     /// Counts the messages of one publisher from zero.
     pub(crate) sequence: u64,
-    /// When the message was meant to leave, in nanoseconds on the process clock.
-    pub(crate) intended_ns: u64,
+    /// When the message left, in nanoseconds on the process clock. In an open loop the time table
+    /// knows when it was meant to.
+    pub(crate) sent_ns: u64,
 }
 
 /// Where the sequence number lies within the stamp; the time follows it.
@@ -32,7 +33,7 @@ impl Stamp {
             run: u32::from_le_bytes(*run),
             publisher: u32::from_le_bytes(*publisher),
             sequence: u64::from_le_bytes(*sequence),
-            intended_ns: u64::from_le_bytes(*rest.first_chunk()?),
+            sent_ns: u64::from_le_bytes(*rest.first_chunk()?),
         })
     }
 
@@ -42,7 +43,7 @@ impl Stamp {
         payload.extend(self.run.to_le_bytes());
         payload.extend(self.publisher.to_le_bytes());
         payload.extend(self.sequence.to_le_bytes());
-        payload.extend(self.intended_ns.to_le_bytes());
+        payload.extend(self.sent_ns.to_le_bytes());
         payload.resize(size.max(STAMP_BYTES), b'.');
         payload
     }
@@ -54,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_stamp_survives_the_payload() {
-        let stamp = Stamp { run: 7, publisher: 4_000_000_000, sequence: 1 << 40, intended_ns: 99 };
+        let stamp = Stamp { run: 7, publisher: 4_000_000_000, sequence: 1 << 40, sent_ns: 99 };
         assert_eq!(Stamp::read(&stamp.payload(64)), Some(stamp));
         assert_eq!(stamp.payload(64).len(), 64);
     }

@@ -1,8 +1,8 @@
 //! The receiving hot path: parses what one read brought, accounts for it, prepares the answers.
 //!
 //! Called by `worker` with all whole packets that a read brought. Parsed by hand rather than by the
-//! codec, because only lengths and the stamp matter here; messages with the same publisher and time
-//! (one write of that publisher) are handed on as one run.
+//! codec, because only lengths and the stamp matter here; consecutive messages with the same
+//! publisher and time (one write of that publisher) are handed on as one run.
 
 use std::fmt;
 
@@ -15,13 +15,15 @@ const PUBREC: u8 = 0x50;
 const PUBREL: u8 = 0x62;
 const PUBCOMP: u8 = 0x70;
 
-/// Consecutive messages with the same publisher and the same intended time.
+/// Messages of one publisher with the same time and without a gap between their numbers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Run {
     /// Who sent them.
     pub(crate) publisher: u32,
-    /// When they were meant to leave.
-    pub(crate) intended_ns: u64,
+    /// When they left.
+    pub(crate) sent_ns: u64,
+    /// The number of the first; the others follow by the stride.
+    pub(crate) sequence: u64,
     /// How many.
     pub(crate) count: u64,
     /// The index of the tracker that accounts for them.
@@ -51,6 +53,8 @@ pub(crate) struct Expected {
     pub(crate) publisher_first: u32,
     /// How many publishers.
     pub(crate) publishers: u32,
+    /// From one sequence number of a publisher to the next one.
+    pub(crate) stride: u64,
 }
 
 /// Takes all whole packets at the start of `bytes` as a subscriber and returns how long they are.
@@ -64,7 +68,8 @@ pub(crate) fn as_subscriber(
     mut on_run: impl FnMut(&mut [Tracker], Run),
 ) -> Result<usize, Malformed> {
     let mut at = 0;
-    let mut run = Run { publisher: u32::MAX, intended_ns: 0, count: 0, tracker: 0 };
+    let mut run = Run { publisher: u32::MAX, sent_ns: 0, sequence: 0, count: 0, tracker: 0 };
+    let mut next = 0;
     while let Some(frame) = next_frame(&bytes[at..])? {
         at += frame.bytes.len();
         let first_byte = frame.bytes[0];
@@ -78,7 +83,8 @@ pub(crate) fn as_subscriber(
         let Some(stamp) = Stamp::read(payload).filter(|stamp| stamp.run == expected.run) else {
             continue;
         };
-        if stamp.publisher != run.publisher || stamp.intended_ns != run.intended_ns {
+        let same = stamp.publisher == run.publisher && stamp.sent_ns == run.sent_ns;
+        if !same || stamp.sequence != next {
             let publisher = stamp.publisher.wrapping_sub(expected.publisher_first);
             if publisher >= expected.publishers {
                 continue;
@@ -88,12 +94,14 @@ pub(crate) fn as_subscriber(
             }
             run = Run {
                 publisher: stamp.publisher,
-                intended_ns: stamp.intended_ns,
+                sent_ns: stamp.sent_ns,
+                sequence: stamp.sequence,
                 count: 0,
                 tracker: expected.trackers_at + publisher as usize,
             };
         }
         run.count += 1;
+        next = stamp.sequence + expected.stride;
         trackers[run.tracker].arrived(stamp.sequence);
     }
     if run.count > 0 {
@@ -176,29 +184,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_of_one_write_are_one_run_and_other_runs_are_ignored() {
+    fn messages_of_one_write_without_a_gap_are_one_run_and_other_runs_are_ignored() {
         let mut bytes = Vec::new();
-        for (run, publisher, sequence, intended_ns) in [
+        for (run, publisher, sequence, sent_ns) in [
             (1, 5, 0, 10),
             (1, 5, 1, 10),
             (9, 5, 2, 10),
             (1, 5, 2, 20),
             (1, 6, 0, 20),
+            (1, 6, 2, 20),
             (1, 8, 0, 0),
         ] {
-            let stamp = Stamp { run, publisher, sequence, intended_ns };
+            let stamp = Stamp { run, publisher, sequence, sent_ns };
             push(&mut bytes, stamp, Delivery::AtMostOnce);
         }
         let (used, runs, answers) = receive(&bytes);
         assert_eq!(used, bytes.len());
-        assert_eq!(runs, [(5, 10, 2), (5, 20, 1), (6, 20, 1)]);
+        assert_eq!(runs, [(5, 10, 2), (5, 20, 1), (6, 20, 1), (6, 20, 1)]);
         assert!(answers.is_empty());
     }
 
     #[test]
     fn qos_1_and_2_are_answered_and_a_half_packet_is_left() {
         let mut bytes = Vec::new();
-        let stamp = Stamp { run: 1, publisher: 5, sequence: 0, intended_ns: 0 };
+        let stamp = Stamp { run: 1, publisher: 5, sequence: 0, sent_ns: 0 };
         let id = PacketId::new(0x102).unwrap();
         push(&mut bytes, stamp, Delivery::AtLeastOnce { id, dup: false });
         push(&mut bytes, stamp, Delivery::ExactlyOnce { id, dup: false });
@@ -234,13 +243,13 @@ mod tests {
         let mut trackers = [Tracker::new(0, 1), Tracker::new(0, 1)];
         let (mut runs, mut answers) = (Vec::new(), Vec::new());
         let used = as_subscriber(bytes, expected(), &mut trackers, &mut answers, |_, run| {
-            runs.push((run.publisher, run.intended_ns, run.count));
+            runs.push((run.publisher, run.sent_ns, run.count));
         });
         (used.unwrap(), runs, answers)
     }
 
     fn expected() -> Expected {
-        Expected { run: 1, trackers_at: 0, publisher_first: 5, publishers: 2 }
+        Expected { run: 1, trackers_at: 0, publisher_first: 5, publishers: 2, stride: 1 }
     }
 
     fn push(bytes: &mut Vec<u8>, stamp: Stamp, delivery: Delivery) {

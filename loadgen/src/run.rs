@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,6 +15,7 @@ use crate::args::Args;
 use crate::clock::Clock;
 use crate::phase::{Phase, Shared};
 use crate::proc::{self, Usage};
+use crate::recorder::{Recorded, Recorder};
 use crate::scenario::{Layout, Scenario};
 use crate::settings::{Pace, Planned, Settings};
 use crate::tally::Tally;
@@ -37,6 +38,12 @@ const FILES_BESIDE: u64 = 64;
 pub(crate) struct Outcome {
     /// Merged over all threads.
     pub(crate) tally: Tally,
+    /// Second by second.
+    pub(crate) recorded: Recorded,
+    /// When it began.
+    pub(crate) started: SystemTime,
+    /// When the measurement began, if it has.
+    pub(crate) measured_from: Option<SystemTime>,
     /// How the load was paced.
     pub(crate) pace: Pace,
     /// All clients, and how many of them publish.
@@ -85,6 +92,7 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
     let polls = (0..threads).map(|_| Poll::new()).collect::<Result<Vec<_>, _>>()?;
     let wakers = polls.iter().map(|poll| Waker::new(poll.registry(), WAKE));
     let wakers = wakers.collect::<Result<Vec<_>, _>>()?;
+    let started = SystemTime::now();
     let shared = Shared::new(Clock::new(), Progress::new(threads, publishers), wakers);
     let planned = plan(layout, threads);
 
@@ -101,7 +109,8 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
                 tally
             }));
         }
-        let steering = Steering { args, shared: &shared, stop };
+        let recorder = Recorder::new(&shared, args.pid)?;
+        let mut steering = Steering { args, shared: &shared, stop, recorder };
         let steered = steering.through_phases(clients, usage);
         shared.enter(Phase::Stop);
 
@@ -111,10 +120,16 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
             let tally = handle.join().map_err(|_| anyhow!("a thread of the generator broke"))?;
             merged.merge(&tally?)?;
         }
+        let recorded = steering.recorder.finish()?;
+        let measured_ns = shared.began_ns(Phase::Measure);
+        let measured_from = started + Duration::from_nanos(measured_ns);
         let Steered { ramp, ready, measured, own_cpu, before, after } = steered?;
         let broker = idle.zip(before).zip(after);
         Ok(Outcome {
             tally: merged,
+            recorded,
+            started,
+            measured_from: (measured_ns > 0).then_some(measured_from),
             pace,
             clients,
             publishers,
@@ -133,6 +148,7 @@ struct Steering<'a> {
     args: &'a Args,
     shared: &'a Shared,
     stop: &'a AtomicBool,
+    recorder: Recorder<'a>,
 }
 
 struct Steered {
@@ -146,7 +162,7 @@ struct Steered {
 
 impl Steering<'_> {
     fn through_phases(
-        &self,
+        &mut self,
         clients: usize,
         usage: impl Fn() -> anyhow::Result<Option<Usage>>,
     ) -> anyhow::Result<Steered> {
@@ -179,7 +195,7 @@ impl Steering<'_> {
     }
 
     /// Waits until all clients are ready, with a progress bar where somebody looks.
-    fn ramp(&self, clients: usize) -> anyhow::Result<()> {
+    fn ramp(&mut self, clients: usize) -> anyhow::Result<()> {
         let bar = ProgressBar::new(clients as u64);
         let template = "connecting {wide_bar} {pos}/{len} {per_sec} {eta}";
         bar.set_style(ProgressStyle::with_template(template).context("progress bar")?);
@@ -188,7 +204,7 @@ impl Steering<'_> {
         ramped
     }
 
-    fn wait_until_ready(&self, clients: usize, bar: &ProgressBar) -> anyhow::Result<()> {
+    fn wait_until_ready(&mut self, clients: usize, bar: &ProgressBar) -> anyhow::Result<()> {
         let mut moved = (0, Instant::now());
         loop {
             let ready = self.shared.ready.load(Ordering::Acquire);
@@ -204,15 +220,17 @@ impl Steering<'_> {
                 bail!("only {ready} of {clients} clients connected, and none in {stall_s} seconds");
             }
             self.check_threads()?;
+            self.recorder.look()?;
             // Short: the time until the last client is ready is a result.
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    fn wait(&self, time: Duration) -> anyhow::Result<()> {
+    fn wait(&mut self, time: Duration) -> anyhow::Result<()> {
         let until = Instant::now() + time;
         while !self.is_stopped() {
             self.check_threads()?;
+            self.recorder.look()?;
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -222,7 +240,7 @@ impl Steering<'_> {
         Ok(())
     }
 
-    fn drain(&self) -> anyhow::Result<()> {
+    fn drain(&mut self) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut moved = (0, Instant::now());
         while !self.shared.is_complete() && began.elapsed() < DRAIN_MAX {
@@ -234,6 +252,7 @@ impl Steering<'_> {
                 break;
             }
             self.check_threads()?;
+            self.recorder.look()?;
             thread::sleep(TICK);
         }
         Ok(())

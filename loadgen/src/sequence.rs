@@ -21,6 +21,8 @@ pub(crate) struct Tracker {
     pub(crate) next: u64,
     /// The number at which `window` wants to be told; `u64::MAX` when it does not.
     pub(crate) target: u64,
+    /// Whether anything else than the message that was due has ever arrived, and who knows it.
+    pub(crate) trouble: Trouble,
     stride: u64,
     first: u64,
     /// Gaps as `[from, until)`, oldest first.
@@ -29,6 +31,17 @@ pub(crate) struct Tracker {
     forgotten: u64,
     duplicated: u64,
     reordered: u64,
+}
+
+/// Keeps a second look at trackers to those that need it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Trouble {
+    /// Every message was the one that was due.
+    None,
+    /// Not every one, and nobody has taken note of it.
+    Fresh,
+    /// Not every one.
+    Noted,
 }
 
 /// The sums that the report wants.
@@ -48,6 +61,7 @@ impl Tracker {
         Self {
             next: first,
             target: u64::MAX,
+            trouble: Trouble::None,
             stride: stride.max(1),
             first,
             missing: Vec::new(),
@@ -69,7 +83,7 @@ impl Tracker {
 
     /// The sums so far. What never arrived is the caller's to compute: only it knows what was sent.
     pub(crate) fn account(&self) -> Account {
-        let due = (self.next - self.first) / self.stride;
+        let due = self.due();
         let missing: u64 = self.missing.iter().map(|gap| (gap.1 - gap.0) / self.stride).sum();
         Account {
             unique: due.saturating_sub(missing + self.forgotten),
@@ -78,8 +92,16 @@ impl Tracker {
         }
     }
 
+    /// Messages up to the last one in order: as many would have arrived if none were missing.
+    pub(crate) fn due(&self) -> u64 {
+        (self.next - self.first) / self.stride
+    }
+
     #[cold]
     fn arrived_out_of_turn(&mut self, sequence: u64) {
+        if self.trouble == Trouble::None {
+            self.trouble = Trouble::Fresh;
+        }
         if sequence > self.next {
             if self.missing.len() == GAPS_MAX {
                 let (from, until) = self.missing.remove(0);

@@ -11,7 +11,6 @@
 //! All state here belongs to this thread; other threads see only `phase::Shared`.
 
 use std::io::ErrorKind;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,9 +23,10 @@ use crate::client::{Client, Part, Stage};
 use crate::phase::{Phase, Shared};
 use crate::proc;
 use crate::receive::{self, Expected};
-use crate::schedule::Schedule;
-use crate::sequence::Tracker;
+use crate::schedule::{Schedule, Timetable};
+use crate::sequence::{Tracker, Trouble};
 use crate::settings::{Planned, Settings};
+use crate::slice::Cutter;
 use crate::tally::{Snapshot, Tally};
 use crate::timer::Timer;
 use crate::window::{Gate, Place};
@@ -77,8 +77,9 @@ pub(crate) struct Worker<'a> {
     scratch: Vec<u8>,
     phase: Phase,
     schedule: Option<Schedule>,
-    /// Intended send times that are measured.
-    measured_ns: Range<u64>,
+    /// Open loop: kept when the schedule has been given up.
+    timetable: Option<Timetable>,
+    cutter: Cutter,
     measure_began: Snapshot,
     stall_checked_ns: u64,
     tally: Tally,
@@ -114,7 +115,8 @@ impl<'a> Worker<'a> {
             scratch: vec![0; scratch],
             phase: Phase::Ramp,
             schedule: None,
-            measured_ns: u64::MAX..u64::MAX,
+            timetable: None,
+            cutter: Cutter::new()?,
             measure_began: Snapshot::default(),
             stall_checked_ns: 0,
             tally: Tally::new()?,
@@ -138,6 +140,13 @@ impl<'a> Worker<'a> {
             self.take_due();
             self.write_off_stalls();
             self.flush_queue()?;
+            if events.is_empty() {
+                self.cutter.seen_ns = self.shared.clock.now_ns();
+            }
+            if self.cutter.is_due() {
+                let exchange = &self.shared.threads[self.index].slices;
+                self.cutter.cut(&self.tally, &self.trackers, exchange)?;
+            }
             if !self.abroad.is_empty() {
                 self.notify_abroad();
             }
@@ -145,6 +154,8 @@ impl<'a> Worker<'a> {
                 self.say_how_far();
             }
         }
+        let exchange = &self.shared.threads[self.index].slices;
+        self.cutter.end(&self.tally, &self.trackers, exchange)?;
         self.close_books();
         for client in &mut self.clients {
             client.say_disconnect();
@@ -237,6 +248,7 @@ impl<'a> Worker<'a> {
                     trackers_at: subscriber.trackers_at,
                     publisher_first: subscriber.publisher_first,
                     publishers: subscriber.publishers,
+                    stride: self.settings.stride,
                 };
                 let used = self.receive(index, bytes, expected)?;
                 if !self.clients[index].control.is_empty() {
@@ -249,22 +261,24 @@ impl<'a> Worker<'a> {
 
     #[inline]
     fn receive(&mut self, index: usize, bytes: &[u8], expected: Expected) -> anyhow::Result<usize> {
-        let Self { shared, tally, gates, owned, clients, queue, abroad, .. } = self;
+        let Self { shared, tally, gates, owned, clients, queue, abroad, cutter, .. } = self;
         let now_ns = shared.clock.now_ns();
+        cutter.seen_ns = now_ns;
         let step = self.settings.pace.step();
         let thread = self.index;
-        let measured_ns = self.measured_ns.clone();
+        let timetable = self.timetable;
         // Moved out for the call, because the queue wants the other clients at the same time.
         let mut answers = std::mem::take(&mut clients[index].control);
         let trackers = &mut self.trackers;
         let used =
             receive::as_subscriber(bytes, expected, trackers, &mut answers, |trackers, run| {
                 tally.received += run.count;
-                if measured_ns.contains(&run.intended_ns) {
-                    let latency_ns = now_ns.saturating_sub(run.intended_ns);
-                    tally.latency_ns.saturating_record_n(latency_ns, run.count);
-                }
+                cutter.record(run, expected.stride, timetable, now_ns);
                 let tracker = &mut trackers[run.tracker];
+                if tracker.trouble == Trouble::Fresh {
+                    tracker.trouble = Trouble::Noted;
+                    cutter.watch(run.tracker);
+                }
                 if tracker.next < tracker.target {
                     return;
                 }
@@ -293,16 +307,14 @@ impl<'a> Worker<'a> {
             self.begin_load();
         }
         if phase == Phase::Measure {
-            self.measured_ns = self.shared.began_ns(Phase::Measure)..u64::MAX;
             self.measure_began = self.snapshot();
         }
-        if before <= Phase::Measure && phase > Phase::Measure {
-            self.measured_ns.end = self.shared.began_ns(Phase::Drain);
-            if before == Phase::Measure {
-                self.end_measurement();
-            }
+        if before == Phase::Measure {
+            self.end_measurement();
         }
-        Ok(())
+        let began_ns = self.shared.began_ns(phase);
+        let exchange = &self.shared.threads[self.index].slices;
+        self.cutter.enter(phase, began_ns, &self.tally, &self.trackers, exchange)
     }
 
     fn notify_abroad(&mut self) {
@@ -319,7 +331,8 @@ impl<'a> Worker<'a> {
     /// Draining: tells `run` whether something is still missing.
     fn say_how_far(&self) {
         let next_ns = self.schedule.as_ref().and_then(Schedule::next_ns);
-        let mut unfinished = u64::from(next_ns.is_some_and(|next| next < self.measured_ns.end));
+        let mut unfinished =
+            u64::from(next_ns.is_some_and(|next| next < self.cutter.recorded_ns.end));
         for client in &self.clients {
             let Part::Publisher(publisher) = &client.part else { continue };
             let patched = publisher.block.patched();

@@ -132,7 +132,7 @@ impl Worker<'_> {
                     Pace::Rate(_) => OPEN_LOOP_FRAMES,
                 };
                 let stamp =
-                    Stamp { run: self.settings.run, publisher: id, sequence: 0, intended_ns: 0 };
+                    Stamp { run: self.settings.run, publisher: id, sequence: 0, sent_ns: 0 };
                 let (qos, payload_bytes) = (self.settings.qos, self.settings.payload_bytes);
                 Part::Publisher(Publisher {
                     id,

@@ -1,0 +1,95 @@
+//! What becomes of a result: files, merging, thresholds, search, pages.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::{Fault, broker, loadgen, loadgen_for, report, stderr};
+
+#[test]
+fn a_result_holds_its_series_its_histograms_and_where_it_comes_from() {
+    let pid = std::process::id().to_string();
+    let arguments = ["--json", "--rate", "1000", "--label", "a broker", "--pid", &pid];
+    let result = report(&loadgen_for("1.2", broker(Fault::None), &arguments));
+    assert_eq!((&result["format"], &result["label"]), (&1.into(), &"a broker".into()));
+
+    let series = result["series"].as_array().unwrap();
+    let phases: Vec<&str> = series.iter().map(|point| point["phase"].as_str().unwrap()).collect();
+    for phase in ["connect", "warm_up", "measure"] {
+        assert!(phases.contains(&phase), "{phases:?}");
+    }
+    let sum = |phase: &str, field: &str| -> f64 {
+        let points = series.iter().filter(|point| point["phase"] == phase);
+        points.map(|point| point[field].as_f64().unwrap()).sum()
+    };
+    assert_eq!(sum("measure", "sent"), result["sent"].as_f64().unwrap());
+    assert_eq!(sum("measure", "received"), result["received"].as_f64().unwrap());
+    assert_eq!(sum("connect", "connected"), 10.0);
+    let full = series.iter().find(|point| point["phase"] == "measure").unwrap();
+    assert_eq!(full["at_s"], 0.0);
+    assert_eq!(full["length_s"], 1.0);
+    assert!(full["latency_us"]["p99"].as_f64() >= full["latency_us"]["p50"].as_f64());
+    assert!(full["broker"]["rss_kib"].as_u64() > Some(0), "{full}");
+
+    for name in ["latency", "service_latency", "connect", "schedule_slip"] {
+        let text = result["histograms"][name].as_str().unwrap();
+        assert!(text.starts_with("HISTF"), "{name}: {text}");
+    }
+    let at = |name: &str, percentile: &str| result[name][percentile].as_f64().unwrap();
+    assert!(at("latency_us", "p50") >= at("service_latency_us", "p50"), "{result}");
+
+    let environment = &result["environment"];
+    assert!(environment["cores"].as_u64() > Some(0), "{environment}");
+    assert!(environment["arguments"].as_array().unwrap().contains(&"1000".into()));
+    assert!(result["started_at"].as_str().unwrap().ends_with('Z'));
+}
+
+#[test]
+fn in_a_closed_loop_both_latencies_are_the_same_and_given_once() {
+    let result = report(&loadgen(broker(Fault::None), &["--json"]));
+    assert!(result["latency_us"]["p50"].as_f64() > Some(0.0));
+    assert_eq!(result["service_latency_us"], Value::Null);
+}
+
+#[test]
+fn files_are_written_beside_the_table() {
+    let folder = Folder::new("files");
+    let [out, csv, hgrm] = ["r.json", "r.csv", "r.hgrm"].map(|name| folder.file(name));
+    let arguments = ["--out", &out, "--csv", &csv, "--hgrm", &hgrm];
+    let output = loadgen(broker(Fault::None), &arguments);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("messages/s"), "{output:?}");
+    let result: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
+    let series = result["series"].as_array().unwrap().len();
+    assert_eq!(fs::read_to_string(&csv).unwrap().lines().count(), series + 1);
+    assert!(fs::read_to_string(&hgrm).unwrap().contains("1/(1-Percentile)"));
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_named_after_the_table() {
+    let output = loadgen(broker(Fault::None), &["--out", "/nowhere/r.json"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("messages/s"));
+    assert!(stderr(&output).contains("/nowhere/r.json"), "{}", stderr(&output));
+}
+
+/// Removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("loadgen-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
