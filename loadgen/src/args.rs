@@ -8,11 +8,13 @@ use clap::Parser;
 use clap::builder::RangedI64ValueParser;
 use mailboxqtt::ids::Qos;
 
+pub(crate) use self::command::{Command, Merge};
 pub(crate) use self::outputs::Outputs;
 use crate::payload::STAMP_BYTES;
 use crate::scenario::{Layout, Scenario, Size};
 use crate::settings::Pace;
 
+mod command;
 mod outputs;
 
 /// Clients that deserve a thread of their own: fewer share one, which keeps feedback free.
@@ -38,6 +40,7 @@ const WINDOW_MAX: u64 = 16_384;
 /// For latency use an open loop with --rate: messages leave by an absolute schedule and latency
 /// counts from the scheduled time, so that a broker that stalls cannot hide it.
 #[derive(Clone, Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(version, after_long_help = EXAMPLES, after_help = "--help shows examples")]
 pub(crate) struct Args {
     /// The broker; names are resolved
@@ -126,6 +129,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     pub(crate) outputs: Outputs,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
 }
 
 const EXAMPLES: &str = "\
@@ -147,6 +153,9 @@ Examples:
 
   A broker elsewhere, result for a script:
     loadgen --addr broker.example:1883 --username me --password secret --json
+
+  Two processes at the same time, as one result:
+    loadgen --out a.json & loadgen --out b.json; wait; loadgen merge a.json b.json
 
 Exit code:
   0  everything arrived as its QoS promises

@@ -10,6 +10,7 @@
 //!               └── result ── table, csv, hgrm ── output   what becomes of it
 //! ```
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -19,8 +20,8 @@ use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::args::Args;
-use crate::result::RunResult;
+use crate::args::{Args, Command, Merge, Outputs};
+use crate::result::{Part, RunResult};
 
 mod args;
 mod block;
@@ -52,7 +53,11 @@ const EXIT_NO_RUN: u8 = 2;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match measure(&args) {
+    let done = match &args.command {
+        None => measure(&args),
+        Some(Command::Merge(arguments)) => merge(arguments),
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("loadgen: {error:#}");
@@ -70,4 +75,16 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let outcome = run::run(args, &stop)?;
     output::publish(&RunResult::new(args, &outcome)?, &args.outputs)
+}
+
+fn merge(arguments: &Merge) -> anyhow::Result<ExitCode> {
+    let read = |path: &PathBuf| {
+        Ok(Part { file: path.display().to_string(), result: RunResult::read(path)? })
+    };
+    let parts = arguments.results.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut merged = result::merge(&parts)?;
+    let Outputs { name, label, .. } = &arguments.outputs;
+    merged.name = name.clone().unwrap_or(merged.name);
+    merged.label = label.clone().or(merged.label);
+    output::publish(&merged, &arguments.outputs)
 }

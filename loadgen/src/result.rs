@@ -4,14 +4,17 @@
 //! The JSON is documented in `loadgen/docs/results.md`. Fields may be added to it without notice;
 //! where one changes its meaning or goes, [`FORMAT`] counts up.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::encoded::Encoded;
 pub(crate) use self::environment::{Environment, utc};
+pub(crate) use self::merge::{Part, Source, merge};
 pub(crate) use self::percentiles::Percentiles;
 pub(crate) use self::series::{BrokerSecond, Point, PointPhase, Spread};
 use crate::args::Args;
@@ -20,12 +23,15 @@ use crate::settings::Pace;
 
 mod encoded;
 mod environment;
+mod merge;
 mod percentiles;
 mod series;
 mod validity;
 
 /// Version of the JSON.
 const FORMAT: u32 = 1;
+/// Larger files are not results.
+const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// See the module.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -100,6 +106,9 @@ pub(crate) struct RunResult {
     pub(crate) series: Vec<Point>,
     /// Where it was run; of a merged result, its first part.
     pub(crate) environment: Environment,
+    /// The parts of a merged result.
+    #[serde(default)]
+    pub(crate) merged_from: Vec<Source>,
 }
 
 /// How connecting went.
@@ -238,10 +247,35 @@ impl RunResult {
             },
             series: recorded.points.clone(),
             environment: Environment::here(),
+            merged_from: Vec::new(),
         };
         result.name = args.outputs.name.clone().unwrap_or_else(|| result.words());
         result.judge();
         Ok(result)
+    }
+
+    /// Reads a file that `--out` or `--json` wrote.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let size = fs::metadata(path).with_context(|| format!("{shown} cannot be read"))?.len();
+        if size > FILE_BYTES_MAX {
+            bail!("{shown} is no result: it has {size} bytes");
+        }
+        let text = fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))?;
+        Self::parse(&text).with_context(|| {
+            format!("{shown} is no result of loadgen (--out FILE and --json make one)")
+        })
+    }
+
+    /// Understands what `--json` prints.
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let value: serde_json::Value = serde_json::from_str(text)?;
+        match value.get("format").and_then(serde_json::Value::as_u64) {
+            Some(format) if format == u64::from(FORMAT) => {}
+            Some(format) => bail!("it has format {format}, and this loadgen reads {FORMAT}"),
+            None => bail!("it has no \"format\""),
+        }
+        Ok(serde_json::from_value(value)?)
     }
 
     /// One JSON object on one line.
@@ -315,6 +349,38 @@ fn per_message(cpu: Duration, messages: u64) -> Option<f64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn a_result_survives_its_json() {
+        let original = result(100_000);
+        let read = RunResult::parse(&original.to_json().unwrap()).unwrap();
+        assert_eq!(read.to_json().unwrap(), original.to_json().unwrap());
+        assert_eq!(read.format, 1);
+    }
+
+    #[test]
+    fn another_format_and_no_format_are_refused_with_the_reason() {
+        let json = result(1).to_json().unwrap();
+        let other = json.replace("\"format\":1", "\"format\":2");
+        assert!(RunResult::parse(&other).unwrap_err().to_string().contains("format 2"));
+        assert!(RunResult::parse("{}").unwrap_err().to_string().contains("no \"format\""));
+        assert!(RunResult::parse("{\"format\":1}").is_err());
+        for cut in 0..json.len() {
+            assert!(RunResult::parse(&json[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn fields_that_are_not_known_are_not_in_the_way() {
+        let json = result(1).to_json().unwrap();
+        assert!(RunResult::parse(&json.replacen('{', "{\"later\":[1],", 1)).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = RunResult::read(Path::new("/nowhere/a.json")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/a.json"), "{error}");
+    }
 
     /// A valid open-loop run at QoS 1 of two seconds whose messages all took so long.
     pub(crate) fn result(latency_ns: u64) -> RunResult {
@@ -396,6 +462,7 @@ pub(crate) mod tests {
             },
             series: vec![point(0), point(1)],
             environment: Environment::here(),
+            merged_from: Vec::new(),
         }
     }
 }

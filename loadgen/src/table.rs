@@ -13,7 +13,11 @@ impl fmt::Display for Table<'_> {
         let result = self.0;
         let RunResult { scenario, qos, clients, threads, connect, generator, .. } = result;
         let plural = if *threads == 1 { "thread" } else { "threads" };
-        line(f, "scenario", format_args!("{scenario}, QoS {qos}, {clients} clients"))?;
+        let parts = match result.merged_from.len() {
+            0 => String::new(),
+            parts => format!(", of {parts} processes"),
+        };
+        line(f, "scenario", format_args!("{scenario}, QoS {qos}, {clients} clients{parts}"))?;
         line(
             f,
             "connected",

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
@@ -71,6 +72,55 @@ fn a_file_that_cannot_be_written_is_named_after_the_table() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stdout).contains("messages/s"));
     assert!(stderr(&output).contains("/nowhere/r.json"), "{}", stderr(&output));
+}
+
+#[test]
+fn two_processes_at_the_same_time_are_merged_to_one_result() {
+    let folder = Folder::new("merge");
+    let broker = broker(Fault::None);
+    let [a, b] = ["a.json", "b.json"].map(|name| folder.file(name));
+    std::thread::scope(|scope| {
+        for (out, topics) in [(&a, "a"), (&b, "b")] {
+            let arguments = ["--rate", "500", "--qos", "1", "--out", out, "--topic-prefix", topics];
+            scope.spawn(move || loadgen_for("2", broker, &arguments));
+        }
+    });
+    let output = run(&["merge", &a, &b, "--json"]);
+    let merged = report(&output);
+    let [a, b] = [a, b]
+        .map(|path| -> Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() });
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let sum = |field: &str| a[field].as_u64().unwrap() + b[field].as_u64().unwrap();
+    for field in ["sent", "received", "clients", "expected_total"] {
+        assert_eq!(merged[field].as_u64(), Some(sum(field)), "{field}");
+    }
+    assert_eq!(merged["merged_from"].as_array().unwrap().len(), 2);
+    assert_eq!(merged["rate_per_s"], 1_000.0);
+}
+
+#[test]
+fn results_that_cannot_be_merged_are_refused_with_a_sentence() {
+    let folder = Folder::new("refused");
+    let broker = broker(Fault::None);
+    let [a, b, c] = ["a.json", "b.json", "c.json"].map(|name| folder.file(name));
+    loadgen(broker, &["--out", &a]);
+    loadgen(broker, &["--out", &b, "--qos", "1"]);
+    fs::write(&c, "{\"format\": 7}").unwrap();
+    for (other, words) in [
+        (&b, "the QoS is 0 in one and 1 in the other"),
+        (&a, "are the same run"),
+        (&c, "it has format 7"),
+        (&folder.file("d.json"), "d.json cannot be read"),
+    ] {
+        let output = run(&["merge", &a, other]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    }
+}
+
+/// Without a broker.
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_loadgen")).args(arguments).output().unwrap()
 }
 
 /// Removed at the end.
