@@ -9,7 +9,7 @@ use clap::builder::RangedI64ValueParser;
 use mailboxqtt::ids::Qos;
 
 pub(crate) use self::command::{Command, Merge};
-pub(crate) use self::outputs::Outputs;
+pub(crate) use self::outputs::{Outputs, SearchArgs};
 use crate::payload::STAMP_BYTES;
 use crate::scenario::{Layout, Scenario, Size};
 use crate::settings::Pace;
@@ -130,6 +130,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) outputs: Outputs,
 
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }
@@ -154,13 +157,22 @@ Examples:
   A broker elsewhere, result for a script:
     loadgen --addr broker.example:1883 --username me --password secret --json
 
+  The highest rate at which 99 % of the messages take less than 5 ms:
+    loadgen --clients 20 --qos 1 --search 'p99<5ms'
+
+  A check for CI:
+    loadgen --clients 20 --qos 1 --rate 5000 --fail-if 'p99>5ms' --fail-if 'lost>0'
+
   Two processes at the same time, as one result:
     loadgen --out a.json & loadgen --out b.json; wait; loadgen merge a.json b.json
 
 Exit code:
   0  everything arrived as its QoS promises
   1  something was lost or not acknowledged at QoS 1 or 2, or arrived twice at QoS 2
-  2  the run could not be done: no broker, connection refused or broken, bad arguments";
+  2  the run could not be done: no broker, connection refused or broken, bad arguments
+  3  a condition of --fail-if holds, or the bound of --search at no rate
+  4  the run is void (see its reasons), and --strict or --fail-if was given
+The first that applies, in the order 2, 1, 3, 4.";
 
 impl Args {
     /// The quality of service.

@@ -39,11 +39,13 @@ mod result;
 mod run;
 mod scenario;
 mod schedule;
+mod search;
 mod sequence;
 mod settings;
 mod slice;
 mod table;
 mod tally;
+mod threshold;
 mod timer;
 mod window;
 mod worker;
@@ -73,8 +75,11 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
         flag::register_conditional_default(signal, Arc::clone(&stop)).context("signals")?;
         flag::register(signal, Arc::clone(&stop)).context("signals")?;
     }
-    let outcome = run::run(args, &stop)?;
-    output::publish(&RunResult::new(args, &outcome)?, &args.outputs)
+    let result = match &args.search.search {
+        Some(bound) => search::search(args, bound, &stop)?,
+        None => RunResult::new(args, &run::run(args, &stop)?)?,
+    };
+    output::publish(&result, &args.outputs)
 }
 
 fn merge(arguments: &Merge) -> anyhow::Result<ExitCode> {

@@ -16,6 +16,10 @@ use crate::{csv, hgrm};
 
 /// The broker broke a promise of the QoS.
 const EXIT_BROKEN_PROMISE: u8 = 1;
+/// A condition of `--fail-if` holds, or the bound of `--search` at no rate.
+const EXIT_FAILED: u8 = 3;
+/// The run says nothing about the broker.
+const EXIT_VOID: u8 = 4;
 
 /// Prints and writes a result as it is asked for.
 pub(crate) fn publish(result: &RunResult, outputs: &Outputs) -> anyhow::Result<ExitCode> {
@@ -37,16 +41,37 @@ pub(crate) fn publish(result: &RunResult, outputs: &Outputs) -> anyhow::Result<E
         let latency_ns = latency.map_or_else(|| Ok(histogram()?), Encoded::decode)?;
         write_file(path, |file| Ok(hgrm::write(file, &latency_ns)?))?;
     }
-    Ok(exit_code(result))
+    Ok(verdict(result, outputs))
 }
 
-/// Says on standard error what is wrong with a result.
-fn exit_code(result: &RunResult) -> ExitCode {
+/// The exit code; says on standard error what it comes from.
+fn verdict(result: &RunResult, outputs: &Outputs) -> ExitCode {
     let broken = result.broken_promises();
+    let failed = outputs.fail_if.iter().filter_map(|threshold| threshold.failure(result));
+    let nowhere = result.search.as_ref().filter(|search| search.highest_per_s.is_none());
+    let failed: Vec<String> = nowhere
+        .map(|search| format!("{} held at no rate", search.bound))
+        .into_iter()
+        .chain(failed)
+        .collect();
+    let must_be_valid = outputs.strict || !outputs.fail_if.is_empty();
     for sentence in &broken {
         eprintln!("loadgen: {sentence}");
     }
-    if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN_PROMISE) }
+    for sentence in &failed {
+        eprintln!("loadgen: failed: {sentence}");
+    }
+    if must_be_valid {
+        for reason in &result.invalid_because {
+            eprintln!("loadgen: void: {reason}");
+        }
+    }
+    ExitCode::from(match () {
+        () if !broken.is_empty() => EXIT_BROKEN_PROMISE,
+        () if !failed.is_empty() => EXIT_FAILED,
+        () if must_be_valid && !result.valid => EXIT_VOID,
+        () => return ExitCode::SUCCESS,
+    })
 }
 
 fn write_file(

@@ -16,6 +16,7 @@ pub(crate) use self::encoded::Encoded;
 pub(crate) use self::environment::{Environment, utc};
 pub(crate) use self::merge::{Part, Source, merge};
 pub(crate) use self::percentiles::Percentiles;
+pub(crate) use self::search::{Search, Step};
 pub(crate) use self::series::{BrokerSecond, Point, PointPhase, Spread};
 use crate::args::Args;
 use crate::run::Outcome;
@@ -25,6 +26,7 @@ mod encoded;
 mod environment;
 mod merge;
 mod percentiles;
+mod search;
 mod series;
 mod validity;
 
@@ -109,6 +111,9 @@ pub(crate) struct RunResult {
     /// The parts of a merged result.
     #[serde(default)]
     pub(crate) merged_from: Vec<Source>,
+    /// The search that this is the best step of.
+    #[serde(default)]
+    pub(crate) search: Option<Search>,
 }
 
 /// How connecting went.
@@ -248,6 +253,7 @@ impl RunResult {
             series: recorded.points.clone(),
             environment: Environment::here(),
             merged_from: Vec::new(),
+            search: None,
         };
         result.name = args.outputs.name.clone().unwrap_or_else(|| result.words());
         result.judge();
@@ -463,6 +469,7 @@ pub(crate) mod tests {
             series: vec![point(0), point(1)],
             environment: Environment::here(),
             merged_from: Vec::new(),
+            search: None,
         }
     }
 }

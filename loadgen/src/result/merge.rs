@@ -100,6 +100,7 @@ pub(crate) fn merge(parts: &[Part]) -> anyhow::Result<RunResult> {
         broker: broker(parts, received_per_s, ready),
         series: series(parts)?,
         merged_from: parts.iter().map(Part::source).collect(),
+        search: None,
         histograms,
         ..base.clone()
     };

@@ -118,6 +118,74 @@ fn results_that_cannot_be_merged_are_refused_with_a_sentence() {
     }
 }
 
+#[test]
+fn a_condition_that_holds_is_exit_code_3_and_a_sentence_each() {
+    let arguments = ["--rate", "500", "--fail-if", "p50>1ns", "--fail-if", "received_per_s>=1"];
+    let output = loadgen(broker(Fault::None), &arguments);
+    assert_eq!(output.status.code(), Some(3));
+    let sentences = stderr(&output);
+    assert!(sentences.contains("failed: p50 is"), "{sentences}");
+    assert!(sentences.contains("failed: received_per_s is"), "{sentences}");
+}
+
+#[test]
+fn a_condition_that_is_none_is_refused_before_the_run() {
+    let output = run(&["--fail-if", "p98>5ms"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("one of p50, p90"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_void_run_passes_no_threshold_and_no_strict_check() {
+    // The schedule asks for more than any machine can do.
+    let unreachable = ["--rate", "90000000", "--clients", "2"];
+    let broker = broker(Fault::None);
+    for (more, code) in [
+        (&["--strict"][..], 4),
+        (&["--fail-if", "duplicated>0"], 4),
+        (&["--fail-if", "duplicated>=0"], 3),
+        (&[], 0),
+    ] {
+        let arguments = [&unreachable[..], more].concat();
+        let output = loadgen(broker, &arguments);
+        assert_eq!(output.status.code(), Some(code), "{more:?}: {}", stderr(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("VOID"), "{output:?}");
+    }
+}
+
+#[test]
+fn a_search_prints_its_steps_and_returns_the_best_one() {
+    // Everything over 2,500 messages in a run ends the connection: a rate that no step sustains.
+    let arguments = ["--search", "p99<10s", "--search-step-s", "0.3", "--json", "--clients", "2"];
+    let output = loadgen(broker(Fault::CloseAfter(2_500)), &arguments);
+    let result = report(&output);
+    let steps = result["search"]["steps"].as_array().unwrap();
+    assert_eq!(stderr(&output).matches("/s  held").count(), held(steps).len(), "{output:?}");
+    // On a machine that is busy with other things even the first step may be void.
+    let highest = held(steps).into_iter().reduce(f64::max);
+    assert_eq!(result["search"]["highest_per_s"].as_f64(), highest);
+    assert_eq!(output.status.code(), Some(if highest.is_some() { 0 } else { 3 }));
+    if highest.is_some() {
+        assert_eq!(result["rate_per_s"].as_f64(), highest);
+    }
+    assert!(steps.iter().any(|step| step["because"].as_str().is_some()), "{result}");
+}
+
+#[test]
+fn a_bound_that_no_rate_keeps_is_exit_code_3() {
+    let arguments = ["--search", "p99<1ns", "--search-step-s", "0.1"];
+    let output = loadgen(broker(Fault::None), &arguments);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("p99<1ns held at no rate"), "{}", stderr(&output));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(printed.contains("does not even hold at"), "{printed}");
+}
+
+fn held(steps: &[Value]) -> Vec<f64> {
+    let held = steps.iter().filter(|step| step["held"] == true);
+    held.map(|step| step["rate_per_s"].as_f64().unwrap()).collect()
+}
+
 /// Without a broker.
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loadgen")).args(arguments).output().unwrap()
