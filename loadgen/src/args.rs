@@ -9,7 +9,7 @@ use clap::builder::RangedI64ValueParser;
 use mailboxqtt::ids::Qos;
 
 pub(crate) use self::command::{Command, Merge};
-pub(crate) use self::outputs::{Outputs, SearchArgs};
+pub(crate) use self::outputs::{Conduct, Outputs};
 use crate::payload::STAMP_BYTES;
 use crate::scenario::{Layout, Scenario, Size};
 use crate::settings::Pace;
@@ -131,7 +131,7 @@ pub(crate) struct Args {
     pub(crate) outputs: Outputs,
 
     #[command(flatten)]
-    pub(crate) search: SearchArgs,
+    pub(crate) conduct: Conduct,
 
     #[command(subcommand)]
     pub(crate) command: Option<Command>,

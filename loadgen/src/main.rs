@@ -6,6 +6,7 @@
 //!               │            ├── receive ── sequence, payload   what arrives
 //!               │            └── pacing ── window, schedule     what may leave
 //!               ├── phase, settings               what the threads share
+//!               ├── live                          what is shown meanwhile
 //!               ├── slice ── recorder, tally      what was measured
 //!               └── result ── table, csv, hgrm ── output   what becomes of it
 //! ```
@@ -29,6 +30,7 @@ mod client;
 mod clock;
 mod csv;
 mod hgrm;
+mod live;
 mod output;
 mod payload;
 mod phase;
@@ -75,7 +77,7 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
         flag::register_conditional_default(signal, Arc::clone(&stop)).context("signals")?;
         flag::register(signal, Arc::clone(&stop)).context("signals")?;
     }
-    let result = match &args.search.search {
+    let result = match &args.conduct.search {
         Some(bound) => search::search(args, bound, &stop)?,
         None => RunResult::new(args, &run::run(args, &stop)?)?,
     };

@@ -107,6 +107,11 @@ impl<'a> Recorder<'a> {
         Ok(self.points.len() > points)
     }
 
+    /// The last complete second.
+    pub(crate) fn last(&self) -> Option<&Point> {
+        self.points.last().map(|(_, point)| point)
+    }
+
     /// After all threads have ended: what there is in all.
     pub(crate) fn finish(mut self) -> anyhow::Result<Recorded> {
         self.sample(self.shared.clock.now_ns())?;

@@ -7,12 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use mailboxqtt::ids::Qos;
 use mio::{Poll, Waker};
 
 use crate::args::Args;
 use crate::clock::Clock;
+use crate::live::Live;
 use crate::phase::{Phase, Shared};
 use crate::proc::{self, Usage};
 use crate::recorder::{Recorded, Recorder};
@@ -110,8 +111,10 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
             }));
         }
         let recorder = Recorder::new(&shared, args.pid)?;
-        let mut steering = Steering { args, shared: &shared, stop, recorder };
+        let live = Live::new(args.conduct.quiet, pace.to_string());
+        let mut steering = Steering { args, shared: &shared, stop, recorder, live };
         let steered = steering.through_phases(clients, usage);
+        steering.live.clear();
         shared.enter(Phase::Stop);
 
         // The thread that failed knows more than the steering that noticed it.
@@ -149,6 +152,7 @@ struct Steering<'a> {
     shared: &'a Shared,
     stop: &'a AtomicBool,
     recorder: Recorder<'a>,
+    live: Live,
 }
 
 struct Steered {
@@ -196,9 +200,7 @@ impl Steering<'_> {
 
     /// Waits until all clients are ready, with a progress bar where somebody looks.
     fn ramp(&mut self, clients: usize) -> anyhow::Result<()> {
-        let bar = ProgressBar::new(clients as u64);
-        let template = "connecting {wide_bar} {pos}/{len} {per_sec} {eta}";
-        bar.set_style(ProgressStyle::with_template(template).context("progress bar")?);
+        let bar = self.live.connecting(clients);
         let ramped = self.wait_until_ready(clients, &bar);
         bar.finish_and_clear();
         ramped
@@ -230,7 +232,12 @@ impl Steering<'_> {
         let until = Instant::now() + time;
         while !self.is_stopped() {
             self.check_threads()?;
-            self.recorder.look()?;
+            if self.recorder.look()?
+                && let Some(second) = self.recorder.last()
+            {
+                let gone = time.saturating_sub(until.saturating_duration_since(Instant::now()));
+                self.live.show(self.shared.phase(), gone, time, second);
+            }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;

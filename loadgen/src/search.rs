@@ -83,7 +83,7 @@ fn attempt(
 ) -> anyhow::Result<(Option<RunResult>, Option<String>)> {
     let mut args = args.clone();
     args.rate = Some(rate);
-    args.duration = args.search.search_step_s;
+    args.duration = args.conduct.search_step_s;
     args.warmup = args.warmup.min(WARMUP_MAX);
     let result = RunResult::new(&args, &run::run(&args, stop)?)?;
     let because = failure(bound, &result);

@@ -48,10 +48,10 @@ pub(crate) struct Outputs {
     pub(crate) strict: bool,
 }
 
-/// The search for a rate.
+/// How a run goes about it.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Search")]
-pub(crate) struct SearchArgs {
+#[command(next_help_heading = "Search and view")]
+pub(crate) struct Conduct {
     /// Find the highest open-loop rate at which this holds and nothing is lost, as in 'p99<5ms'
     ///
     /// Takes p50, p90, p99, p99.9, p99.99 or max, from the intended send time. Doubles the rate
@@ -63,4 +63,8 @@ pub(crate) struct SearchArgs {
     /// Seconds that each step of the search measures, after a second of warm-up at most
     #[arg(long, value_name = "S", default_value = "3", value_parser = super::seconds)]
     pub(crate) search_step_s: Duration,
+
+    /// Show nothing while it runs
+    #[arg(long)]
+    pub(crate) quiet: bool,
 }

@@ -186,6 +186,13 @@ fn held(steps: &[Value]) -> Vec<f64> {
     held.map(|step| step["rate_per_s"].as_f64().unwrap()).collect()
 }
 
+#[test]
+fn nothing_of_the_live_view_goes_into_a_pipe() {
+    let output = loadgen_for("1.3", broker(Fault::None), &[]);
+    assert_eq!(stderr(&output), "");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("measuring"), "{output:?}");
+}
+
 /// Without a broker.
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loadgen")).args(arguments).output().unwrap()
