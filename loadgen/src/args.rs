@@ -8,7 +8,7 @@ use clap::Parser;
 use clap::builder::RangedI64ValueParser;
 use mailboxqtt::ids::Qos;
 
-pub(crate) use self::command::{Command, Merge};
+pub(crate) use self::command::{Command, Merge, Report};
 pub(crate) use self::outputs::{Conduct, Outputs};
 use crate::payload::STAMP_BYTES;
 use crate::scenario::{Layout, Scenario, Size};
@@ -165,6 +165,10 @@ Examples:
 
   Two processes at the same time, as one result:
     loadgen --out a.json & loadgen --out b.json; wait; loadgen merge a.json b.json
+
+  Two brokers side by side, as a page to look at:
+    loadgen --addr a:1883 --label a --out a.json; loadgen --addr b:1883 --label b --out b.json
+    loadgen report --out compared.html a.json b.json
 
 Exit code:
   0  everything arrived as its QoS promises

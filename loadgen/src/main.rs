@@ -8,7 +8,7 @@
 //!               ├── phase, settings               what the threads share
 //!               ├── live                          what is shown meanwhile
 //!               ├── slice ── recorder, tally      what was measured
-//!               └── result ── table, csv, hgrm ── output   what becomes of it
+//!               └── result ── table, csv, hgrm, page ── output   what becomes of it
 //! ```
 
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::args::{Args, Command, Merge, Outputs};
+use crate::args::{Args, Command, Merge, Outputs, Report};
 use crate::result::{Part, RunResult};
 
 mod args;
@@ -32,6 +32,7 @@ mod csv;
 mod hgrm;
 mod live;
 mod output;
+mod page;
 mod payload;
 mod phase;
 mod proc;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     let done = match &args.command {
         None => measure(&args),
         Some(Command::Merge(arguments)) => merge(arguments),
+        Some(Command::Report(arguments)) => report(arguments),
     };
     match done {
         Ok(code) => code,
@@ -94,4 +96,11 @@ fn merge(arguments: &Merge) -> anyhow::Result<ExitCode> {
     merged.name = name.clone().unwrap_or(merged.name);
     merged.label = label.clone().or(merged.label);
     output::publish(&merged, &arguments.outputs)
+}
+
+fn report(arguments: &Report) -> anyhow::Result<ExitCode> {
+    let read = |path: &PathBuf| RunResult::read(path);
+    let results = arguments.results.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    output::write_page(&arguments.out, &results)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -12,7 +12,7 @@ use crate::args::Outputs;
 use crate::result::{Encoded, RunResult};
 use crate::table::Table;
 use crate::tally::histogram;
-use crate::{csv, hgrm};
+use crate::{csv, hgrm, page};
 
 /// The broker broke a promise of the QoS.
 const EXIT_BROKEN_PROMISE: u8 = 1;
@@ -41,7 +41,16 @@ pub(crate) fn publish(result: &RunResult, outputs: &Outputs) -> anyhow::Result<E
         let latency_ns = latency.map_or_else(|| Ok(histogram()?), Encoded::decode)?;
         write_file(path, |file| Ok(hgrm::write(file, &latency_ns)?))?;
     }
+    if let Some(path) = &outputs.report {
+        write_page(path, std::slice::from_ref(result))?;
+    }
     Ok(verdict(result, outputs))
+}
+
+/// Draws results as a page.
+pub(crate) fn write_page(path: &Path, results: &[RunResult]) -> anyhow::Result<()> {
+    let page = page::render(results)?;
+    write_file(path, |file| Ok(file.write_all(page.as_bytes())?))
 }
 
 /// The exit code; says on standard error what it comes from.

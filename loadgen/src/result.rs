@@ -21,6 +21,7 @@ pub(crate) use self::series::{BrokerSecond, Point, PointPhase, Spread};
 use crate::args::Args;
 use crate::run::Outcome;
 use crate::settings::Pace;
+use crate::table::grouped;
 
 mod encoded;
 mod environment;
@@ -317,7 +318,8 @@ impl RunResult {
             return format!("{scenario}, {clients} clients");
         }
         let pace = match (self.rate_per_s, self.window) {
-            (Some(rate), _) => format!("{rate} msg/s"),
+            (Some(rate), _) if rate < 10.0 => format!("{rate} msg/s"),
+            (Some(rate), _) => format!("{} msg/s", grouped(rate)),
             (None, Some(window)) => format!("window {window}"),
             (None, None) => String::new(),
         };

@@ -11,6 +11,8 @@ use super::Outputs;
 pub(crate) enum Command {
     /// Merge the results of processes, on one machine or several, that ran at the same time
     Merge(Merge),
+    /// Draw any number of results as one HTML page that needs nothing but its file
+    Report(Report),
 }
 
 /// `loadgen merge`.
@@ -22,4 +24,16 @@ pub(crate) struct Merge {
 
     #[command(flatten)]
     pub(crate) outputs: Outputs,
+}
+
+/// `loadgen report`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Report {
+    /// Results that --out or --json wrote
+    #[arg(required = true, value_name = "RESULT.json")]
+    pub(crate) results: Vec<PathBuf>,
+
+    /// The page
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) out: PathBuf,
 }

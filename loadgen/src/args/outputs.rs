@@ -27,6 +27,10 @@ pub(crate) struct Outputs {
     #[arg(long, value_name = "FILE.hgrm")]
     pub(crate) hgrm: Option<PathBuf>,
 
+    /// Draw the result as an HTML page that needs nothing but its file
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+
     /// What to call the run in results [default: scenario, clients, QoS, payload and pace]
     #[arg(long, value_name = "TEXT")]
     pub(crate) name: Option<String>,

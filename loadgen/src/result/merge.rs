@@ -289,7 +289,7 @@ mod tests {
         let merged = merge(&[part("a", |_| ()), part("b", |_| ())]).unwrap();
         assert_eq!((merged.clients, merged.publishers, merged.sent), (40, 20, 4_000));
         assert_eq!((merged.rate_per_s, merged.received_per_s), (Some(2_000.0), 2_000.0));
-        assert_eq!(merged.name, "p2p, 40 clients, QoS 1, 64 B, 2000 msg/s");
+        assert_eq!(merged.name, "p2p, 40 clients, QoS 1, 64 B, 2,000 msg/s");
         let latency_ns = merged.histograms.latency.unwrap().decode().unwrap();
         assert_eq!(latency_ns.len(), 4_000);
         let latency_us = merged.latency_us.unwrap();

@@ -4,6 +4,7 @@
 use hdrhistogram::Histogram;
 
 use super::RunResult;
+use crate::table::grouped;
 
 /// Of CPU time of one thread: beyond, it is the generator that is measured.
 const SATURATED_PERCENT: f64 = 95.0;
@@ -49,8 +50,10 @@ impl RunResult {
         let share = missed as f64 / scheduled.max(1) as f64;
         if share > MISSED_MAX {
             reasons.push(format!(
-                "{missed} of {scheduled} messages ({:.1} %) left more than 1 ms after their time: \
+                "{} of {} messages ({:.1} %) left more than 1 ms after their time: \
                  the generator was saturated, or the broker held it back",
+                grouped(missed as f64),
+                grouped(scheduled as f64),
                 share * 100.0
             ));
         }
@@ -58,8 +61,10 @@ impl RunResult {
         let sent = self.sent;
         if scheduled as f64 * (1.0 - SHORT_MAX) > sent as f64 + 2.0 {
             reasons.push(format!(
-                "only {sent} of {scheduled} scheduled messages left in time: the generator was \
-                 saturated, or the broker held it back"
+                "only {} of {} scheduled messages left in time: the generator was saturated, or \
+                 the broker held it back",
+                grouped(sent as f64),
+                grouped(scheduled as f64)
             ));
         }
         reasons
@@ -97,7 +102,7 @@ mod tests {
     fn missed_deadlines_a_schedule_behind_silence_and_an_interruption_void_a_run() {
         for (spoil, word) in [
             ((|result| result.generator.missed_deadlines = 3) as fn(&mut RunResult), "1 ms"),
-            (|result| result.sent = 1_970, "only 1970 of 2000"),
+            (|result| result.sent = 1_970, "only 1,970 of 2,000"),
             (|result| result.received = 0, "nothing"),
             (|result| result.interrupted = true, "interrupted"),
         ] {

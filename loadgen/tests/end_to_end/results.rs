@@ -193,6 +193,23 @@ fn nothing_of_the_live_view_goes_into_a_pipe() {
     assert!(!String::from_utf8_lossy(&output.stdout).contains("measuring"), "{output:?}");
 }
 
+#[test]
+fn a_page_of_a_run_and_a_page_of_several_results_are_written() {
+    let folder = Folder::new("page");
+    let broker = broker(Fault::None);
+    let [a, b, one, both] =
+        ["a.json", "b.json", "one.html", "both.html"].map(|name| folder.file(name));
+    loadgen_for("1.2", broker, &["--label", "broker one", "--out", &a, "--report", &one]);
+    loadgen_for("1.2", broker, &["--label", "broker two", "--out", &b]);
+    let output = run(&["report", "--out", &both, &a, &b]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let [one, both] = [one, both].map(|path| fs::read_to_string(path).unwrap());
+    assert!(one.contains("broker one") && !one.contains("broker two"));
+    for text in ["broker one", "broker two", "Latency by percentile", "99 %"] {
+        assert!(both.contains(text), "{text} is not in the page");
+    }
+}
+
 /// Without a broker.
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loadgen")).args(arguments).output().unwrap()
