@@ -10,13 +10,17 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use mailboxqtt::ids::Qos;
 
-use crate::args::load::Load;
+pub(crate) use self::command::{Command, Merge, Report};
+pub(crate) use self::load::Load;
+pub(crate) use self::outputs::{Conduct, Outputs};
 use crate::payload::{PUBLISHERS_MAX, STAMP_BYTES};
 use crate::presets::Preset;
 use crate::scenario::{Layout, Scenario, Size};
 use crate::settings::Pace;
 
-pub(crate) mod load;
+mod command;
+mod load;
+mod outputs;
 
 /// Clients that deserve a thread of their own: fewer share one, which keeps feedback free.
 const CLIENTS_PER_THREAD: usize = 500;
@@ -41,6 +45,7 @@ const WINDOW_MAX: u64 = 16_384;
 /// For latency use an open loop with --rate: messages leave by an absolute schedule and latency
 /// counts from the scheduled time, so that a broker that stalls cannot hide it.
 #[derive(Clone, Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(version, after_long_help = EXAMPLES, after_help = "--help shows examples")]
 pub(crate) struct Args {
     /// The broker; names are resolved
@@ -107,10 +112,6 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) pid: Option<u32>,
 
-    /// Print one JSON object instead of the table
-    #[arg(long)]
-    pub(crate) json: bool,
-
     /// Threads [default: one per core, but at most one per 500 clients]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
     pub(crate) threads: Option<u32>,
@@ -134,6 +135,15 @@ pub(crate) struct Args {
     /// Makes client identifiers and payloads the same in every run [default: different ones]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u32>,
+
+    #[command(flatten)]
+    pub(crate) outputs: Outputs,
+
+    #[command(flatten)]
+    pub(crate) conduct: Conduct,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
 }
 
 const EXAMPLES: &str = "\
@@ -159,10 +169,26 @@ Examples:
   A broker elsewhere, result for a script:
     loadgen --addr broker.example:1883 --username me --password secret --json
 
+  The highest rate at which 99 % of the messages take less than 5 ms:
+    loadgen --clients 20 --qos 1 --search 'p99<5ms'
+
+  A check for CI:
+    loadgen --clients 20 --qos 1 --rate 5000 --fail-if 'p99>5ms' --fail-if 'lost>0'
+
+  Two processes at the same time, as one result:
+    loadgen --out a.json & loadgen --out b.json; wait; loadgen merge a.json b.json
+
+  Two brokers side by side, as a page to look at:
+    loadgen --addr a:1883 --label a --out a.json; loadgen --addr b:1883 --label b --out b.json
+    loadgen report --out compared.html a.json b.json
+
 Exit code:
   0  everything arrived as its QoS promises
   1  something was lost or not acknowledged at QoS 1 or 2, or arrived twice at QoS 2
-  2  the run could not be done: no broker, connection refused or broken, bad arguments";
+  2  the run could not be done: no broker, connection refused or broken, bad arguments
+  3  a condition of --fail-if holds, or the bound of --search at no rate
+  4  the run is void (see its reasons), and --strict or --fail-if was given
+The first that applies, in the order 2, 1, 3, 4.";
 
 impl Args {
     /// Reads a command line, whose first word is the name of the program.

@@ -5,13 +5,14 @@
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
 use crate::phase::Shared;
-use crate::report::{Percentiles, grouped, line, row};
+use crate::result::Percentiles;
 use crate::scenario::{Layout, Role, Scenario};
 use crate::settings::Settings;
+use crate::table::{figures, grouped, heads, line};
 
 mod churn;
 mod slow;
@@ -42,7 +43,7 @@ pub(crate) enum Beside {
 }
 
 /// What it has shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum BesideReport {
     /// Subscribers that read slowly.
@@ -166,9 +167,8 @@ impl fmt::Display for BesideReport {
                     ),
                 )?;
                 let Some(latency) = latency_us else { return Ok(()) };
-                let head = ["p50", "p90", "p99", "p99.9", "p99.99", "max"];
-                line(f, "  µs", format_args!("{}", row(head)))?;
-                line(f, "  answered in", format_args!("{latency}"))
+                line(f, "  µs", format_args!("{}", heads()))?;
+                line(f, "  answered in", format_args!("{}", figures(latency)))
             }
         }
     }

@@ -234,7 +234,7 @@ mod tests {
                         panic!("not a PUBLISH");
                     };
                     let stamp = Stamp::read(publish.payload).unwrap();
-                    assert_eq!((stamp.sequence, stamp.intended_low), (n, n * 10));
+                    assert_eq!((stamp.sequence, stamp.sent_low), (n, n * 10));
                     assert_eq!(publish.delivery.id().unwrap().get(), n as u16 + 1);
                 }
                 block.wrote(bytes.len());
@@ -272,7 +272,7 @@ mod tests {
             assert_eq!(publish.properties.topic_alias(), Some(1));
             assert_eq!(publish.delivery.id().unwrap().get(), n as u16 + 1);
             let stamp = Stamp::read(publish.payload).unwrap();
-            assert_eq!((stamp.sequence, stamp.intended_low), (n, n + 7));
+            assert_eq!((stamp.sequence, stamp.sent_low), (n, n + 7));
         }
         assert_eq!(block.patched(), 4);
     }

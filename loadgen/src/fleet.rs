@@ -21,7 +21,7 @@ use crate::handshake::{Login, Session};
 use crate::receive::{self, Broken};
 use crate::settings::Settings;
 use crate::source;
-use crate::tally::TIME_NS_MAX;
+use crate::tally::histogram;
 use crate::timer::Timer;
 
 pub(crate) mod receiver;
@@ -119,7 +119,7 @@ impl<'a> Fleet<'a> {
             touched: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES.max(2 * (settings.payload_bytes + 70_000))],
             retries: 0,
-            connect_ns: Histogram::new_with_bounds(1, TIME_NS_MAX, 3)?,
+            connect_ns: histogram()?,
         })
     }
 

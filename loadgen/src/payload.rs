@@ -30,8 +30,9 @@ pub(crate) struct Stamp {
     pub(crate) source: Source,
     /// Counts the messages of one publisher from zero.
     pub(crate) sequence: u64,
-    /// When the message was meant to leave: the low 48 bits, see [`widen`].
-    pub(crate) intended_low: u64,
+    /// When the message left: the low 48 bits, see [`widen`]. In an open loop the time table knows when
+    /// it was meant to.
+    pub(crate) sent_low: u64,
 }
 
 /// One publisher of one run. Publishers with consecutive numbers are consecutive sources.
@@ -56,9 +57,9 @@ impl Source {
 impl Stamp {
     /// The stamp of a message.
     #[inline]
-    pub(crate) fn new(source: Source, sequence: u64, intended_ns: u64) -> Self {
-        let intended_low = intended_ns & low(TIME_BITS);
-        Self { source, sequence: sequence & low(SEQUENCE_BITS), intended_low }
+    pub(crate) fn new(source: Source, sequence: u64, sent_ns: u64) -> Self {
+        let sent_low = sent_ns & low(TIME_BITS);
+        Self { source, sequence: sequence & low(SEQUENCE_BITS), sent_low }
     }
 
     /// Reads the head of a payload; `None` when it is too short to be one of ours.
@@ -68,17 +69,17 @@ impl Stamp {
         Some(Self {
             source: Source(head as u64 & low(SOURCE_BITS)),
             sequence: (head >> SOURCE_BITS) as u64 & low(SEQUENCE_BITS),
-            intended_low: (head >> (SOURCE_BITS + SEQUENCE_BITS)) as u64,
+            sent_low: (head >> (SOURCE_BITS + SEQUENCE_BITS)) as u64,
         })
     }
 
     /// As it goes over the wire.
     #[inline]
     pub(crate) fn to_bytes(self) -> [u8; STAMP_BYTES] {
-        let Self { source, sequence, intended_low } = self;
+        let Self { source, sequence, sent_low } = self;
         let head = u128::from(source.0)
             | u128::from(sequence) << SOURCE_BITS
-            | u128::from(intended_low) << (SOURCE_BITS + SEQUENCE_BITS);
+            | u128::from(sent_low) << (SOURCE_BITS + SEQUENCE_BITS);
         head.to_le_bytes()
     }
 
@@ -92,9 +93,9 @@ impl Stamp {
 
 /// The time that has these low 48 bits and is nearest to `now_ns`.
 #[inline]
-pub(crate) fn widen(intended_low: u64, now_ns: u64) -> u64 {
+pub(crate) fn widen(sent_low: u64, now_ns: u64) -> u64 {
     let shift = u64::BITS - TIME_BITS;
-    let ago = ((now_ns.wrapping_sub(intended_low) << shift) as i64) >> shift;
+    let ago = ((now_ns.wrapping_sub(sent_low) << shift) as i64) >> shift;
     now_ns.saturating_add_signed(ago.saturating_neg())
 }
 
@@ -136,10 +137,10 @@ mod tests {
             for ago_ns in [0, 1, 5_000_000_000] {
                 let intended_ns = u64::saturating_sub(now_ns, ago_ns);
                 let stamp = Stamp::new(Source::new(1, 1), 0, intended_ns);
-                assert_eq!(widen(stamp.intended_low, now_ns), intended_ns, "{now_ns} {ago_ns}");
+                assert_eq!(widen(stamp.sent_low, now_ns), intended_ns, "{now_ns} {ago_ns}");
             }
             let ahead = Stamp::new(Source::new(1, 1), 0, now_ns + 7);
-            assert_eq!(widen(ahead.intended_low, now_ns), now_ns + 7);
+            assert_eq!(widen(ahead.sent_low, now_ns), now_ns + 7);
         }
     }
 }

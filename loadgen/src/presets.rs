@@ -127,7 +127,7 @@ pub(crate) const PRESETS: &[Preset] = &[
 
 /// Options that say the same thing in different ways: one that is given replaces the preset's.
 const ALTERNATIVES: &[&[&str]] =
-    &[&["rate", "rate_per_publisher", "window"], &["concurrent", "connect_rate"]];
+    &[&["rate", "rate_per_publisher", "window", "search"], &["concurrent", "connect_rate"]];
 
 impl Preset {
     /// The preset of that name.

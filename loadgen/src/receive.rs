@@ -1,8 +1,8 @@
 //! The receiving hot path: parses what one read brought, accounts for it, prepares the answers.
 //!
 //! Called by `worker` with all whole packets that a read brought. Parsed by hand rather than by the
-//! codec, because only lengths and the stamp matter here; messages with the same publisher and time
-//! (one write of that publisher) are handed on as one run.
+//! codec, because only lengths and the stamp matter here; consecutive messages with the same
+//! publisher and time (one write of that publisher) are handed on as one run.
 
 use std::fmt;
 
@@ -18,13 +18,15 @@ const PUBREL: u8 = 0x62;
 const PUBCOMP: u8 = 0x70;
 const DISCONNECT: u8 = 0xe0;
 
-/// Consecutive messages with the same publisher and the same intended time.
+/// Messages of one publisher with the same time and without a gap between their numbers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Run {
     /// Who sent them.
     pub(crate) publisher: u32,
-    /// When they were meant to leave, as their stamps say it.
-    pub(crate) intended_low: u64,
+    /// When they left, as their stamps say it: the low 48 bits, see `payload::widen`.
+    pub(crate) sent_ns: u64,
+    /// The number of the first; the others follow by the stride.
+    pub(crate) sequence: u64,
     /// How many.
     pub(crate) count: u64,
     /// The index of the tracker that accounts for them.
@@ -71,6 +73,8 @@ pub(crate) struct Expected {
     pub(crate) trackers_at: usize,
     /// How many publishers.
     pub(crate) publishers: u32,
+    /// From one sequence number of a publisher to the next one.
+    pub(crate) stride: u64,
 }
 
 /// Takes all whole packets at the start of `bytes` as a subscriber and returns how long they are.
@@ -86,8 +90,9 @@ pub(crate) fn as_subscriber<const MQTT5: bool, T: Tracking>(
 ) -> Result<usize, Broken> {
     let mut at = 0;
     // A time that no stamp has.
-    let mut run = Run { publisher: 0, intended_low: u64::MAX, count: 0, tracker: 0 };
+    let mut run = Run { publisher: 0, sent_ns: u64::MAX, sequence: 0, count: 0, tracker: 0 };
     let mut offset = 0;
+    let mut next = 0;
     while let Some(frame) = next_frame(&bytes[at..])? {
         at += frame.bytes.len();
         let first_byte = frame.bytes[0];
@@ -102,7 +107,8 @@ pub(crate) fn as_subscriber<const MQTT5: bool, T: Tracking>(
         let payload = payload::<MQTT5>(frame, first_byte & 0b0110, answers)?;
         let Some(stamp) = Stamp::read(payload) else { continue };
         let after_first = stamp.source.after(expected.first);
-        if after_first != offset || stamp.intended_low != run.intended_low {
+        let same = after_first == offset && stamp.sent_low == run.sent_ns;
+        if !same || stamp.sequence != next {
             if after_first >= u64::from(expected.publishers) {
                 continue;
             }
@@ -112,12 +118,14 @@ pub(crate) fn as_subscriber<const MQTT5: bool, T: Tracking>(
             offset = after_first;
             run = Run {
                 publisher: expected.publisher_first + after_first as u32,
-                intended_low: stamp.intended_low,
+                sent_ns: stamp.sent_low,
+                sequence: stamp.sequence,
                 count: 0,
                 tracker: expected.trackers_at + after_first as usize,
             };
         }
         run.count += 1;
+        next = stamp.sequence + expected.stride;
         trackers[run.tracker].arrived(stamp.sequence);
     }
     if run.count > 0 {
@@ -230,22 +238,23 @@ mod tests {
     use crate::sequence::Tracker;
 
     #[test]
-    fn messages_of_one_write_are_one_run_and_other_runs_are_ignored() {
+    fn messages_of_one_write_without_a_gap_are_one_run_and_other_runs_are_ignored() {
         let mut bytes = Vec::new();
-        for (run, publisher, sequence, intended_ns) in [
+        for (run, publisher, sequence, sent_ns) in [
             (1, 5, 0, 10),
             (1, 5, 1, 10),
             (9, 5, 2, 10),
             (1, 5, 2, 20),
             (1, 6, 0, 20),
+            (1, 6, 2, 20),
             (1, 8, 0, 0),
         ] {
-            let stamp = Stamp::new(Source::new(run, publisher), sequence, intended_ns);
+            let stamp = Stamp::new(Source::new(run, publisher), sequence, sent_ns);
             push(&mut bytes, stamp, Delivery::AtMostOnce);
         }
         let (used, runs, answers) = receive(&bytes);
         assert_eq!(used, bytes.len());
-        assert_eq!(runs, [(5, 10, 2), (5, 20, 1), (6, 20, 1)]);
+        assert_eq!(runs, [(5, 10, 2), (5, 20, 1), (6, 20, 1), (6, 20, 1)]);
         assert!(answers.is_empty());
     }
 
@@ -342,13 +351,19 @@ mod tests {
         let (mut runs, mut answers) = (Vec::new(), Vec::new());
         let used =
             as_subscriber::<false, _>(bytes, expected(), &mut trackers, &mut answers, |_, run| {
-                runs.push((run.publisher, run.intended_low, run.count));
+                runs.push((run.publisher, run.sent_ns, run.count));
             });
         (used.unwrap(), runs, answers)
     }
 
     fn expected() -> Expected {
-        Expected { first: Source::new(1, 5), publisher_first: 5, trackers_at: 0, publishers: 2 }
+        Expected {
+            first: Source::new(1, 5),
+            publisher_first: 5,
+            trackers_at: 0,
+            publishers: 2,
+            stride: 1,
+        }
     }
 
     fn push(bytes: &mut Vec<u8>, stamp: Stamp, delivery: Delivery) {

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use mailboxqtt::ids::Qos;
 use mio::{Poll, Waker};
 
@@ -15,8 +15,10 @@ use crate::args::Args;
 use crate::beside::{Beside, BesideReport};
 use crate::clock::Clock;
 use crate::fleet::Fleet;
+use crate::live::Live;
 use crate::phase::{Phase, Shared};
 use crate::proc::{self, Usage};
+use crate::recorder::{Recorded, Recorder};
 use crate::scenario::{Layout, Scenario};
 use crate::sequence::Tracker;
 use crate::sequence::group::GroupTracker;
@@ -44,6 +46,12 @@ pub(crate) struct Outcome {
     pub(crate) tally: Tally,
     /// What went on beside.
     pub(crate) beside: Option<BesideReport>,
+    /// Second by second.
+    pub(crate) recorded: Recorded,
+    /// When it began.
+    pub(crate) started: SystemTime,
+    /// When the measurement began, if it has.
+    pub(crate) measured_from: Option<SystemTime>,
     /// How the load was paced.
     pub(crate) pace: Pace,
     /// All clients, and how many of them publish.
@@ -94,6 +102,7 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
     let polls = (0..threads).map(|_| Poll::new()).collect::<Result<Vec<_>, _>>()?;
     let wakers = polls.iter().map(|poll| Waker::new(poll.registry(), WAKE));
     let wakers = wakers.collect::<Result<Vec<_>, _>>()?;
+    let started = SystemTime::now();
     let shared = Shared::new(Clock::new(), Progress::new(threads, publishers), wakers);
     let planned = plan(layout, threads);
 
@@ -123,8 +132,11 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
             }
             report
         });
-        let steering = Steering { args, shared, stop };
+        let recorder = Recorder::new(shared, args.pid)?;
+        let live = Live::new(args.conduct.quiet, pace.to_string());
+        let mut steering = Steering { args, shared, stop, recorder, live };
         let steered = steering.through_phases(all_clients, usage);
+        steering.live.clear();
         shared.enter(Phase::Stop);
 
         // The thread that failed knows more than the steering that noticed it.
@@ -138,6 +150,9 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
         if let Some(beside) = &mut beside {
             beside.settle(merged.sent);
         }
+        let recorded = steering.recorder.finish()?;
+        let measured_ns = shared.began_ns(Phase::Measure);
+        let measured_from = started + Duration::from_nanos(measured_ns);
         let steered = steered?;
         if args.load.persistent {
             // Also after Ctrl-C: nobody else would end the sessions.
@@ -148,6 +163,9 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
         Ok(Outcome {
             tally: merged,
             beside,
+            recorded,
+            started,
+            measured_from: (measured_ns > 0).then_some(measured_from),
             pace,
             clients: all_clients,
             publishers,
@@ -166,6 +184,8 @@ struct Steering<'a> {
     args: &'a Args,
     shared: &'a Shared,
     stop: &'a AtomicBool,
+    recorder: Recorder<'a>,
+    live: Live,
 }
 
 struct Steered {
@@ -179,7 +199,7 @@ struct Steered {
 
 impl Steering<'_> {
     fn through_phases(
-        &self,
+        &mut self,
         clients: usize,
         usage: impl Fn() -> anyhow::Result<Option<Usage>>,
     ) -> anyhow::Result<Steered> {
@@ -212,16 +232,14 @@ impl Steering<'_> {
     }
 
     /// Waits until all clients are ready, with a progress bar where somebody looks.
-    fn ramp(&self, clients: usize) -> anyhow::Result<()> {
-        let bar = ProgressBar::new(clients as u64);
-        let template = "connecting {wide_bar} {pos}/{len} {per_sec} {eta}";
-        bar.set_style(ProgressStyle::with_template(template).context("progress bar")?);
+    fn ramp(&mut self, clients: usize) -> anyhow::Result<()> {
+        let bar = self.live.connecting(clients);
         let ramped = self.wait_until_ready(clients, &bar);
         bar.finish_and_clear();
         ramped
     }
 
-    fn wait_until_ready(&self, clients: usize, bar: &ProgressBar) -> anyhow::Result<()> {
+    fn wait_until_ready(&mut self, clients: usize, bar: &ProgressBar) -> anyhow::Result<()> {
         let mut moved = (0, Instant::now());
         loop {
             let ready = self.shared.ready.load(Ordering::Acquire);
@@ -237,15 +255,22 @@ impl Steering<'_> {
                 bail!("only {ready} of {clients} clients connected, and none in {stall_s} seconds");
             }
             self.check_threads()?;
+            self.recorder.look()?;
             // Short: the time until the last client is ready is a result.
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    fn wait(&self, time: Duration) -> anyhow::Result<()> {
+    fn wait(&mut self, time: Duration) -> anyhow::Result<()> {
         let until = Instant::now() + time;
         while !self.is_stopped() {
             self.check_threads()?;
+            if self.recorder.look()?
+                && let Some(second) = self.recorder.last()
+            {
+                let gone = time.saturating_sub(until.saturating_duration_since(Instant::now()));
+                self.live.show(self.shared.phase(), gone, time, second);
+            }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -255,7 +280,7 @@ impl Steering<'_> {
         Ok(())
     }
 
-    fn drain(&self) -> anyhow::Result<()> {
+    fn drain(&mut self) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut moved = (0, Instant::now());
         while !self.shared.is_complete() && began.elapsed() < DRAIN_MAX {
@@ -267,6 +292,7 @@ impl Steering<'_> {
                 break;
             }
             self.check_threads()?;
+            self.recorder.look()?;
             thread::sleep(TICK);
         }
         Ok(())

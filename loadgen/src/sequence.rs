@@ -33,6 +33,15 @@ pub(crate) trait Tracking {
     /// See [`Tracking::target`].
     fn set_target(&mut self, target: u64);
 
+    /// Whether something else than the message that was due has arrived and nobody has taken note.
+    fn is_freshly_troubled(&self) -> bool;
+
+    /// Somebody takes note.
+    fn note_trouble(&mut self);
+
+    /// Messages up to the last one in order: as many would have arrived if none were missing.
+    fn due(&self) -> u64;
+
     /// The sums so far. What never arrived is the caller's to compute: only it knows what was sent.
     fn account(&self) -> Account;
 
@@ -51,6 +60,8 @@ pub(crate) struct Tracker {
     next: u64,
     /// The number at which `window` wants to be told; `u64::MAX` when it does not.
     target: u64,
+    /// Whether anything else than the message that was due has ever arrived, and who knows it.
+    trouble: Trouble,
     stride: u64,
     first: u64,
     /// Gaps as `[from, until)`, oldest first.
@@ -59,6 +70,17 @@ pub(crate) struct Tracker {
     forgotten: u64,
     duplicated: u64,
     reordered: u64,
+}
+
+/// Keeps a second look at trackers to those that need it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Trouble {
+    /// Every message was the one that was due.
+    None,
+    /// Not every one, and nobody has taken note of it.
+    Fresh,
+    /// Not every one.
+    Noted,
 }
 
 /// The sums that the report wants.
@@ -77,6 +99,7 @@ impl Tracking for Tracker {
         Self {
             next: first,
             target: u64::MAX,
+            trouble: Trouble::None,
             stride: stride.max(1),
             first,
             missing: Vec::new(),
@@ -109,8 +132,21 @@ impl Tracking for Tracker {
         self.target = target;
     }
 
+    #[inline]
+    fn is_freshly_troubled(&self) -> bool {
+        self.trouble == Trouble::Fresh
+    }
+
+    fn note_trouble(&mut self) {
+        self.trouble = Trouble::Noted;
+    }
+
+    fn due(&self) -> u64 {
+        (self.next - self.first) / self.stride
+    }
+
     fn account(&self) -> Account {
-        let due = (self.next - self.first) / self.stride;
+        let due = self.due();
         let missing: u64 = self.missing.iter().map(|gap| (gap.1 - gap.0) / self.stride).sum();
         Account {
             unique: due.saturating_sub(missing + self.forgotten),
@@ -132,6 +168,9 @@ impl Tracking for Tracker {
 impl Tracker {
     #[cold]
     fn arrived_out_of_turn(&mut self, sequence: u64) {
+        if self.trouble == Trouble::None {
+            self.trouble = Trouble::Fresh;
+        }
         if sequence > self.next {
             if self.missing.len() == GAPS_MAX {
                 let (from, until) = self.missing.remove(0);

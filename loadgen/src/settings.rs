@@ -1,5 +1,6 @@
 //! What all threads of a run are told before it begins. Built by `run` from the arguments.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use mailboxqtt::ids::{ProtocolVersion, Qos};
@@ -89,6 +90,15 @@ pub(crate) struct Planned {
     pub(crate) number: usize,
     /// What it does.
     pub(crate) role: Role,
+}
+
+impl fmt::Display for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Window(window) => write!(f, "closed loop, window {window}"),
+            Self::Rate(rate) => write!(f, "open loop at {rate}/s"),
+        }
+    }
 }
 
 impl Pace {

@@ -7,17 +7,19 @@ use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use anyhow::bail;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::args::Args;
 use crate::fleet::Fleet;
 use crate::proc;
-use crate::report::{Percentiles, grouped, line, row};
+use crate::result::Percentiles;
 use crate::run;
 use crate::scenario::Scenario;
 use crate::sequence::Account;
 use crate::settings::{Pace, Settings};
+use crate::table::{figures, grouped, heads, line};
 
 mod offline;
 mod reconnect;
@@ -80,6 +82,14 @@ struct Begun {
 
 /// Does what the arguments say. `stop` ends it early, with what there is.
 pub(crate) fn run(args: &Args, stop: &AtomicBool) -> anyhow::Result<StepsReport> {
+    let outputs = &args.outputs;
+    let is_too_much = outputs.csv.is_some() || outputs.hgrm.is_some() || outputs.report.is_some();
+    if is_too_much || !outputs.fail_if.is_empty() || args.conduct.search.is_some() {
+        bail!(
+            "{} is no steady load: --csv, --hgrm, --report, --fail-if and --search are not for it",
+            args.scenario.name()
+        );
+    }
     let layout = args.layout()?;
     let clients = layout.clients.len();
     run::allow_files(clients)?;
@@ -235,9 +245,8 @@ impl Step {
         }
         line(f, name, format_args!("{text}"))?;
         if let Some(latency) = &self.latency_us {
-            let head = ["p50", "p90", "p99", "p99.9", "p99.99", "max"];
-            line(f, "  µs", format_args!("{}", row(head)))?;
-            line(f, "  each", format_args!("{latency}"))?;
+            line(f, "  µs", format_args!("{}", heads()))?;
+            line(f, "  each", format_args!("{}", figures(latency)))?;
         }
         Ok(())
     }

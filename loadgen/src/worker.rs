@@ -11,7 +11,6 @@
 //! All state here belongs to this thread; other threads see only `phase::Shared`.
 
 use std::io::ErrorKind;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -25,10 +24,11 @@ use crate::payload::{self, Source};
 use crate::phase::{Phase, Shared};
 use crate::ping::{PINGREQ, Pinger};
 use crate::proc;
-use crate::receive::{self, Expected};
-use crate::schedule::Schedule;
+use crate::receive::{self, Expected, Run};
+use crate::schedule::{Schedule, Timetable};
 use crate::sequence::Tracking;
 use crate::settings::{Planned, Settings};
+use crate::slice::Cutter;
 use crate::tally::{Snapshot, Tally};
 use crate::timer::Timer;
 use crate::window::{Gate, Place};
@@ -80,8 +80,9 @@ pub(crate) struct Worker<'a, T> {
     phase: Phase,
     schedule: Option<Schedule>,
     pinger: Pinger,
-    /// Intended send times that are measured.
-    measured_ns: Range<u64>,
+    /// Open loop: kept when the schedule has been given up.
+    timetable: Option<Timetable>,
+    cutter: Cutter,
     measure_began: Snapshot,
     stall_checked_ns: u64,
     tally: Tally,
@@ -118,7 +119,8 @@ impl<'a, T: Tracking> Worker<'a, T> {
             phase: Phase::Ramp,
             schedule: None,
             pinger: Pinger::new(settings.keep_alive_s),
-            measured_ns: u64::MAX..u64::MAX,
+            timetable: None,
+            cutter: Cutter::new()?,
             measure_began: Snapshot::default(),
             stall_checked_ns: 0,
             tally: Tally::new()?,
@@ -145,6 +147,13 @@ impl<'a, T: Tracking> Worker<'a, T> {
                 self.ping();
             }
             self.flush_queue()?;
+            if events.is_empty() {
+                self.cutter.seen_ns = self.shared.clock.now_ns();
+            }
+            if self.cutter.is_due() {
+                let exchange = &self.shared.threads[self.index].slices;
+                self.cutter.cut(&self.tally, &self.trackers, exchange)?;
+            }
             if !self.abroad.is_empty() {
                 self.notify_abroad();
             }
@@ -152,6 +161,8 @@ impl<'a, T: Tracking> Worker<'a, T> {
                 self.say_how_far();
             }
         }
+        let exchange = &self.shared.threads[self.index].slices;
+        self.cutter.end(&self.tally, &self.trackers, exchange)?;
         self.close_books();
         for client in &mut self.clients {
             client.say_disconnect();
@@ -241,6 +252,7 @@ impl<'a, T: Tracking> Worker<'a, T> {
                     publisher_first: subscriber.publisher_first,
                     trackers_at: subscriber.trackers_at,
                     publishers: subscriber.publishers,
+                    stride: self.settings.stride,
                 };
                 let used = match self.settings.wire.version {
                     ProtocolVersion::V5 => self.receive::<true>(index, bytes, expected)?,
@@ -260,11 +272,12 @@ impl<'a, T: Tracking> Worker<'a, T> {
         bytes: &[u8],
         expected: Expected,
     ) -> anyhow::Result<usize> {
-        let Self { shared, tally, gates, owned, clients, queue, abroad, .. } = self;
+        let Self { shared, tally, gates, owned, clients, queue, abroad, cutter, .. } = self;
         let now_ns = shared.clock.now_ns();
+        cutter.seen_ns = now_ns;
         let step = self.settings.pace.step();
         let thread = self.index;
-        let measured_ns = self.measured_ns.clone();
+        let timetable = self.timetable;
         // Moved out for the call, because the queue wants the other clients at the same time.
         let mut answers = std::mem::take(&mut clients[index].control);
         let trackers = &mut self.trackers;
@@ -275,12 +288,13 @@ impl<'a, T: Tracking> Worker<'a, T> {
             &mut answers,
             |trackers, run| {
                 tally.received += run.count;
-                let intended_ns = payload::widen(run.intended_low, now_ns);
-                if measured_ns.contains(&intended_ns) {
-                    let latency_ns = now_ns.saturating_sub(intended_ns);
-                    tally.latency_ns.saturating_record_n(latency_ns, run.count);
-                }
+                let sent_ns = payload::widen(run.sent_ns, now_ns);
+                cutter.record(Run { sent_ns, ..run }, expected.stride, timetable, now_ns);
                 let tracker = &mut trackers[run.tracker];
+                if tracker.is_freshly_troubled() {
+                    tracker.note_trouble();
+                    cutter.watch(run.tracker);
+                }
                 if tracker.position() < tracker.target() {
                     return;
                 }
@@ -321,16 +335,14 @@ impl<'a, T: Tracking> Worker<'a, T> {
             self.begin_load();
         }
         if phase == Phase::Measure {
-            self.measured_ns = self.shared.began_ns(Phase::Measure)..u64::MAX;
             self.measure_began = self.snapshot();
         }
-        if before <= Phase::Measure && phase > Phase::Measure {
-            self.measured_ns.end = self.shared.began_ns(Phase::Drain);
-            if before == Phase::Measure {
-                self.end_measurement();
-            }
+        if before == Phase::Measure {
+            self.end_measurement();
         }
-        Ok(())
+        let began_ns = self.shared.began_ns(phase);
+        let exchange = &self.shared.threads[self.index].slices;
+        self.cutter.enter(phase, began_ns, &self.tally, &self.trackers, exchange)
     }
 
     fn notify_abroad(&mut self) {
@@ -347,7 +359,8 @@ impl<'a, T: Tracking> Worker<'a, T> {
     /// Draining: tells `run` whether something is still missing.
     fn say_how_far(&self) {
         let next_ns = self.schedule.as_ref().and_then(Schedule::next_ns);
-        let mut unfinished = u64::from(next_ns.is_some_and(|next| next < self.measured_ns.end));
+        let mut unfinished =
+            u64::from(next_ns.is_some_and(|next| next < self.cutter.recorded_ns.end));
         for client in &self.clients {
             let Part::Publisher(publisher) = &client.part else { continue };
             let patched = publisher.block.patched();

@@ -14,6 +14,9 @@ use mailboxqtt::codec::{
 use mailboxqtt::ids::{PacketId, ProtocolVersion};
 use serde_json::Value;
 
+#[path = "end_to_end/results.rs"]
+mod results;
+
 const VERSION: ProtocolVersion = ProtocolVersion::V311;
 
 #[test]

@@ -204,7 +204,7 @@ fn what_slow_subscribers_lose_is_counted_apart_from_the_others() {
         let load = ["--rate", "2000", "--payload", "10000", "--duration", "1", "--mqtt", "5"];
         let report = delivers_all(broker, &[&slow[..], &load].concat());
         assert_eq!(report["clients"], 11);
-        let slow = &report["beside"]["slow"];
+        let slow = &report["beside"][0]["slow"];
         assert_eq!((&slow["clients"], &slow["disconnected"]), (&3.into(), &0.into()));
         let sent = report["expected_total"].as_u64().unwrap() / 7;
         let (received, lost) = (slow["received"].as_u64(), slow["lost"].as_u64().unwrap());
@@ -220,7 +220,7 @@ fn subscriptions_come_and_go_beside_the_load() {
         let churn = ["--scenario", "churn", "--churn-clients", "7", "--churn-rate", "500"];
         let load = ["--qos", "1", "--rate", "500", "--mqtt", mqtt, "--duration", "0.5"];
         let report = delivers_all(broker, &[&churn[..], &load].concat());
-        let churn = &report["beside"]["churn"];
+        let churn = &report["beside"][0]["churn"];
         assert!(churn["subscribed"].as_u64() >= Some(50), "{report}");
         assert!(churn["unsubscribed"].as_u64() >= Some(50), "{report}");
         assert_eq!((&churn["refused"], &churn["unanswered"]), (&0.into(), &0.into()), "{report}");

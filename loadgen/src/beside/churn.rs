@@ -18,9 +18,9 @@ use crate::fleet::{Fleet, Idle, Play};
 use crate::handshake::Session;
 use crate::phase::{Phase, Shared};
 use crate::receive::{self, Broken};
-use crate::report::Percentiles;
+use crate::result::Percentiles;
 use crate::settings::Settings;
-use crate::tally::TIME_NS_MAX;
+use crate::tally::histogram;
 
 const CONCURRENT: usize = 50;
 /// How long answers are waited for after the load.
@@ -59,7 +59,7 @@ pub(super) fn run(
         version: settings.wire.version,
         pending: HashMap::new(),
         measured_from_ns: u64::MAX,
-        latency_ns: Histogram::new_with_bounds(1, TIME_NS_MAX, 3)?,
+        latency_ns: histogram()?,
         subscribed: 0,
         unsubscribed: 0,
         refused: 0,

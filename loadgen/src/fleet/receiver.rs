@@ -54,6 +54,8 @@ impl<T: Tracking> Play for Receiver<'_, T> {
             publisher_first: subscriber.publisher_first,
             trackers_at: subscriber.trackers_at,
             publishers: subscriber.publishers,
+            // Runs are only counted here.
+            stride: 1,
         };
         let mut count = 0;
         let on_run = |_: &mut [T], run: Run| count += run.count;

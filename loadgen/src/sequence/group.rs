@@ -73,6 +73,17 @@ impl Tracking for GroupTracker {
         self.target = target;
     }
 
+    /// What is missing may be on its way to another member: nothing is known to be wrong.
+    fn is_freshly_troubled(&self) -> bool {
+        false
+    }
+
+    fn note_trouble(&mut self) {}
+
+    fn due(&self) -> u64 {
+        self.unique
+    }
+
     fn account(&self) -> Account {
         Account { unique: self.unique, duplicated: self.duplicated, reordered: 0 }
     }

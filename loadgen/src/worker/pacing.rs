@@ -26,14 +26,17 @@ const DUE_PER_TURN: usize = 65_536;
 impl<T: Tracking> Worker<'_, T> {
     /// The phase of connecting is over: sets the pace, and lets every publisher begin.
     pub(super) fn begin_load(&mut self) {
-        let start_ns = self.shared.began_ns(Phase::WarmUp);
         let publishers: Vec<u32> = (0..self.settings.publishers)
             .filter(|publisher| self.owned[*publisher as usize].is_some())
             .collect();
         match self.settings.pace {
             Pace::Rate(rate) => {
-                let publishers_all = u64::from(self.settings.publishers);
-                let timetable = Timetable { start_ns, publishers: publishers_all, rate };
+                let timetable = Timetable {
+                    start_ns: self.shared.began_ns(Phase::WarmUp),
+                    publishers: u64::from(self.settings.publishers),
+                    rate,
+                };
+                self.timetable = Some(timetable);
                 self.schedule = Some(Schedule::new(timetable, publishers));
             }
             Pace::Window(_) => {
@@ -57,7 +60,7 @@ impl<T: Tracking> Worker<'_, T> {
         }
         let Some(mut schedule) = self.schedule.take() else { return };
         let until_ns = self.shared.clock.now_ns().min(match self.phase {
-            Phase::Drain | Phase::Stop => self.measured_ns.end,
+            Phase::Drain | Phase::Stop => self.cutter.recorded_ns.end,
             Phase::Ramp | Phase::WarmUp | Phase::Measure => u64::MAX,
         });
         for _ in 0..DUE_PER_TURN {
@@ -149,6 +152,7 @@ impl<T: Tracking> Worker<'_, T> {
                     return false;
                 }
                 let now_ns = self.shared.clock.now_ns();
+                self.cutter.seen_ns = now_ns;
                 self.tally.sent += block.patch(free, control, |_| now_ns);
                 true
             }
@@ -162,16 +166,12 @@ impl<T: Tracking> Worker<'_, T> {
                     return false;
                 }
                 let now_ns = self.shared.clock.now_ns();
-                let id = *id;
+                self.cutter.seen_ns = now_ns;
                 let first = block.patched();
-                let count = block.patch(count, control, |n| timetable.intended_ns(id, n));
+                let count = block.patch(count, control, |_| now_ns);
                 self.tally.sent += count;
                 for sequence in first..first + count {
-                    let intended_ns = timetable.intended_ns(id, sequence);
-                    if self.measured_ns.contains(&intended_ns) {
-                        let slip_ns = now_ns.saturating_sub(intended_ns);
-                        self.tally.slip_ns.saturating_record(slip_ns);
-                    }
+                    self.cutter.record_slip(timetable.intended_ns(*id, sequence), now_ns);
                 }
                 true
             }
