@@ -17,7 +17,7 @@ mod charts;
 
 const STYLE: &str = include_str!("page/style.css");
 /// What fits beside a chart.
-const NAME_CHARS_MAX: usize = 20;
+const NAME_CHARS_MAX: usize = 23;
 
 /// The page of some results.
 pub(crate) fn render(results: &[RunResult]) -> anyhow::Result<String> {
@@ -318,7 +318,10 @@ fn details(run: &Run<'_>) -> Markup {
     let optional = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
     html! {
         details {
-            summary { (run.name) }
+            summary {
+                @if let Some(label) = &result.label { (label) ", " }
+                (result.name)
+            }
             dl {
                 dt { "command" } dd { code { "loadgen " (here.arguments.join(" ")) } }
                 dt { "started" } dd { (result.started_at) }
@@ -340,8 +343,8 @@ fn details(run: &Run<'_>) -> Markup {
                     }
                 }
                 dt { "generator" } dd {
-                    (format!("{:.0}", result.generator.cpu_percent)) " % CPU on " (result.threads)
-                    " threads; loadgen " (here.loadgen)
+                    (format!("{:.0}", result.generator.cpu_percent)) " % CPU, threads: "
+                    (result.threads) "; loadgen " (here.loadgen)
                 }
                 dt { "machine" } dd {
                     (optional(&here.host)) ", " (here.cores) " cores, " (optional(&here.cpu)) ", "
@@ -433,6 +436,6 @@ mod tests {
             let runs = numbered(&results);
             assert_eq!([&runs[0].name, &runs[1].name], names);
         }
-        assert_eq!(shortened("p2p, 20 clients, QoS 1, 64 B"), "p2p, 20 clients, Qo…");
+        assert_eq!(shortened("p2p, 20 clients, QoS 1, 64 B"), "p2p, 20 clients, QoS 1…");
     }
 }

@@ -26,6 +26,8 @@ const PRECISION: f64 = 1.05;
 const WARMUP_MAX: Duration = Duration::from_secs(1);
 /// Runs at one rate before it has failed.
 const ATTEMPTS: usize = 2;
+/// How the reason of a void step begins.
+const VOID: &str = "void: ";
 
 /// Searches; the result is that of the best step, or of the last one if none held.
 pub(crate) fn search(
@@ -67,10 +69,10 @@ pub(crate) fn search(
         let Some(held) = step else { break };
         hunt.learn(rate, held);
     }
+    say(args, &answer(bound, &hunt, &steps))?;
     let highest_per_s = best.as_ref().and(hunt.held);
     let mut result = best.or(last).context("the search was interrupted in its first step")?;
     result.search = Some(Search { bound: bound.to_string(), highest_per_s, steps });
-    say(args, &answer(bound, &hunt))?;
     Ok(result)
 }
 
@@ -93,7 +95,7 @@ fn attempt(
 /// A void run has not shown that the broker sustains the rate.
 fn failure(bound: &Threshold, result: &RunResult) -> Option<String> {
     let lost = (result.lost > 0).then(|| format!("{} lost", grouped(result.lost as f64)));
-    let void = result.invalid_because.first().map(|reason| format!("void: {reason}"));
+    let void = result.invalid_because.first().map(|reason| format!("{VOID}{reason}"));
     lost.or_else(|| bound.excess(result)).or(void)
 }
 
@@ -139,16 +141,22 @@ fn line(step: &Step) -> String {
     }
 }
 
-fn answer(bound: &Threshold, hunt: &Hunt) -> String {
+fn answer(bound: &Threshold, hunt: &Hunt, steps: &[Step]) -> String {
     let (rate, failed) = (hunt.held.map(grouped), hunt.failed.map(grouped));
-    match (rate, failed) {
+    let mut answer = match (rate, failed) {
         (Some(rate), Some(failed)) => {
             format!("{bound} holds up to {rate} messages/s, and not at {failed}\n")
         }
         (Some(rate), None) => format!("{bound} holds at {rate} messages/s, the highest tried\n"),
         (None, Some(failed)) => format!("{bound} does not even hold at {failed} messages/s\n"),
         (None, None) => "no rate was tried to the end\n".to_owned(),
+    };
+    // What decided is the last step at the lowest rate that failed.
+    let last = steps.iter().rfind(|step| Some(step.rate_per_s) == hunt.failed);
+    if last.is_some_and(|step| step.because.as_ref().is_some_and(|why| why.starts_with(VOID))) {
+        answer.push_str("Above that the run was void: this may be the generator's limit, or a busy machine's.\n");
     }
+    answer
 }
 
 /// Beside the table; with --json, standard output holds the object alone.
@@ -193,6 +201,17 @@ mod tests {
         assert_eq!(failure(&bound, &result(9_000_000)).unwrap(), "p99 9.00 ms");
         run.lost = 1_000;
         assert_eq!(failure(&bound, &run).unwrap(), "1,000 lost");
+    }
+
+    #[test]
+    fn an_answer_that_a_void_run_decided_says_so() {
+        let bound = Threshold::parse_bound("p99<5ms").unwrap();
+        let hunt = Hunt { held: Some(1_000.0), failed: Some(1_050.0) };
+        let step = |because: &str| Step::new(1_050.0, Some(because.to_owned()), None);
+        let slow = answer(&bound, &hunt, &[step("void: too late"), step("p99 9.00 ms")]);
+        assert_eq!(slow, "p99<5ms holds up to 1,000 messages/s, and not at 1,050\n");
+        let void = answer(&bound, &hunt, &[step("p99 9.00 ms"), step("void: too late")]);
+        assert!(void.starts_with(&slow) && void.contains("the generator's limit"), "{void}");
     }
 
     fn hunt(limit: f64) -> (Option<f64>, usize) {

@@ -116,6 +116,7 @@ fn time(us: f64) -> String {
 /// A count as short as it can be said.
 pub(super) fn count(count: f64) -> String {
     match count {
+        count if count < 10.0 => format!("{}", (count * 100.0).round() / 100.0),
         count if count < 10_000.0 => crate::table::grouped(count),
         count if count < 1e6 => format!("{} k", (count / 1e3 * 10.0).round() / 10.0),
         count => format!("{} M", (count / 1e6 * 100.0).round() / 100.0),
@@ -153,7 +154,7 @@ mod tests {
     fn counts_begin_at_zero_and_end_at_a_tick() {
         assert_eq!(texts(&Axis::of_counts(1_234.0)), ["0", "500", "1,000", "1,500"]);
         assert_eq!(texts(&Axis::of_counts(2_100_000.0)).last(), Some(&"2.5 M"));
-        assert!(!Axis::of_counts(0.0).ticks.is_empty());
+        assert_eq!(texts(&Axis::of_counts(0.0)), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
     }
 
     #[test]

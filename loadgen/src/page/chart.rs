@@ -19,7 +19,7 @@ const LEFT: i32 = 62 * SCALE;
 const BOTTOM: i32 = 34 * SCALE;
 const TOP: i32 = 12 * SCALE;
 /// Room for the names of lines: for each character, and beside them.
-const NAME: i32 = 8 * SCALE;
+const NAME: i32 = 7 * SCALE;
 const NAME_SIDES: i32 = 18 * SCALE;
 const LINE_GAP: i32 = 17 * SCALE;
 const TICK: i32 = 6 * SCALE;

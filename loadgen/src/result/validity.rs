@@ -12,6 +12,8 @@ const SATURATED_PERCENT: f64 = 95.0;
 const DEADLINE_NS: u64 = 1_000_000;
 /// Missed deadlines that do not spoil the result.
 const MISSED_MAX: f64 = 0.001;
+/// So few are no sign of anything, however few there were in all.
+const MISSED_FEW: u64 = 10;
 /// Part of the scheduled messages that may leave after the measured interval.
 const SHORT_MAX: f64 = 0.01;
 
@@ -48,7 +50,7 @@ impl RunResult {
         }
         let (missed, scheduled) = (generator.missed_deadlines, generator.scheduled);
         let share = missed as f64 / scheduled.max(1) as f64;
-        if share > MISSED_MAX {
+        if missed > MISSED_FEW && share > MISSED_MAX {
             reasons.push(format!(
                 "{} of {} messages ({:.1} %) left more than 1 ms after their time: \
                  the generator was saturated, or the broker held it back",
@@ -93,7 +95,7 @@ mod tests {
     fn a_run_that_kept_its_schedule_is_valid_however_busy_its_threads() {
         let judged = judged(|result| {
             result.generator.busiest_thread_percent = 100.0;
-            result.generator.missed_deadlines = 2;
+            result.generator.missed_deadlines = MISSED_FEW;
         });
         assert!(judged.valid && judged.invalid_because.is_empty());
     }
@@ -101,7 +103,7 @@ mod tests {
     #[test]
     fn missed_deadlines_a_schedule_behind_silence_and_an_interruption_void_a_run() {
         for (spoil, word) in [
-            ((|result| result.generator.missed_deadlines = 3) as fn(&mut RunResult), "1 ms"),
+            ((|result| result.generator.missed_deadlines = 11) as fn(&mut RunResult), "1 ms"),
             (|result| result.sent = 1_970, "only 1,970 of 2,000"),
             (|result| result.received = 0, "nothing"),
             (|result| result.interrupted = true, "interrupted"),
