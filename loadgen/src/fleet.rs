@@ -237,7 +237,7 @@ impl<'a> Fleet<'a> {
     /// These clients take leave.
     pub(crate) fn disconnect(&mut self, numbers: Range<usize>) {
         for number in numbers {
-            if let Some(mut client) = self.clients[number].take() {
+            if let Some(mut client) = self.part_with(number) {
                 client.say_disconnect();
             }
         }
@@ -246,7 +246,7 @@ impl<'a> Fleet<'a> {
     /// The connections of these clients end at once and without a word, as when a network fails.
     pub(crate) fn cut(&mut self, numbers: Range<usize>) {
         for number in numbers {
-            if let Some(client) = self.clients[number].take() {
+            if let Some(client) = self.part_with(number) {
                 // RST instead of FIN; where that cannot be had, FIN will do.
                 let _ = SockRef::from(&client.socket).set_linger(Some(Duration::ZERO));
             }
@@ -260,6 +260,13 @@ impl<'a> Fleet<'a> {
         self.connect(numbers.clone(), 50, Session::Clean, |_| Part::Idle, &mut Idle)?;
         self.disconnect(numbers);
         Ok(())
+    }
+
+    /// Takes a client out, whose handshake may still be under way.
+    fn part_with(&mut self, number: usize) -> Option<Client> {
+        let client = self.clients[number].take()?;
+        self.opening -= usize::from(client.stage != Stage::Ready);
+        Some(client)
     }
 
     fn open(&mut self, number: usize, session: Session, part: Part) -> anyhow::Result<()> {

@@ -17,6 +17,8 @@ const PUBREC: u8 = 0x50;
 const PUBREL: u8 = 0x62;
 const PUBCOMP: u8 = 0x70;
 const DISCONNECT: u8 = 0xe0;
+/// An acknowledgement of success, which is nearly every one.
+const SHORT_ACK_BYTES: usize = 4;
 
 /// Messages of one publisher with the same time and without a gap between their numbers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -142,6 +144,7 @@ pub(crate) fn as_publisher(bytes: &[u8], answers: &mut Vec<u8>) -> Result<(usize
     while let Some(frame) = next_frame(&bytes[at..])? {
         at += frame.bytes.len();
         match frame.bytes[0] {
+            PUBACK | PUBCOMP if frame.bytes.len() == SHORT_ACK_BYTES => acked += 1,
             PUBACK | PUBREC if frame.reason(2) >= 0x80 => {
                 return Err(Broken::Refused(frame.reason(2)));
             }

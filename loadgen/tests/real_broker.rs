@@ -4,12 +4,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use mailboxqtt::broker::Broker;
 use mailboxqtt::codec::{Connect, Packet, Properties};
 use mailboxqtt::config::File;
 use mailboxqtt::ids::ProtocolVersion;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 #[test]
@@ -243,6 +244,50 @@ fn the_tables_of_steps_name_every_step() {
         for word in words {
             assert!(table.contains(word), "{word} is not in\n{table}");
         }
+    }
+}
+
+/// The broker reads so slowly that the run cannot be over before it is interrupted.
+#[test]
+fn an_interrupted_sequence_of_steps_says_what_there_was_and_accuses_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let front = listener.local_addr().unwrap();
+    let broker = broker(File::default());
+    let (sender, connected) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for (stream, number) in listener.incoming().zip(1..) {
+            // Three sessions come; the publisher after them is not served until the end of the run.
+            let client = stream.unwrap();
+            if number == 4 {
+                sender.send(client).unwrap();
+            } else {
+                forward(client, TcpStream::connect(broker).unwrap());
+            }
+        }
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
+    command.args(["--addr", &front.to_string(), "--scenario", "offline", "--qos", "1", "--json"]);
+    command.args(["--clients", "4", "--publishers", "1", "--messages", "30"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let held = connected.recv().unwrap();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    drop(held);
+    let report = report(&output);
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert_eq!((&report["interrupted"], &report["lost"]), (&true.into(), &0.into()), "{report}");
+    assert_eq!(report["steps"][0]["count"], 3, "{report}");
+}
+
+/// Copies both ways until one side ends.
+fn forward(client: TcpStream, broker: TcpStream) {
+    for (mut from, mut to) in
+        [(client.try_clone().unwrap(), broker.try_clone().unwrap()), (broker, client)]
+    {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Both);
+        });
     }
 }
 

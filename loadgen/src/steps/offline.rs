@@ -46,6 +46,9 @@ fn steps(stage: &mut Stage<'_>, sessions: usize, publishers: usize) -> anyhow::R
     stage.fleet.connect(0..sessions, concurrent, Session::Persistent, part, &mut Idle)?;
     stage.end(begun, stage.fleet.clock.now_ns(), ("subscribed", "sessions"), sessions as u64)?;
     stage.fleet.disconnect(0..sessions);
+    if stage.fleet.is_stopped() {
+        return Ok(());
+    }
 
     let share = |publisher| share(publisher, sessions, publishers);
     let limits = (0..publishers).map(|publisher| share(publisher).len() as u64 * each);
@@ -67,8 +70,11 @@ fn steps(stage: &mut Stage<'_>, sessions: usize, publishers: usize) -> anyhow::R
     stage.fleet.touch_all(senders.clone());
     stage.fleet.until(&mut sender, Sender::is_done)?;
     stage.end(begun, stage.fleet.clock.now_ns(), ("stored", "messages"), sender.done)?;
-    stage.report.unacknowledged = sender.sent - sender.done;
     stage.fleet.disconnect(senders);
+    if stage.fleet.is_stopped() {
+        return Ok(());
+    }
+    stage.report.unacknowledged = sender.sent - sender.done;
 
     let mut trackers = Vec::with_capacity(sessions);
     for publisher in 0..publishers {

@@ -55,9 +55,12 @@ pub(super) fn run(stage: &mut Stage<'_>) -> anyhow::Result<()> {
         stage.fleet.settle(senders.clone())?;
     }
     stage.end(begun, stage.fleet.clock.now_ns(), ("set", "messages"), sender.done)?;
-    stage.report.unacknowledged = sender.sent - sender.done;
-
-    let replayed = replay(stage, publishers, sender.sent);
+    let replayed = if stage.fleet.is_stopped() {
+        Ok(())
+    } else {
+        stage.report.unacknowledged = sender.sent - sender.done;
+        replay(stage, publishers, sender.sent)
+    };
     // Whatever happened: they would stay at the broker.
     stage.fleet.ignore_stop();
     let begun = stage.begin()?;
