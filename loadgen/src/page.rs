@@ -18,6 +18,7 @@ mod charts;
 const STYLE: &str = include_str!("page/style.css");
 /// What fits beside a chart.
 const NAME_CHARS_MAX: usize = 23;
+const NAME_HEAD_CHARS: usize = 10;
 
 /// The page of some results.
 pub(crate) fn render(results: &[RunResult]) -> anyhow::Result<String> {
@@ -95,12 +96,17 @@ fn different(name: &str, results: &[RunResult]) -> String {
     kept.join(", ")
 }
 
+/// The beginning says which broker, and the end which load: what is too much is in the middle.
 fn shortened(name: &str) -> String {
-    if name.chars().count() <= NAME_CHARS_MAX {
+    let chars = name.chars().count();
+    if chars <= NAME_CHARS_MAX {
         return name.to_owned();
     }
-    let kept: String = name.chars().take(NAME_CHARS_MAX - 1).collect();
-    format!("{}…", kept.trim_end_matches([' ', ',']))
+    let head: String = name.chars().take(NAME_HEAD_CHARS).collect();
+    let tail = chars - (NAME_CHARS_MAX - NAME_HEAD_CHARS - 1);
+    let tail: String = name.chars().skip(tail).collect();
+    let blank = [' ', ','];
+    format!("{}…{}", head.trim_end_matches(blank), tail.trim_start_matches(blank))
 }
 
 /// When and where, as far as all results agree.
@@ -472,6 +478,8 @@ mod tests {
             let runs = numbered(&results);
             assert_eq!([&runs[0].name, &runs[1].name], names);
         }
-        assert_eq!(shortened("p2p, 20 clients, QoS 1, 64 B"), "p2p, 20 clients, QoS 1…");
+        let long = "mosquitto, p2p, 20 clients, QoS 1, 64 B, window 100";
+        assert_eq!(shortened(long), "mosquitto…window 100");
+        assert_eq!(shortened("p2p, 20 clients"), "p2p, 20 clients");
     }
 }
