@@ -18,6 +18,7 @@ mod charts;
 const STYLE: &str = include_str!("page/style.css");
 /// What fits beside a chart.
 const NAME_CHARS_MAX: usize = 23;
+const NAME_HEAD_CHARS: usize = 10;
 
 /// The page of some results.
 pub(crate) fn render(results: &[RunResult]) -> anyhow::Result<String> {
@@ -95,12 +96,17 @@ fn different(name: &str, results: &[RunResult]) -> String {
     kept.join(", ")
 }
 
+/// The beginning says which broker, and the end which load: what is too much is in the middle.
 fn shortened(name: &str) -> String {
-    if name.chars().count() <= NAME_CHARS_MAX {
+    let chars = name.chars().count();
+    if chars <= NAME_CHARS_MAX {
         return name.to_owned();
     }
-    let kept: String = name.chars().take(NAME_CHARS_MAX - 1).collect();
-    format!("{}…", kept.trim_end_matches([' ', ',']))
+    let head: String = name.chars().take(NAME_HEAD_CHARS).collect();
+    let tail = chars - (NAME_CHARS_MAX - NAME_HEAD_CHARS - 1);
+    let tail: String = name.chars().skip(tail).collect();
+    let blank = [' ', ','];
+    format!("{}…{}", head.trim_end_matches(blank), tail.trim_start_matches(blank))
 }
 
 /// When and where, as far as all results agree.
@@ -143,7 +149,7 @@ fn at(result: &RunResult, of: fn(&Percentiles) -> f64) -> Option<f64> {
     result.latency_us.as_ref().map(of)
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 9] = [
     Column {
         head: "sent",
         unit: "per s",
@@ -194,6 +200,16 @@ const COLUMNS: [Column; 8] = [
         text: |us| format!("{us:.3}"),
     },
     Column {
+        head: "broker memory",
+        unit: "KiB per connection",
+        better: Better::Less,
+        figure: |result| {
+            let broker = result.broker.filter(|_| result.publishers == 0);
+            broker.map(|broker| broker.kib_per_connection)
+        },
+        text: |kib| format!("{kib:.1}"),
+    },
+    Column {
         head: "connects",
         unit: "per s",
         better: Better::Neither,
@@ -202,26 +218,28 @@ const COLUMNS: [Column; 8] = [
     },
 ];
 
-/// Names that all runs have are left to the title.
+/// Names that all runs have are left to the title, and figures that none has are left out.
 fn table(runs: &[Run<'_>], is_titled: bool) -> Markup {
+    let is_shown = |column: &&Column| runs.iter().any(|run| (column.figure)(run.result).is_some());
+    let columns: Vec<&Column> = COLUMNS.iter().filter(is_shown).collect();
     html! {
         div.scroll {
             table {
                 thead {
                     tr {
                         th { "run" }
-                        @for column in &COLUMNS { th { (column.head) small { (column.unit) } } }
+                        @for column in &columns { th { (column.head) small { (column.unit) } } }
                         th { "lost" small { "messages" } }
                         th { "valid" }
                     }
                 }
-                tbody { @for run in runs { (row(run, runs, is_titled)) } }
+                tbody { @for run in runs { (row(run, runs, &columns, is_titled)) } }
             }
         }
     }
 }
 
-fn row(run: &Run<'_>, runs: &[Run<'_>], is_titled: bool) -> Markup {
+fn row(run: &Run<'_>, runs: &[Run<'_>], columns: &[&Column], is_titled: bool) -> Markup {
     let result = run.result;
     let key = if result.valid { "key" } else { "key void" };
     let colour = format!("border-color: var(--c{})", chart::number_of_colour(run.number));
@@ -240,11 +258,11 @@ fn row(run: &Run<'_>, runs: &[Run<'_>], is_titled: bool) -> Markup {
                     }
                 }
             }
-            @for column in &COLUMNS { (cell(column, run, runs)) }
+            @for column in columns { (cell(column, run, runs)) }
             td class=[(result.lost > 0).then_some("bad")] { (grouped(result.lost as f64)) }
             @if result.valid { td { "yes" } } @else { td.bad { "void" } }
         }
-        @for reason in reasons { tr { td.reason colspan=(COLUMNS.len() + 3) { "void: " (reason) } } }
+        @for reason in reasons { tr { td.reason colspan=(columns.len() + 3) { "void: " (reason) } } }
     }
 }
 
@@ -287,6 +305,10 @@ fn drawn(runs: &[Run<'_>]) -> anyhow::Result<Markup> {
         ),
         (charts::broker_cpu(runs), "More than 100 % is more than one core."),
         (
+            charts::searched(runs),
+            "Messages per second that the search has tried; the pointer tells what held.",
+        ),
+        (
             charts::service(runs)?,
             "From the moment at which a message really left. The rest of the latency above it spent \
              waiting to be sent.",
@@ -295,6 +317,7 @@ fn drawn(runs: &[Run<'_>]) -> anyhow::Result<Markup> {
             charts::connecting(runs)?,
             "From asking for a connection until the broker accepted the client.",
         ),
+        (charts::arrivals(runs), "Per second, since the first connection."),
     ];
     let mut drawn = Vec::new();
     for (chart, words) in figures {
@@ -375,6 +398,7 @@ fn details(run: &Run<'_>) -> Markup {
 mod tests {
     use super::*;
     use crate::result::tests::result;
+    use crate::result::{Search, Step};
 
     #[test]
     fn a_page_stands_alone_and_shows_every_run() {
@@ -394,6 +418,23 @@ mod tests {
     }
 
     #[test]
+    fn a_search_and_a_long_time_of_connecting_have_charts_of_their_own() {
+        let mut long = result(50_000);
+        let step = |rate: f64| Step::new(rate, None, Some(&result(50_000)));
+        let failed = Step::new(1_000.0, Some("slow".to_owned()), Some(&result(9_000)));
+        let steps = vec![step(2_000.0), failed, step(1_000.0)];
+        long.search = Some(Search { bound: "p99<5ms".to_owned(), highest_per_s: None, steps });
+        for point in &mut long.series {
+            (point.phase, point.connected) = (crate::result::PointPhase::Connect, 10);
+        }
+        let page = render(&[long]).unwrap();
+        assert!(!page.contains("/s: p99 9 µs, failed"));
+        for text in ["p99 latency by rate", "2,000 messages/s: p99", "10 connected per second"] {
+            assert!(page.contains(text), "{text} is not in the page");
+        }
+    }
+
+    #[test]
     fn results_with_nothing_in_them_still_make_a_page() {
         let mut empty = result(1);
         (empty.latency_us, empty.service_latency_us, empty.broker) = (None, None, None);
@@ -402,6 +443,7 @@ mod tests {
         empty.publishers = 0;
         let page = render(&[empty]).unwrap();
         assert_eq!(page.matches("<svg ").count(), 0);
+        assert!(!page.contains("received") && page.contains("connects"));
         assert!(render(&[]).unwrap().contains("0 runs"));
     }
 
@@ -436,6 +478,8 @@ mod tests {
             let runs = numbered(&results);
             assert_eq!([&runs[0].name, &runs[1].name], names);
         }
-        assert_eq!(shortened("p2p, 20 clients, QoS 1, 64 B"), "p2p, 20 clients, QoS 1…");
+        let long = "mosquitto, p2p, 20 clients, QoS 1, 64 B, window 100";
+        assert_eq!(shortened(long), "mosquitto…window 100");
+        assert_eq!(shortened("p2p, 20 clients"), "p2p, 20 clients");
     }
 }

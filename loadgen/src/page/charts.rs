@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 
 use super::axis::{Axis, count};
 use super::chart::{Chart, Line, Size};
-use crate::result::{Encoded, Point, PointPhase, RunResult};
+use crate::result::{Encoded, Point, PointPhase, RunResult, Step};
 use crate::threshold::micros;
 
 /// Drawn points per power of ten of a distribution.
@@ -83,6 +83,74 @@ pub(super) fn broker_cpu(runs: &[Run<'_>]) -> Option<Chart> {
         let title = format!("{:.0} % CPU, {mib:.1} MiB", broker.cpu_percent);
         Some((broker.cpu_percent, title))
     })
+}
+
+/// Clients that became ready, over the time of connecting, where that took some seconds.
+pub(super) fn arrivals(runs: &[Run<'_>]) -> Option<Chart> {
+    let rate = |point: &Point| point.connected as f64 / point.length_s;
+    let lines = runs.iter().map(|run| {
+        let mut line = run.line();
+        let connecting =
+            run.result.series.iter().filter(|point| {
+                point.phase == PointPhase::Connect && point.length_s >= LENGTH_S_MIN
+            });
+        // The measurement, from which seconds count, may be much later.
+        let zero_s = run.result.series.first().map_or(0.0, |point| point.at_s);
+        let last = run.result.series.iter().rposition(|point| point.connected > 0).unwrap_or(0);
+        for point in connecting.take(last + 1) {
+            let title = format!("{}: {} connected per second", run.name, count(rate(point)));
+            line.titles.push((line.points.len(), title));
+            line.points.push((middle_s(point) - zero_s, rate(point)));
+        }
+        line
+    });
+    let y = |most: f64| Axis::of_counts(most * 1.05);
+    of_points("Clients connected", lines.collect(), |to| Axis::of_seconds(0.0, to), y)
+}
+
+/// What searches have tried: p99 by rate.
+pub(super) fn searched(runs: &[Run<'_>]) -> Option<Chart> {
+    let lines = runs.iter().map(|run| {
+        let mut line = run.line();
+        let steps = run.result.search.as_ref().map_or(&[][..], |search| &search.steps);
+        let mut steps: Vec<&Step> = steps.iter().collect();
+        // Where a rate was tried twice, the second time counts: of equal ones the last comes first.
+        steps.reverse();
+        steps.sort_by(|a, b| a.rate_per_s.total_cmp(&b.rate_per_s));
+        steps.dedup_by_key(|step| step.rate_per_s);
+        for step in steps {
+            let Some(latency) = step.latency_us else { continue };
+            let (rate, p99) = (count(step.rate_per_s), micros(latency.p99));
+            let because = step
+                .because
+                .as_ref()
+                .map_or("held".to_owned(), |because| format!("failed: {because}"));
+            let title = format!("{}, {rate} messages/s: p99 {p99}, {because}", run.name);
+            line.titles.push((line.points.len(), title));
+            line.points.push((step.rate_per_s, latency.p99.max(0.1).log10()));
+        }
+        line
+    });
+    let lines: Vec<Line> = lines.collect();
+    let heights = || lines.iter().flat_map(|line| &line.points).map(|(_, y)| 10_f64.powf(*y));
+    let least = heights().fold(f64::INFINITY, f64::min);
+    let y = |most: f64| Axis::of_times(least, 10_f64.powf(most));
+    of_points("p99 latency by rate", lines, Axis::of_counts, y)
+}
+
+/// From the origin; nothing where no line has two points.
+fn of_points(
+    title: &str,
+    mut lines: Vec<Line>,
+    x: impl Fn(f64) -> Axis,
+    y: impl Fn(f64) -> Axis,
+) -> Option<Chart> {
+    lines.retain(|line| line.points.len() > 1);
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let x = x(points().map(|(x, _)| *x).reduce(f64::max)?);
+    let y = y(points().map(|(_, y)| *y).reduce(f64::max)?);
+    let (size, title) = (Size::Half, title.to_owned());
+    Some(Chart { size, title, x, y, shaded_until: None, lines })
 }
 
 fn distribution(
