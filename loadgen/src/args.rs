@@ -56,7 +56,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Scenario::P2p)]
     pub(crate) scenario: Scenario,
 
-    /// Connections in all [default: p2p 100, fan-in 11, fan-out 51, wildcard 16, shared 15, slow 51, churn 100, offline 110, retain 20, reconnect and connect 1000]
+    /// Connections in all [default: p2p and churn 100, fan-in 11, fan-out and slow 51, wildcard 16,
+    /// shared 15, offline 110, retain 20, reconnect and connect 1000]
     #[arg(long, value_name = "N")]
     pub(crate) clients: Option<usize>,
 

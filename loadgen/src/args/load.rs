@@ -33,19 +33,23 @@ pub(crate) struct Load {
     pub(crate) group: String,
 
     /// Messages in all, in offline [default: 100,000] and retain [default: 10,000]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub(crate) messages: Option<u64>,
 
     /// Subscribers that read slowly, in slow
-    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=99))]
+    #[arg(long, value_name = "PERCENT", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(1..=99))]
     pub(crate) slow_percent: u32,
 
     /// What a slow subscriber reads, in slow
-    #[arg(long, value_name = "BYTES_PER_S", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(long, value_name = "BYTES_PER_S", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub(crate) slow_bytes: u64,
 
     /// Clients that subscribe and unsubscribe, in churn
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) churn_clients: u32,
 
     /// SUBSCRIBE and UNSUBSCRIBE per second, over all of these clients
@@ -57,11 +61,13 @@ pub(crate) struct Load {
     pub(crate) persistent: bool,
 
     /// Topics that the publishers share, in fan-out; every subscriber has all of them
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) topics: u32,
 
     /// Open loop: messages per second of each publisher
-    #[arg(long, value_name = "MSG_PER_S", conflicts_with_all = ["rate", "window"], value_parser = super::rate)]
+    #[arg(long, value_name = "MSG_PER_S", conflicts_with_all = ["rate", "window"],
+          value_parser = super::rate)]
     pub(crate) rate_per_publisher: Option<f64>,
 
     /// Connections opened per second, by an absolute schedule, however many handshakes are under
