@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use anyhow::bail;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -83,6 +84,13 @@ struct Begun {
 
 /// Does what the arguments say. `stop` ends it early, with what there is.
 pub(crate) fn run(args: &Args, stop: &AtomicBool) -> anyhow::Result<StepsReport> {
+    let load = &args.load;
+    if args.rate.or(load.rate_per_publisher).or(load.connect_rate).is_some() {
+        bail!(
+            "{} goes as fast as --window and --concurrent allow, not at a rate",
+            args.scenario.name()
+        );
+    }
     let layout = args.layout()?;
     let clients = layout.clients.len();
     run::allow_files(clients)?;
