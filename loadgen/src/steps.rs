@@ -93,6 +93,13 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool) -> anyhow::Result<StepsReport>
             args.scenario.name()
         );
     }
+    let load = &args.load;
+    if args.rate.or(load.rate_per_publisher).or(load.connect_rate).is_some() {
+        bail!(
+            "{} goes as fast as --window and --concurrent allow, not at a rate",
+            args.scenario.name()
+        );
+    }
     let layout = args.layout()?;
     let clients = layout.clients.len();
     run::allow_files(clients)?;

@@ -279,6 +279,16 @@ fn an_interrupted_sequence_of_steps_says_what_there_was_and_accuses_nobody() {
     assert_eq!(report["steps"][0]["count"], 3, "{report}");
 }
 
+#[test]
+fn a_sequence_of_steps_has_no_rate() {
+    let broker = broker(File::default());
+    for rate in ["--rate", "--rate-per-publisher", "--connect-rate"] {
+        let output = loadgen(broker, &["--scenario", "retain", rate, "10"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains("not at a rate"), "{}", stderr(&output));
+    }
+}
+
 /// Copies both ways until one side ends.
 fn forward(client: TcpStream, broker: TcpStream) {
     for (mut from, mut to) in
