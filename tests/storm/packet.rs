@@ -1,8 +1,10 @@
 //! Random packets: as the standard wants them, as it forbids them, damaged, and bytes that are none.
 //!
-//! Nothing here makes a `$` by chance: topics that begin with one could not be found again and cleared.
+//! Nothing here makes a `$` by chance: topics that begin with one could not be found again and cleared. Only
+//! filters of shared subscriptions have one, see [`hidden_topics`].
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use fastrand::Rng;
 use mailboxqtt::codec::{PropertiesBuf, Property, RetainHandling, SubscribeOptions};
@@ -13,12 +15,29 @@ use crate::wire::{Hello, Publication, frame, property_list, string};
 
 /// Client identifiers that all connections share, so that they take one another's sessions over.
 const CLIENT_IDS: usize = 60;
+/// Of the topics `storm/<letter>/<number>`.
+const LETTERS: RangeInclusive<char> = 'a'..='e';
+const NUMBERS: u8 = 20;
+/// Not valid as filters, but as topics.
+const MALFORMED_SHARED: [&str; 2] = ["$share//x", "$share/x"];
 /// The broker takes as many.
 const ALIASES: u16 = 64;
 
 /// The client identifiers of well-formed CONNECTs, without those that the broker assigns.
 pub(crate) fn client_ids() -> impl Iterator<Item = String> {
     (0..CLIENT_IDS).map(client_id)
+}
+
+/// Topics that no subscription finds, and that are published to all the same: behind a packet that was cut short, the
+/// broker may take part of a SUBSCRIBE for a PUBLISH whose topic is the filter. Twice in 300,000 connections.
+pub(crate) fn hidden_topics() -> impl Iterator<Item = String> {
+    let places = LETTERS.flat_map(|letter| (0..NUMBERS).map(move |number| (letter, number)));
+    let valid = places.map(|(letter, number)| shared_filter(letter, number));
+    valid.chain(MALFORMED_SHARED.map(str::to_owned))
+}
+
+fn shared_filter(letter: char, number: u8) -> String {
+    format!("$share/crew-{letter}/storm/{letter}/{number}")
 }
 
 fn client_id(number: usize) -> String {
@@ -319,12 +338,12 @@ impl Maker {
     }
 
     fn topic(&mut self) -> String {
-        let (letter, number) = (self.rng.char('a'..='e'), self.rng.u8(..20));
+        let (letter, number) = (self.rng.char(LETTERS), self.rng.u8(..NUMBERS));
         format!("storm/{letter}/{number}")
     }
 
     fn filter(&mut self) -> String {
-        let (letter, number) = (self.rng.char('a'..='e'), self.rng.u8(..20));
+        let (letter, number) = (self.rng.char(LETTERS), self.rng.u8(..NUMBERS));
         match self.rng.u8(..40) {
             0 => "#".to_owned(),
             1 => "storm/#".to_owned(),
@@ -332,11 +351,12 @@ impl Maker {
             3 => format!("storm/{letter}/#"),
             4..=7 => format!("storm/+/{number}"),
             8..=9 => format!("$share/crew-{letter}/storm/#"),
-            10..=15 => format!("$share/crew-{letter}/storm/{letter}/{number}"),
+            10..=15 => shared_filter(letter, number),
             16 => "$SYS/#".to_owned(),
             // The last ones are malformed, and end the connection.
             17 if self.chance(30) => {
-                let wrong = ["", "a/#/b", "a+", "$share//x", "$share/a+/x", "$share/x"];
+                let [empty_group, no_filter] = MALFORMED_SHARED;
+                let wrong = ["", "a/#/b", "a+", "$share/a+/x", empty_group, no_filter];
                 (*self.pick(&wrong)).to_owned()
             }
             _ => self.topic(),
