@@ -1,16 +1,26 @@
 //! The command line, and what follows from it where it is silent.
 
+use std::ffi::OsString;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::Parser;
 use clap::builder::RangedI64ValueParser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use mailboxqtt::ids::Qos;
 
-use crate::payload::STAMP_BYTES;
+pub(crate) use self::command::{Command, Merge, Report};
+pub(crate) use self::load::Load;
+pub(crate) use self::outputs::{Conduct, Outputs};
+use crate::payload::{PUBLISHERS_MAX, STAMP_BYTES};
+use crate::presets::Preset;
 use crate::scenario::{Layout, Scenario, Size};
 use crate::settings::Pace;
+
+mod command;
+mod load;
+mod outputs;
 
 /// Clients that deserve a thread of their own: fewer share one, which keeps feedback free.
 const CLIENTS_PER_THREAD: usize = 500;
@@ -35,6 +45,7 @@ const WINDOW_MAX: u64 = 16_384;
 /// For latency use an open loop with --rate: messages leave by an absolute schedule and latency
 /// counts from the scheduled time, so that a broker that stalls cannot hide it.
 #[derive(Clone, Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(version, after_long_help = EXAMPLES, after_help = "--help shows examples")]
 pub(crate) struct Args {
     /// The broker; names are resolved
@@ -45,15 +56,16 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Scenario::P2p)]
     pub(crate) scenario: Scenario,
 
-    /// Connections in all [default: p2p 100, fan-in 11, fan-out 51, wildcard 16, connect 1000]
+    /// Connections in all [default: p2p and churn 100, fan-in 11, fan-out and slow 51, wildcard 16,
+    /// shared 15, offline 110, retain 20, reconnect and connect 1000]
     #[arg(long, value_name = "N")]
     pub(crate) clients: Option<usize>,
 
-    /// Publishers among them, in fan-in, fan-out and wildcard
+    /// Publishers among them, in all but p2p, churn, reconnect and connect
     #[arg(long, value_name = "N")]
     pub(crate) publishers: Option<usize>,
 
-    /// Subscribers among them, in fan-in, fan-out and wildcard
+    /// Subscribers among them, in all but p2p, churn, reconnect and connect
     #[arg(long, value_name = "N")]
     pub(crate) subscribers: Option<usize>,
 
@@ -65,7 +77,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub(crate) qos: u8,
 
-    /// Bytes per payload; the first 24 hold run, sender, number and time
+    /// Bytes per payload; the first 16 hold run, sender, number and time
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = payload)]
     pub(crate) payload: usize,
 
@@ -93,13 +105,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "S", default_value = "0", value_parser = seconds)]
     pub(crate) hold: Duration,
 
+    /// What the clients speak and how they come.
+    #[command(flatten)]
+    pub(crate) load: Load,
+
     /// Process of the broker, to report its CPU time and memory
     #[arg(long)]
     pub(crate) pid: Option<u32>,
-
-    /// Print one JSON object instead of the table
-    #[arg(long)]
-    pub(crate) json: bool,
 
     /// Threads [default: one per core, but at most one per 500 clients]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
@@ -124,6 +136,15 @@ pub(crate) struct Args {
     /// Makes client identifiers and payloads the same in every run [default: different ones]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u32>,
+
+    #[command(flatten)]
+    pub(crate) outputs: Outputs,
+
+    #[command(flatten)]
+    pub(crate) conduct: Conduct,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
 }
 
 const EXAMPLES: &str = "\
@@ -143,15 +164,47 @@ Examples:
   Memory of ten thousand idle connections, held for 30 seconds:
     loadgen --scenario connect --clients 10000 --hold 30 --pid $(pidof mosquitto)
 
+  A load that others measure, too, for a minute (--list-presets shows all):
+    loadgen --preset singlenode-p2p-1K-1K-1K-1K --duration 60
+
   A broker elsewhere, result for a script:
     loadgen --addr broker.example:1883 --username me --password secret --json
+
+  The highest rate at which 99 % of the messages take less than 5 ms:
+    loadgen --clients 20 --qos 1 --search 'p99<5ms'
+
+  A check for CI:
+    loadgen --clients 20 --qos 1 --rate 5000 --fail-if 'p99>5ms' --fail-if 'lost>0'
+
+  Two processes at the same time, as one result:
+    loadgen --out a.json & loadgen --out b.json; wait; loadgen merge a.json b.json
+
+  Two brokers side by side, as a page to look at:
+    loadgen --addr a:1883 --label a --out a.json; loadgen --addr b:1883 --label b --out b.json
+    loadgen report --out compared.html a.json b.json
 
 Exit code:
   0  everything arrived as its QoS promises
   1  something was lost or not acknowledged at QoS 1 or 2, or arrived twice at QoS 2
-  2  the run could not be done: no broker, connection refused or broken, bad arguments";
+  2  the run could not be done: no broker, connection refused or broken, bad arguments
+  3  a condition of --fail-if holds, or the bound of --search at no rate
+  4  the run is void (see its reasons), and --strict or --fail-if was given
+The first that applies, in the order 2, 1, 3, 4.";
 
 impl Args {
+    /// Reads a command line, whose first word is the name of the program.
+    pub(crate) fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let given = Self::command().try_get_matches_from(&words)?;
+        let preset = given.get_one::<String>("preset").and_then(|name| Preset::find(name));
+        let Some(preset) = preset else { return Self::from_arg_matches(&given) };
+        let is_given = |name: &str| given.value_source(name) == Some(ValueSource::CommandLine);
+        let mut all = words;
+        // Behind the name of the program.
+        let options = preset.options_unless(is_given);
+        all.splice(all.len().min(1)..all.len().min(1), options);
+        Self::try_parse_from(all)
+    }
+
     /// The quality of service.
     pub(crate) fn qos(&self) -> Qos {
         Qos::new(self.qos).unwrap_or(Qos::AtMostOnce)
@@ -181,13 +234,23 @@ impl Args {
             publishers: self.publishers,
             subscribers: self.subscribers,
             filters: self.filters as usize,
+            topics: self.load.topics as usize,
+            slow_percent: self.load.slow_percent,
+            churn_clients: self.load.churn_clients as usize,
+            group: &self.load.group,
         };
-        Layout::new(self.scenario, size, &self.topic_prefix).map_err(anyhow::Error::msg)
+        let layout = Layout::new(self.scenario, size, &self.topic_prefix);
+        let layout = layout.map_err(anyhow::Error::msg)?;
+        if layout.publishers as usize > PUBLISHERS_MAX {
+            bail!("at most {PUBLISHERS_MAX} publishers have a number in a payload");
+        }
+        Ok(layout)
     }
 
     /// Who decides when the next message leaves.
     pub(crate) fn pace(&self, layout: &Layout) -> Pace {
-        match self.rate {
+        let each = self.load.rate_per_publisher;
+        match self.rate.or(each.map(|each| each * f64::from(layout.publishers.max(1)))) {
             Some(rate) => Pace::Rate(rate),
             None => Pace::Window(self.window.unwrap_or_else(|| default_window(layout))),
         }
@@ -242,9 +305,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
+    use crate::presets::PRESETS;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -253,8 +315,8 @@ mod tests {
 
     #[test]
     fn a_payload_too_small_for_its_stamp_is_refused_with_the_reason() {
-        let error = parse(&["--payload", "23"]).unwrap_err().to_string();
-        assert!(error.contains("at least 24 bytes"), "{error}");
+        let error = parse(&["--payload", "15"]).unwrap_err().to_string();
+        assert!(error.contains("at least 16 bytes"), "{error}");
     }
 
     #[test]
@@ -264,6 +326,20 @@ mod tests {
         assert_eq!(pace(&["--clients", "20", "--window", "7"]), Pace::Window(7));
         assert_eq!(pace(&["--clients", "20", "--rate", "5000"]), Pace::Rate(5_000.0));
         assert_eq!(pace(&["--scenario", "fan-out", "--clients", "10001"]), Pace::Window(10));
+    }
+
+    #[test]
+    fn a_rate_per_publisher_is_multiplied() {
+        let each = ["--clients", "20", "--rate-per-publisher", "2.5"];
+        assert_eq!(pace(&each), Pace::Rate(25.0));
+        assert!(parse(&["--rate", "5", "--rate-per-publisher", "1"]).is_err());
+        assert!(parse(&["--window", "5", "--rate-per-publisher", "1"]).is_err());
+    }
+
+    #[test]
+    fn connections_come_by_a_schedule_or_so_many_at_a_time() {
+        assert!(parse(&["--connect-rate", "100"]).is_ok());
+        assert!(parse(&["--connect-rate", "100", "--concurrent", "5"]).is_err());
     }
 
     #[test]
@@ -277,6 +353,66 @@ mod tests {
     #[test]
     fn a_topic_prefix_with_wildcards_is_refused() {
         assert!(parse(&["--topic-prefix", "a/#"]).unwrap().layout().is_err());
+    }
+
+    #[test]
+    fn every_preset_is_a_command_line_with_clients() {
+        for preset in PRESETS {
+            let args = read(&["--preset", preset.name]).unwrap();
+            assert!(args.load.wire().is_ok(), "{}", preset.name);
+            assert!(!args.layout().unwrap().clients.is_empty(), "{}", preset.name);
+        }
+    }
+
+    #[test]
+    fn the_presets_of_the_suite_are_as_large_as_their_names_say() {
+        for (name, clients, publishers, rate) in [
+            ("fanout-1-1K-1-1K", 1_001, 1, 1.0),
+            ("p2p-1K-1K-1K-1K", 2_000, 1_000, 1_000.0),
+            ("sharedsub-1K-5-1K-1K", 1_005, 1_000, 1_000.0),
+            ("fanout-5-1000-5-250K", 1_005, 5, 250.0),
+            ("p2p-50K-50K-50K-50K", 100_000, 50_000, 50_000.0),
+            ("sharedsub-50K-500-50K-50K", 50_500, 50_000, 50_000.0),
+        ] {
+            let args = read(&["--preset", &format!("singlenode-{name}")]).unwrap();
+            let layout = args.layout().unwrap();
+            assert_eq!((layout.clients.len(), layout.publishers), (clients, publishers), "{name}");
+            assert_eq!(args.pace(&layout), Pace::Rate(rate), "{name}");
+            assert_eq!((args.payload, args.qos, args.load.keep_alive), (16, 1, 300), "{name}");
+        }
+        for (name, clients, rate) in
+            [("conn-tcp-10K-100", 10_000, 100.0), ("conn-tcp-1M-5K", 1_000_000, 5_000.0)]
+        {
+            let args = read(&["--preset", &format!("singlenode-{name}")]).unwrap();
+            assert_eq!(args.layout().unwrap().clients.len(), clients);
+            assert_eq!(args.load.connect_rate, Some(rate));
+        }
+    }
+
+    #[test]
+    fn what_is_given_replaces_what_the_preset_says_wherever_it_stands() {
+        let preset = ["--preset", "singlenode-sharedsub-1K-5-1K-1K"];
+        for given in [
+            [&["--qos", "2", "--window", "7"][..], &preset].concat(),
+            [&preset[..], &["--qos", "2", "--window", "7"]].concat(),
+        ] {
+            let args = read(&given).unwrap();
+            assert_eq!((args.qos, args.payload), (2, 16));
+            assert_eq!(args.pace(&args.layout().unwrap()), Pace::Window(7));
+        }
+        let fewer = read(&[&preset[..], &["--clients", "30"]].concat()).unwrap();
+        assert_eq!(fewer.layout().unwrap().clients.len(), 30);
+        let arriving = ["--preset", "singlenode-conn-tcp-10K-100", "--concurrent", "9"];
+        assert_eq!(read(&arriving).unwrap().load.connect_rate, None);
+    }
+
+    #[test]
+    fn a_preset_that_does_not_exist_is_refused() {
+        assert!(read(&["--preset", "p2p"]).is_err());
+    }
+
+    fn read(arguments: &[&str]) -> Result<Args, clap::Error> {
+        Args::read(["loadgen"].iter().chain(arguments).map(OsString::from).collect())
     }
 
     fn pace(arguments: &[&str]) -> Pace {

@@ -1,7 +1,7 @@
 //! One connection: its socket, what it still has to write, and what it plays in the scenario.
 //!
 //! `worker` owns all clients of its thread and calls [`Client::flush`] once per turn; `receive`
-//! parses what arrives. Packets of the handshake go through the codec of the library.
+//! parses what arrives. CONNECT and SUBSCRIBE are in `handshake`.
 //!
 //! # Invariant
 //!
@@ -11,10 +11,6 @@
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::SocketAddr;
 
-use mailboxqtt::codec::{
-    Connect, Packet, Properties, RetainHandling, Subscribe, SubscribeFiltersBuf, SubscribeOptions,
-};
-use mailboxqtt::ids::{PacketId, ProtocolVersion, Qos};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -73,9 +69,11 @@ pub(crate) struct Publisher {
     pub(crate) block: Block,
     /// Messages whose flow the broker has ended: PUBACK at QoS 1, PUBCOMP at QoS 2.
     pub(crate) acked: u64,
+    /// Unacknowledged messages that the broker allows at QoS 1 and 2.
+    pub(crate) receive_max: u64,
     /// Open loop: messages whose time has come.
     pub(crate) due: u64,
-    /// Closed loop at QoS 0: messages before this one no longer count as outstanding.
+    /// Closed loop at QoS 0: what no longer counts as outstanding, in terms of its trackers.
     pub(crate) written_off: u64,
     /// Closed loop: the last position that was seen, and when it was first seen.
     pub(crate) moved: (u64, u64),
@@ -94,26 +92,23 @@ pub(crate) struct Subscriber {
     pub(crate) publishers: u32,
 }
 
-/// What CONNECT says.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Login<'a> {
-    /// User name and password, where the broker wants them.
-    pub(crate) user_name: Option<&'a str>,
-    /// See `user_name`.
-    pub(crate) password: Option<&'a str>,
-}
-
 impl Client {
-    /// Begins to connect, from `source` if the system should not choose, and queues CONNECT.
+    /// Begins to connect, from `source` if the system should not choose. So many bytes are kept for
+    /// the client to read, or as many as the system chooses.
     pub(crate) fn open(
         target: SocketAddr,
         source: Option<SocketAddr>,
+        receive_buffer_bytes: Option<usize>,
         part: Part,
         now_ns: u64,
     ) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
+        if let Some(bytes) = receive_buffer_bytes {
+            // Before the handshake: a window that shrinks later stalls the sender.
+            socket.set_recv_buffer_size(bytes)?;
+        }
         if let Some(source) = source {
             socket.bind(&source.into())?;
         }
@@ -132,43 +127,6 @@ impl Client {
             partial: Vec::new(),
             control: Vec::new(),
         })
-    }
-
-    /// Queues CONNECT. Keep-alive is off, so that an idle subscriber costs the broker nothing.
-    pub(crate) fn say_connect(&mut self, client_id: &str, login: Login<'_>) {
-        let connect = Connect {
-            version: ProtocolVersion::V311,
-            clean_start: true,
-            keep_alive_s: 0,
-            client_id,
-            properties: Properties::EMPTY,
-            will: None,
-            user_name: login.user_name,
-            password: login.password.map(str::as_bytes),
-        };
-        Packet::Connect(connect).encode(ProtocolVersion::V311, &mut self.control);
-    }
-
-    /// Queues SUBSCRIBE for all filters of a subscriber; false where there is nothing to subscribe.
-    pub(crate) fn say_subscribe(&mut self, qos: Qos) -> bool {
-        let Part::Subscriber(subscriber) = &mut self.part else { return false };
-        let options = SubscribeOptions {
-            qos,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::Send,
-        };
-        let mut filters = SubscribeFiltersBuf::new();
-        for filter in std::mem::take(&mut subscriber.filters) {
-            filters.push(&filter, options);
-        }
-        let subscribe = Subscribe {
-            id: PacketId::FIRST,
-            properties: Properties::EMPTY,
-            filters: filters.as_filters(),
-        };
-        Packet::Subscribe(subscribe).encode(ProtocolVersion::V311, &mut self.control);
-        true
     }
 
     /// Takes leave, unless something is still to be written: the connection closes in any case.

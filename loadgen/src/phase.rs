@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use mio::Waker;
 
 use crate::clock::Clock;
+use crate::slice::Exchange;
 use crate::window::Progress;
 
 /// The phases, in order. A run may leave any of them for a later one.
@@ -51,6 +52,8 @@ pub(crate) struct Thread {
     pub(crate) waker: Waker,
     /// Publishers that may go on, noted by threads that hold their subscribers.
     pub(crate) notes: Mutex<Vec<u32>>,
+    /// What it has measured, second by second.
+    pub(crate) slices: Exchange,
     /// Deliveries that follow from what its publishers have sent.
     pub(crate) expected: AtomicU64,
     /// Different messages that its subscribers have received.
@@ -66,6 +69,7 @@ impl Shared {
         let thread = |waker| Thread {
             waker,
             notes: Mutex::default(),
+            slices: Exchange::default(),
             expected: AtomicU64::new(0),
             arrived: AtomicU64::new(0),
             unfinished: AtomicU64::new(1),
@@ -89,6 +93,12 @@ impl Shared {
     /// When a phase began, once it has.
     pub(crate) fn began_ns(&self, phase: Phase) -> u64 {
         self.began_ns[phase as usize].load(Ordering::Acquire)
+    }
+
+    /// When a phase ended, once a later one has begun.
+    pub(crate) fn ended_ns(&self, phase: Phase) -> Option<u64> {
+        let later = PHASES.iter().filter(|later| **later > phase);
+        later.map(|later| self.began_ns(*later)).find(|began_ns| *began_ns > 0)
     }
 
     /// Begins a phase and tells all threads.

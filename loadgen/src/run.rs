@@ -4,19 +4,26 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use mailboxqtt::ids::Qos;
 use mio::{Poll, Waker};
 
 use crate::args::Args;
+use crate::beside::{Beside, BesideReport};
 use crate::clock::Clock;
+use crate::fleet::Fleet;
+use crate::live::Live;
 use crate::phase::{Phase, Shared};
 use crate::proc::{self, Usage};
+use crate::recorder::{Recorded, Recorder};
 use crate::scenario::{Layout, Scenario};
-use crate::settings::{Pace, Planned, Settings};
+use crate::sequence::Tracker;
+use crate::sequence::group::GroupTracker;
+use crate::settings::{Arrival, Pace, Planned, Settings};
+use crate::source;
 use crate::tally::Tally;
 use crate::window::Progress;
 use crate::worker::{WAKE, Worker};
@@ -37,6 +44,14 @@ const FILES_BESIDE: u64 = 64;
 pub(crate) struct Outcome {
     /// Merged over all threads.
     pub(crate) tally: Tally,
+    /// What went on beside.
+    pub(crate) beside: Option<BesideReport>,
+    /// Second by second.
+    pub(crate) recorded: Recorded,
+    /// When it began.
+    pub(crate) started: SystemTime,
+    /// When the measurement began, if it has.
+    pub(crate) measured_from: Option<SystemTime>,
     /// How the load was paced.
     pub(crate) pace: Pace,
     /// All clients, and how many of them publish.
@@ -73,7 +88,9 @@ pub(crate) struct BrokerUsage {
 /// Does what the arguments say. `stop` ends it early, with what there is.
 pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome> {
     let layout = args.layout()?;
-    allow_files(layout.clients.len())?;
+    let beside = Beside::new(args, &layout);
+    let all_clients = layout.clients.len() + layout.beside;
+    allow_files(all_clients)?;
     let usage = || args.pid.map(proc::usage).transpose();
     let idle = usage()?;
     let pace = args.pace(&layout);
@@ -85,6 +102,7 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
     let polls = (0..threads).map(|_| Poll::new()).collect::<Result<Vec<_>, _>>()?;
     let wakers = polls.iter().map(|poll| Waker::new(poll.registry(), WAKE));
     let wakers = wakers.collect::<Result<Vec<_>, _>>()?;
+    let started = SystemTime::now();
     let shared = Shared::new(Clock::new(), Progress::new(threads, publishers), wakers);
     let planned = plan(layout, threads);
 
@@ -93,16 +111,32 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
         for ((index, poll), planned) in polls.into_iter().enumerate().zip(planned) {
             let (shared, settings) = (&shared, &settings);
             handles.push(scope.spawn(move || {
-                let worker = Worker::new(index, shared, settings, poll, planned);
-                let tally = worker.and_then(Worker::run);
+                let tally = if settings.grouped {
+                    Worker::<GroupTracker>::new(index, shared, settings, poll, planned)
+                        .and_then(Worker::run)
+                } else {
+                    Worker::<Tracker>::new(index, shared, settings, poll, planned)
+                        .and_then(Worker::run)
+                };
                 if tally.is_err() {
                     shared.failed.store(true, Ordering::Release);
                 }
                 tally
             }));
         }
-        let steering = Steering { args, shared: &shared, stop };
-        let steered = steering.through_phases(clients, usage);
+        let (settings, shared) = (&settings, &shared);
+        let beside = scope.spawn(move || {
+            let report = beside.run(settings, shared, stop);
+            if report.is_err() {
+                shared.failed.store(true, Ordering::Release);
+            }
+            report
+        });
+        let recorder = Recorder::new(shared, args.pid)?;
+        let live = Live::new(args.conduct.quiet, pace.to_string());
+        let mut steering = Steering { args, shared, stop, recorder, live };
+        let steered = steering.through_phases(all_clients, usage);
+        steering.live.clear();
         shared.enter(Phase::Stop);
 
         // The thread that failed knows more than the steering that noticed it.
@@ -111,12 +145,29 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
             let tally = handle.join().map_err(|_| anyhow!("a thread of the generator broke"))?;
             merged.merge(&tally?)?;
         }
-        let Steered { ramp, ready, measured, own_cpu, before, after } = steered?;
+        let broke = |_| anyhow!("a thread of the generator broke");
+        let mut beside = beside.join().map_err(broke)??;
+        if let Some(beside) = &mut beside {
+            beside.settle(merged.sent);
+        }
+        let recorded = steering.recorder.finish()?;
+        let measured_ns = shared.began_ns(Phase::Measure);
+        let measured_from = started + Duration::from_nanos(measured_ns);
+        let steered = steered?;
+        if args.load.persistent {
+            // Also after Ctrl-C: nobody else would end the sessions.
+            Fleet::new(settings, clients, stop)?.forget(0..clients)?;
+        }
+        let Steered { ramp, ready, measured, own_cpu, before, after } = steered;
         let broker = idle.zip(before).zip(after);
         Ok(Outcome {
             tally: merged,
+            beside,
+            recorded,
+            started,
+            measured_from: (measured_ns > 0).then_some(measured_from),
             pace,
-            clients,
+            clients: all_clients,
             publishers,
             threads,
             ramp,
@@ -133,6 +184,8 @@ struct Steering<'a> {
     args: &'a Args,
     shared: &'a Shared,
     stop: &'a AtomicBool,
+    recorder: Recorder<'a>,
+    live: Live,
 }
 
 struct Steered {
@@ -146,13 +199,13 @@ struct Steered {
 
 impl Steering<'_> {
     fn through_phases(
-        &self,
+        &mut self,
         clients: usize,
         usage: impl Fn() -> anyhow::Result<Option<Usage>>,
     ) -> anyhow::Result<Steered> {
-        let began = Instant::now();
         self.ramp(clients)?;
-        let ramp = began.elapsed();
+        // The clock began with the first connection, as did the schedule of connections.
+        let ramp = Duration::from_nanos(self.shared.clock.now_ns());
         let ready = self.shared.ready.load(Ordering::Acquire);
         let connect_only = self.args.scenario == Scenario::Connect;
         if !connect_only && ready == clients {
@@ -179,16 +232,14 @@ impl Steering<'_> {
     }
 
     /// Waits until all clients are ready, with a progress bar where somebody looks.
-    fn ramp(&self, clients: usize) -> anyhow::Result<()> {
-        let bar = ProgressBar::new(clients as u64);
-        let template = "connecting {wide_bar} {pos}/{len} {per_sec} {eta}";
-        bar.set_style(ProgressStyle::with_template(template).context("progress bar")?);
+    fn ramp(&mut self, clients: usize) -> anyhow::Result<()> {
+        let bar = self.live.connecting(clients);
         let ramped = self.wait_until_ready(clients, &bar);
         bar.finish_and_clear();
         ramped
     }
 
-    fn wait_until_ready(&self, clients: usize, bar: &ProgressBar) -> anyhow::Result<()> {
+    fn wait_until_ready(&mut self, clients: usize, bar: &ProgressBar) -> anyhow::Result<()> {
         let mut moved = (0, Instant::now());
         loop {
             let ready = self.shared.ready.load(Ordering::Acquire);
@@ -204,15 +255,22 @@ impl Steering<'_> {
                 bail!("only {ready} of {clients} clients connected, and none in {stall_s} seconds");
             }
             self.check_threads()?;
+            self.recorder.look()?;
             // Short: the time until the last client is ready is a result.
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    fn wait(&self, time: Duration) -> anyhow::Result<()> {
+    fn wait(&mut self, time: Duration) -> anyhow::Result<()> {
         let until = Instant::now() + time;
         while !self.is_stopped() {
             self.check_threads()?;
+            if self.recorder.look()?
+                && let Some(second) = self.recorder.last()
+            {
+                let gone = time.saturating_sub(until.saturating_duration_since(Instant::now()));
+                self.live.show(self.shared.phase(), gone, time, second);
+            }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -222,7 +280,7 @@ impl Steering<'_> {
         Ok(())
     }
 
-    fn drain(&self) -> anyhow::Result<()> {
+    fn drain(&mut self) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut moved = (0, Instant::now());
         while !self.shared.is_complete() && began.elapsed() < DRAIN_MAX {
@@ -234,6 +292,7 @@ impl Steering<'_> {
                 break;
             }
             self.check_threads()?;
+            self.recorder.look()?;
             thread::sleep(TICK);
         }
         Ok(())
@@ -251,18 +310,34 @@ impl Steering<'_> {
     }
 }
 
-fn settings(args: &Args, layout: &Layout, pace: Pace, threads: usize) -> anyhow::Result<Settings> {
+/// What all threads are told.
+pub(crate) fn settings(
+    args: &Args,
+    layout: &Layout,
+    pace: Pace,
+    threads: usize,
+) -> anyhow::Result<Settings> {
+    let target = args.target()?;
+    let all_clients = layout.clients.len() + layout.beside;
     Ok(Settings {
-        target: args.target()?,
+        target,
+        wire: args.load.wire()?,
         qos: args.qos(),
         payload_bytes: args.payload,
         pace,
         receivers: layout.receivers,
         stride: layout.stride,
+        grouped: layout.grouped,
         run: args.seed.unwrap_or_else(run_number),
         clients: layout.clients.len(),
         publishers: layout.publishers,
-        concurrent: (args.concurrent as usize).div_ceil(threads),
+        session: args.load.session(),
+        arrival: match args.load.connect_rate {
+            Some(rate) => Arrival::Rate(rate),
+            None => Arrival::Concurrent((args.concurrent as usize).div_ceil(threads)),
+        },
+        sources: source::addresses(target, &args.load.source, all_clients)?,
+        keep_alive_s: args.load.keep_alive,
         client_prefix: args.client_prefix.clone(),
         user_name: args.username.clone(),
         password: args.password.clone(),
@@ -288,7 +363,7 @@ fn plan(layout: Layout, threads: usize) -> Vec<Vec<Planned>> {
 }
 
 /// Raises the limit of open files as far as this run needs and the system lets.
-fn allow_files(clients: usize) -> anyhow::Result<()> {
+pub(crate) fn allow_files(clients: usize) -> anyhow::Result<()> {
     let needed = clients as u64 + FILES_BESIDE;
     let allowed = rlimit::increase_nofile_limit(needed).unwrap_or(0);
     if allowed < needed && rlimit::setrlimit(rlimit::Resource::NOFILE, needed, needed).is_err() {

@@ -10,17 +10,58 @@
 //! Every number below `next` that belongs to this pair has either arrived once or lies in
 //! `missing`.
 
+pub(crate) mod group;
+
 /// Gaps that are remembered per pair. A broker that tears more holes than this loses messages on a
 /// grand scale; the oldest gap is then taken for lost, and a message that fills it for a duplicate.
 const GAPS_MAX: usize = 1_024;
+
+/// Accounts for the messages of one publisher. `worker` is compiled once for each kind.
+pub(crate) trait Tracking {
+    /// Expects `first`, then every `stride`-th number.
+    fn new(first: u64, stride: u64) -> Self;
+
+    /// Accounts for one message.
+    fn arrived(&mut self, sequence: u64);
+
+    /// How far the publisher's messages have come, for the closed loop.
+    fn position(&self) -> u64;
+
+    /// The position at which `window` wants to be told; `u64::MAX` when it does not.
+    fn target(&self) -> u64;
+
+    /// See [`Tracking::target`].
+    fn set_target(&mut self, target: u64);
+
+    /// Whether something else than the message that was due has arrived and nobody has taken note.
+    fn is_freshly_troubled(&self) -> bool;
+
+    /// Somebody takes note.
+    fn note_trouble(&mut self);
+
+    /// Messages up to the last one in order: as many would have arrived if none were missing.
+    fn due(&self) -> u64;
+
+    /// The sums so far. What never arrived is the caller's to compute: only it knows what was sent.
+    fn account(&self) -> Account;
+
+    /// The number of messages that do not count as outstanding, at a position and with what was
+    /// written off before.
+    fn passed(position: u64, written_off: u64) -> u64;
+
+    /// What is to be written off so that nothing of what was sent counts as outstanding.
+    fn write_off(position: u64, sent: u64) -> u64;
+}
 
 /// What one subscriber has seen of one publisher.
 #[derive(Debug)]
 pub(crate) struct Tracker {
     /// The sequence number that is due.
-    pub(crate) next: u64,
+    next: u64,
     /// The number at which `window` wants to be told; `u64::MAX` when it does not.
-    pub(crate) target: u64,
+    target: u64,
+    /// Whether anything else than the message that was due has ever arrived, and who knows it.
+    trouble: Trouble,
     stride: u64,
     first: u64,
     /// Gaps as `[from, until)`, oldest first.
@@ -29,6 +70,17 @@ pub(crate) struct Tracker {
     forgotten: u64,
     duplicated: u64,
     reordered: u64,
+}
+
+/// Keeps a second look at trackers to those that need it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Trouble {
+    /// Every message was the one that was due.
+    None,
+    /// Not every one, and nobody has taken note of it.
+    Fresh,
+    /// Not every one.
+    Noted,
 }
 
 /// The sums that the report wants.
@@ -42,12 +94,12 @@ pub(crate) struct Account {
     pub(crate) reordered: u64,
 }
 
-impl Tracker {
-    /// Expects `first`, then every `stride`-th number.
-    pub(crate) fn new(first: u64, stride: u64) -> Self {
+impl Tracking for Tracker {
+    fn new(first: u64, stride: u64) -> Self {
         Self {
             next: first,
             target: u64::MAX,
+            trouble: Trouble::None,
             stride: stride.max(1),
             first,
             missing: Vec::new(),
@@ -57,9 +109,8 @@ impl Tracker {
         }
     }
 
-    /// Accounts for one message.
     #[inline]
-    pub(crate) fn arrived(&mut self, sequence: u64) {
+    fn arrived(&mut self, sequence: u64) {
         if sequence == self.next {
             self.next += self.stride;
         } else {
@@ -67,9 +118,35 @@ impl Tracker {
         }
     }
 
-    /// The sums so far. What never arrived is the caller's to compute: only it knows what was sent.
-    pub(crate) fn account(&self) -> Account {
-        let due = (self.next - self.first) / self.stride;
+    #[inline]
+    fn position(&self) -> u64 {
+        self.next
+    }
+
+    #[inline]
+    fn target(&self) -> u64 {
+        self.target
+    }
+
+    fn set_target(&mut self, target: u64) {
+        self.target = target;
+    }
+
+    #[inline]
+    fn is_freshly_troubled(&self) -> bool {
+        self.trouble == Trouble::Fresh
+    }
+
+    fn note_trouble(&mut self) {
+        self.trouble = Trouble::Noted;
+    }
+
+    fn due(&self) -> u64 {
+        (self.next - self.first) / self.stride
+    }
+
+    fn account(&self) -> Account {
+        let due = self.due();
         let missing: u64 = self.missing.iter().map(|gap| (gap.1 - gap.0) / self.stride).sum();
         Account {
             unique: due.saturating_sub(missing + self.forgotten),
@@ -78,8 +155,22 @@ impl Tracker {
         }
     }
 
+    fn passed(position: u64, written_off: u64) -> u64 {
+        position.max(written_off)
+    }
+
+    /// Messages before this one no longer count.
+    fn write_off(_position: u64, sent: u64) -> u64 {
+        sent
+    }
+}
+
+impl Tracker {
     #[cold]
     fn arrived_out_of_turn(&mut self, sequence: u64) {
+        if self.trouble == Trouble::None {
+            self.trouble = Trouble::Fresh;
+        }
         if sequence > self.next {
             if self.missing.len() == GAPS_MAX {
                 let (from, until) = self.missing.remove(0);

@@ -1,22 +1,26 @@
-//! What one thread has measured. Filled by `worker`, merged by `run`, printed by `report`.
+//! What one thread has counted in the whole run. Filled by `worker`, merged by `run`. What it has
+//! measured second by second is in `slice`.
 
 use std::time::Duration;
 
 use anyhow::Context;
-use hdrhistogram::Histogram;
+use hdrhistogram::{CreationError, Histogram};
 
 /// Longest time that the histograms tell apart: an hour.
 const TIME_NS_MAX: u64 = 3_600_000_000_000;
+/// Significant decimal digits of a recorded time.
+const DIGITS: u8 = 3;
 
-/// Sums and histograms of one thread, or of all after [`Tally::merge`].
+/// An empty histogram of nanoseconds; all are of one kind, so that they can be added.
+pub(crate) fn histogram() -> Result<Histogram<u64>, CreationError> {
+    Histogram::new_with_bounds(1, TIME_NS_MAX, DIGITS)
+}
+
+/// Sums of one thread, or of all after [`Tally::merge`].
 #[derive(Debug)]
 pub(crate) struct Tally {
-    /// From the intended send time to the arrival, of messages meant to leave while measuring.
-    pub(crate) latency_ns: Histogram<u64>,
     /// From asking for a connection to CONNACK.
     pub(crate) connect_ns: Histogram<u64>,
-    /// Open loop: from the intended to the real send time.
-    pub(crate) slip_ns: Histogram<u64>,
     /// Messages sent, in the whole run.
     pub(crate) sent: u64,
     /// Deliveries, duplicates included, in the whole run.
@@ -42,11 +46,8 @@ pub(crate) struct Tally {
 impl Tally {
     /// Nothing measured yet.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let histogram = || Histogram::new_with_bounds(1, TIME_NS_MAX, 3);
         Ok(Self {
-            latency_ns: histogram().context("latency histogram")?,
             connect_ns: histogram().context("connect histogram")?,
-            slip_ns: histogram().context("slip histogram")?,
             sent: 0,
             received: 0,
             sent_measured: 0,
@@ -62,9 +63,7 @@ impl Tally {
 
     /// Adds what another thread has measured.
     pub(crate) fn merge(&mut self, other: &Self) -> anyhow::Result<()> {
-        self.latency_ns.add(&other.latency_ns)?;
         self.connect_ns.add(&other.connect_ns)?;
-        self.slip_ns.add(&other.slip_ns)?;
         self.sent += other.sent;
         self.received += other.received;
         self.sent_measured += other.sent_measured;

@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sequence::Tracker;
+use crate::sequence::Tracking;
 
 /// Positions that all threads can read: `[thread][publisher]`.
 #[derive(Debug)]
@@ -53,14 +53,14 @@ impl Gate {
     }
 
     /// Begins to watch.
-    pub(crate) fn arm(&mut self, trackers: &mut [Tracker], place: Place<'_>) {
+    pub(crate) fn arm<T: Tracking>(&mut self, trackers: &mut [T], place: Place<'_>) {
         if !self.members.is_empty() {
             self.advance(trackers, place);
         }
     }
 
     /// A member has reached its target. True when it was the last: the publisher may go on.
-    pub(crate) fn reached(&mut self, trackers: &mut [Tracker], place: Place<'_>) -> bool {
+    pub(crate) fn reached<T: Tracking>(&mut self, trackers: &mut [T], place: Place<'_>) -> bool {
         self.waiting -= 1;
         if self.waiting == 0 {
             self.advance(trackers, place);
@@ -70,15 +70,17 @@ impl Gate {
     }
 
     /// The next target is a step after the slowest member, so at least one member waits for it.
-    fn advance(&mut self, trackers: &mut [Tracker], place: Place<'_>) {
-        let position = self.members.iter().map(|&member| trackers[member as usize].next).min();
+    fn advance<T: Tracking>(&mut self, trackers: &mut [T], place: Place<'_>) {
+        let positions = self.members.iter().map(|&member| trackers[member as usize].position());
+        let position = positions.min();
         let position = position.unwrap_or(u64::MAX);
         place.progress.store(place.thread, place.publisher, position);
         let target = position.saturating_add(place.step);
         for &member in &self.members {
             let tracker = &mut trackers[member as usize];
-            tracker.target = if tracker.next < target { target } else { u64::MAX };
-            self.waiting += usize::from(tracker.next < target);
+            let waits = tracker.position() < target;
+            tracker.set_target(if waits { target } else { u64::MAX });
+            self.waiting += usize::from(waits);
         }
     }
 }
@@ -99,6 +101,7 @@ pub(crate) struct Place<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sequence::Tracker;
 
     #[test]
     fn the_slowest_subscriber_holds_the_publisher_back() {
@@ -111,15 +114,15 @@ mod tests {
         gate.arm(&mut trackers, place);
         assert_eq!(progress.received(0), 0);
 
-        trackers[0].next = 30;
-        trackers[0].target = u64::MAX;
+        (0..30).for_each(|n| trackers[0].arrived(n));
+        trackers[0].set_target(u64::MAX);
         assert!(!gate.reached(&mut trackers, place));
         assert_eq!(progress.received(0), 0);
 
-        trackers[1].next = 12;
+        (0..12).for_each(|n| trackers[1].arrived(n));
         assert!(gate.reached(&mut trackers, place));
         assert_eq!(progress.received(0), 12);
-        assert_eq!((trackers[0].target, trackers[1].target), (u64::MAX, 22));
+        assert_eq!((trackers[0].target(), trackers[1].target()), (u64::MAX, 22));
     }
 
     #[test]

@@ -11,22 +11,24 @@
 //! All state here belongs to this thread; other threads see only `phase::Shared`.
 
 use std::io::ErrorKind;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use mailboxqtt::ids::Qos;
+use mailboxqtt::ids::{ProtocolVersion, Qos};
 use mio::event::Event;
 use mio::{Events, Poll, Token};
 
 use crate::client::{Client, Part, Stage};
+use crate::payload::{self, Source};
 use crate::phase::{Phase, Shared};
+use crate::ping::{PINGREQ, Pinger};
 use crate::proc;
-use crate::receive::{self, Expected};
-use crate::schedule::Schedule;
-use crate::sequence::Tracker;
+use crate::receive::{self, Expected, Run};
+use crate::schedule::{Schedule, Timetable};
+use crate::sequence::Tracking;
 use crate::settings::{Planned, Settings};
+use crate::slice::Cutter;
 use crate::tally::{Snapshot, Tally};
 use crate::timer::Timer;
 use crate::window::{Gate, Place};
@@ -52,8 +54,8 @@ const DRAIN: Duration = Duration::from_millis(5);
 /// to wake up, which would otherwise be part of every latency.
 const SPIN_NS: u64 = 50_000;
 
-/// See the module.
-pub(crate) struct Worker<'a> {
+/// See the module. `T` accounts for what arrives.
+pub(crate) struct Worker<'a, T> {
     index: usize,
     shared: &'a Shared,
     settings: &'a Settings,
@@ -65,7 +67,7 @@ pub(crate) struct Worker<'a> {
     clients: Vec<Client>,
     /// Number in the run, per client.
     numbers: Vec<usize>,
-    trackers: Vec<Tracker>,
+    trackers: Vec<T>,
     /// Per publisher of the run.
     gates: Vec<Gate>,
     /// Per publisher of the run: its client here, if it is one of ours.
@@ -77,14 +79,16 @@ pub(crate) struct Worker<'a> {
     scratch: Vec<u8>,
     phase: Phase,
     schedule: Option<Schedule>,
-    /// Intended send times that are measured.
-    measured_ns: Range<u64>,
+    pinger: Pinger,
+    /// Open loop: kept when the schedule has been given up.
+    timetable: Option<Timetable>,
+    cutter: Cutter,
     measure_began: Snapshot,
     stall_checked_ns: u64,
     tally: Tally,
 }
 
-impl<'a> Worker<'a> {
+impl<'a, T: Tracking> Worker<'a, T> {
     /// Prepares a thread; nothing is connected yet.
     pub(crate) fn new(
         index: usize,
@@ -114,7 +118,9 @@ impl<'a> Worker<'a> {
             scratch: vec![0; scratch],
             phase: Phase::Ramp,
             schedule: None,
-            measured_ns: u64::MAX..u64::MAX,
+            pinger: Pinger::new(settings.keep_alive_s),
+            timetable: None,
+            cutter: Cutter::new()?,
             measure_began: Snapshot::default(),
             stall_checked_ns: 0,
             tally: Tally::new()?,
@@ -137,7 +143,17 @@ impl<'a> Worker<'a> {
             self.follow_phase()?;
             self.take_due();
             self.write_off_stalls();
+            if self.pinger.is_on() {
+                self.ping();
+            }
             self.flush_queue()?;
+            if events.is_empty() {
+                self.cutter.seen_ns = self.shared.clock.now_ns();
+            }
+            if self.cutter.is_due() {
+                let exchange = &self.shared.threads[self.index].slices;
+                self.cutter.cut(&self.tally, &self.trackers, exchange)?;
+            }
             if !self.abroad.is_empty() {
                 self.notify_abroad();
             }
@@ -145,6 +161,8 @@ impl<'a> Worker<'a> {
                 self.say_how_far();
             }
         }
+        let exchange = &self.shared.threads[self.index].slices;
+        self.cutter.end(&self.tally, &self.trackers, exchange)?;
         self.close_books();
         for client in &mut self.clients {
             client.say_disconnect();
@@ -156,7 +174,8 @@ impl<'a> Worker<'a> {
         if self.phase == Phase::Drain {
             return Ok(DRAIN);
         }
-        let Some(next_ns) = self.schedule.as_ref().and_then(Schedule::next_ns) else {
+        let next_ns = self.schedule.as_ref().and_then(Schedule::next_ns);
+        let Some(next_ns) = next_ns.or_else(|| self.arrives_ns()) else {
             return Ok(IDLE);
         };
         let now_ns = self.shared.clock.now_ns();
@@ -199,7 +218,9 @@ impl<'a> Worker<'a> {
                 Ok(Some(filled)) => filled,
                 Err(error) => return Err(self.broken(index, error)),
             };
-            let used = self.digest(index, &scratch[..filled])?;
+            let used = self
+                .digest(index, &scratch[..filled])
+                .with_context(|| format!("client {}", self.numbers[index]))?;
             if used < filled {
                 self.clients[index].partial.extend_from_slice(&scratch[used..filled]);
             }
@@ -218,13 +239,7 @@ impl<'a> Worker<'a> {
             return self.shake_hands(index, bytes);
         }
         match &mut client.part {
-            Part::Idle => {
-                let mut used = 0;
-                while let Some(frame) = receive::next_frame(&bytes[used..])? {
-                    used += frame.bytes.len();
-                }
-                Ok(used)
-            }
+            Part::Idle => Ok(receive::as_publisher(bytes, &mut client.control)?.0),
             Part::Publisher(publisher) => {
                 let (used, acked) = receive::as_publisher(bytes, &mut client.control)?;
                 publisher.acked += acked;
@@ -233,12 +248,16 @@ impl<'a> Worker<'a> {
             }
             Part::Subscriber(subscriber) => {
                 let expected = Expected {
-                    run: self.settings.run,
-                    trackers_at: subscriber.trackers_at,
+                    first: Source::new(self.settings.run, subscriber.publisher_first),
                     publisher_first: subscriber.publisher_first,
+                    trackers_at: subscriber.trackers_at,
                     publishers: subscriber.publishers,
+                    stride: self.settings.stride,
                 };
-                let used = self.receive(index, bytes, expected)?;
+                let used = match self.settings.wire.version {
+                    ProtocolVersion::V5 => self.receive::<true>(index, bytes, expected)?,
+                    _ => self.receive::<false>(index, bytes, expected)?,
+                };
                 if !self.clients[index].control.is_empty() {
                     self.enqueue(index);
                 }
@@ -247,28 +266,39 @@ impl<'a> Worker<'a> {
         }
     }
 
-    #[inline]
-    fn receive(&mut self, index: usize, bytes: &[u8], expected: Expected) -> anyhow::Result<usize> {
-        let Self { shared, tally, gates, owned, clients, queue, abroad, .. } = self;
+    fn receive<const MQTT5: bool>(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        expected: Expected,
+    ) -> anyhow::Result<usize> {
+        let Self { shared, tally, gates, owned, clients, queue, abroad, cutter, .. } = self;
         let now_ns = shared.clock.now_ns();
+        cutter.seen_ns = now_ns;
         let step = self.settings.pace.step();
         let thread = self.index;
-        let measured_ns = self.measured_ns.clone();
+        let timetable = self.timetable;
         // Moved out for the call, because the queue wants the other clients at the same time.
         let mut answers = std::mem::take(&mut clients[index].control);
         let trackers = &mut self.trackers;
-        let used =
-            receive::as_subscriber(bytes, expected, trackers, &mut answers, |trackers, run| {
+        let used = receive::as_subscriber::<MQTT5, T>(
+            bytes,
+            expected,
+            trackers,
+            &mut answers,
+            |trackers, run| {
                 tally.received += run.count;
-                if measured_ns.contains(&run.intended_ns) {
-                    let latency_ns = now_ns.saturating_sub(run.intended_ns);
-                    tally.latency_ns.saturating_record_n(latency_ns, run.count);
-                }
+                let sent_ns = payload::widen(run.sent_ns, now_ns);
+                cutter.record(Run { sent_ns, ..run }, expected.stride, timetable, now_ns);
                 let tracker = &mut trackers[run.tracker];
-                if tracker.next < tracker.target {
+                if tracker.is_freshly_troubled() {
+                    tracker.note_trouble();
+                    cutter.watch(run.tracker);
+                }
+                if tracker.position() < tracker.target() {
                     return;
                 }
-                tracker.target = u64::MAX;
+                tracker.set_target(u64::MAX);
                 let publisher = run.publisher;
                 let place = Place { progress: &shared.progress, thread, publisher, step };
                 if gates[publisher as usize].reached(trackers, place) {
@@ -277,9 +307,20 @@ impl<'a> Worker<'a> {
                         None => abroad.push(publisher),
                     }
                 }
-            });
+            },
+        );
         self.clients[index].control = answers;
         Ok(used?)
+    }
+
+    fn ping(&mut self) {
+        let now_ns = self.shared.clock.now_ns();
+        while let Some(index) = self.pinger.next(self.clients.len(), now_ns) {
+            if self.clients[index].stage == Stage::Ready {
+                self.clients[index].control.extend_from_slice(&PINGREQ);
+                self.enqueue(index);
+            }
+        }
     }
 
     /// Notices that the phase has changed.
@@ -289,20 +330,19 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         let before = std::mem::replace(&mut self.phase, phase);
-        if before < Phase::WarmUp && phase == Phase::WarmUp {
+        // The warm-up may have been too short to be noticed.
+        if before < Phase::WarmUp && matches!(phase, Phase::WarmUp | Phase::Measure) {
             self.begin_load();
         }
         if phase == Phase::Measure {
-            self.measured_ns = self.shared.began_ns(Phase::Measure)..u64::MAX;
             self.measure_began = self.snapshot();
         }
-        if before <= Phase::Measure && phase > Phase::Measure {
-            self.measured_ns.end = self.shared.began_ns(Phase::Drain);
-            if before == Phase::Measure {
-                self.end_measurement();
-            }
+        if before == Phase::Measure {
+            self.end_measurement();
         }
-        Ok(())
+        let began_ns = self.shared.began_ns(phase);
+        let exchange = &self.shared.threads[self.index].slices;
+        self.cutter.enter(phase, began_ns, &self.tally, &self.trackers, exchange)
     }
 
     fn notify_abroad(&mut self) {
@@ -319,7 +359,8 @@ impl<'a> Worker<'a> {
     /// Draining: tells `run` whether something is still missing.
     fn say_how_far(&self) {
         let next_ns = self.schedule.as_ref().and_then(Schedule::next_ns);
-        let mut unfinished = u64::from(next_ns.is_some_and(|next| next < self.measured_ns.end));
+        let mut unfinished =
+            u64::from(next_ns.is_some_and(|next| next < self.cutter.recorded_ns.end));
         for client in &self.clients {
             let Part::Publisher(publisher) = &client.part else { continue };
             let patched = publisher.block.patched();

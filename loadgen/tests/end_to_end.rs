@@ -14,6 +14,9 @@ use mailboxqtt::codec::{
 use mailboxqtt::ids::{PacketId, ProtocolVersion};
 use serde_json::Value;
 
+#[path = "end_to_end/results.rs"]
+mod results;
+
 const VERSION: ProtocolVersion = ProtocolVersion::V311;
 
 #[test]
@@ -80,6 +83,36 @@ fn a_second_copy_is_allowed_at_qos_1_and_exit_code_1_at_qos_2() {
     let output = loadgen(broker, &["--qos", "2"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("twice at QoS 2"), "{}", stderr(&output));
+}
+
+#[test]
+fn loss_and_copies_within_a_group_are_counted_exactly() {
+    let shared = ["--scenario", "shared", "--json"];
+    for qos in ["0", "1", "2"] {
+        let output = loadgen(broker(Fault::None), &[&shared[..], &["--qos", qos]].concat());
+        let report = report(&output);
+        assert_eq!(output.status.code(), Some(0), "{report}");
+        assert_eq!(report["received"].as_u64().min(Some(1)), Some(1), "{report}");
+        assert_eq!((&report["lost"], &report["duplicated"]), (&0.into(), &0.into()), "{report}");
+    }
+    for (fault, of) in [(Fault::DropEvery(10), "lost"), (Fault::RepeatEvery(10), "duplicated")] {
+        let paced = ["--qos", "2", "--rate", "1000", "--warmup", "0"];
+        let output = loadgen(broker(fault), &[&shared[..], &paced].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let report = report(&output);
+        let sent = report["expected_total"].as_u64().unwrap();
+        assert_eq!(report[of].as_u64(), Some(sent / 10), "{report}");
+    }
+}
+
+#[test]
+fn a_group_that_has_lost_a_window_at_qos_0_goes_on() {
+    let shared = ["--scenario", "shared", "--json", "--clients", "3", "--subscribers", "2"];
+    let window = ["--window", "1"];
+    let output = loadgen_for("2.5", broker(Fault::DropEvery(2)), &[&shared[..], &window].concat());
+    let report = report(&output);
+    assert!(report["lost"].as_u64() >= Some(2), "{report}");
+    assert!(report["received"].as_u64() >= Some(1), "{report}");
 }
 
 #[test]
@@ -174,10 +207,14 @@ impl Exchange {
             }
             Packet::Subscribe(subscribe) => {
                 let mut subscribers = self.subscribers.lock().unwrap();
-                for (filter, _) in subscribe.filters.iter() {
+                let mut granted = Vec::new();
+                for (filter, options) in subscribe.filters.iter() {
                     subscribers.push((filter.to_owned(), Arc::clone(own)));
+                    granted.push(options.qos as u8);
                 }
-                Packet::SubAck(SubAck { id: subscribe.id, properties, reasons: &[0] })
+                let answer = SubAck { id: subscribe.id, properties, reasons: &granted };
+                Packet::SubAck(answer).encode(VERSION, answers);
+                return true;
             }
             Packet::Publish(publish) => {
                 let number = self.messages.fetch_add(1, Ordering::Relaxed) + 1;
@@ -187,10 +224,18 @@ impl Exchange {
                     Fault::CloseAfter(n) if number > n => return false,
                     _ => 1,
                 };
-                for (filter, subscriber) in self.subscribers.lock().unwrap().iter() {
+                let subscribers = self.subscribers.lock().unwrap();
+                let (group, alone): (Vec<_>, Vec<_>) =
+                    subscribers.iter().partition(|(filter, _)| filter.starts_with("$share/"));
+                for (filter, subscriber) in alone {
                     if filter == publish.topic {
                         let _ = subscriber.lock().unwrap().write_all(&frame.repeat(copies));
                     }
+                }
+                // Copies go to different members: only who counts over all of them can tell.
+                for copy in 0..copies.min(group.len()) {
+                    let (_, subscriber) = group[(number as usize + copy) % group.len()];
+                    let _ = subscriber.lock().unwrap().write_all(frame);
                 }
                 match publish.delivery {
                     Delivery::AtMostOnce => return true,
@@ -215,9 +260,11 @@ fn loadgen(broker: SocketAddr, arguments: &[&str]) -> Output {
 
 fn loadgen_for(seconds: &str, broker: SocketAddr, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
-    command.args(["--addr", &broker.to_string(), "--warmup", "0.1", "--duration", seconds]);
-    if !arguments.contains(&"--clients") {
-        command.args(["--clients", "10"]);
+    command.args(["--addr", &broker.to_string()]);
+    for default in [["--warmup", "0.1"], ["--duration", seconds], ["--clients", "10"]] {
+        if !arguments.contains(&default[0]) {
+            command.args(default);
+        }
     }
     command.args(arguments).output().unwrap()
 }

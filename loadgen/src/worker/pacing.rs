@@ -4,9 +4,10 @@
 use mailboxqtt::ids::Qos;
 
 use super::Worker;
-use crate::client::{Part, Publisher};
+use crate::client::{Client, Part, Publisher};
 use crate::phase::Phase;
 use crate::schedule::{Schedule, Timetable};
+use crate::sequence::Tracking;
 use crate::settings::Pace;
 use crate::window::Place;
 
@@ -22,17 +23,20 @@ const CATCH_UP_NS: u64 = 2_500_000_000;
 /// thread from noticing the end of the run; what is left is taken in the next turn.
 const DUE_PER_TURN: usize = 65_536;
 
-impl Worker<'_> {
+impl<T: Tracking> Worker<'_, T> {
     /// The phase of connecting is over: sets the pace, and lets every publisher begin.
     pub(super) fn begin_load(&mut self) {
-        let start_ns = self.shared.began_ns(Phase::WarmUp);
         let publishers: Vec<u32> = (0..self.settings.publishers)
             .filter(|publisher| self.owned[*publisher as usize].is_some())
             .collect();
         match self.settings.pace {
             Pace::Rate(rate) => {
-                let publishers_all = u64::from(self.settings.publishers);
-                let timetable = Timetable { start_ns, publishers: publishers_all, rate };
+                let timetable = Timetable {
+                    start_ns: self.shared.began_ns(Phase::WarmUp),
+                    publishers: u64::from(self.settings.publishers),
+                    rate,
+                };
+                self.timetable = Some(timetable);
                 self.schedule = Some(Schedule::new(timetable, publishers));
             }
             Pace::Window(_) => {
@@ -56,7 +60,7 @@ impl Worker<'_> {
         }
         let Some(mut schedule) = self.schedule.take() else { return };
         let until_ns = self.shared.clock.now_ns().min(match self.phase {
-            Phase::Drain | Phase::Stop => self.measured_ns.end,
+            Phase::Drain | Phase::Stop => self.cutter.recorded_ns.end,
             Phase::Ramp | Phase::WarmUp | Phase::Measure => u64::MAX,
         });
         for _ in 0..DUE_PER_TURN {
@@ -90,12 +94,13 @@ impl Worker<'_> {
         self.stall_checked_ns = now_ns;
         for index in 0..self.clients.len() {
             let Part::Publisher(publisher) = &mut self.clients[index].part else { continue };
-            let position = self.shared.progress.received(publisher.id).max(publisher.written_off);
+            let received = self.shared.progress.received(publisher.id);
+            let position = T::passed(received, publisher.written_off);
             let waits = position < publisher.block.patched() && publisher.block.is_flushed();
             if position != publisher.moved.0 || !waits {
                 publisher.moved = (position, now_ns);
             } else if publisher.moved.1 + STALL_NS <= now_ns {
-                publisher.written_off = publisher.block.patched();
+                publisher.written_off = T::write_off(received, publisher.block.patched());
                 self.enqueue(index);
             }
         }
@@ -126,9 +131,11 @@ impl Worker<'_> {
     /// Patches as many messages as may leave now; true when there were any.
     #[inline]
     fn refill(&mut self, index: usize) -> bool {
-        let Part::Publisher(publisher) = &mut self.clients[index].part else { return false };
+        let Client { part, control, .. } = &mut self.clients[index];
+        let Part::Publisher(publisher) = part else { return false };
+        let Publisher { id, block, acked, receive_max, due, written_off, .. } = publisher;
         let acknowledged = self.settings.qos != Qos::AtMostOnce;
-        let Publisher { id, block, acked, due, written_off, .. } = publisher;
+        let unacknowledged = if acknowledged { block.patched().saturating_sub(*acked) } else { 0 };
         match self.settings.pace {
             Pace::Window(window) => {
                 if self.phase != Phase::WarmUp && self.phase != Phase::Measure {
@@ -136,37 +143,36 @@ impl Worker<'_> {
                 }
                 let received = self.shared.progress.received(*id);
                 let done = if acknowledged { received.min(*acked) } else { received };
-                let outstanding = block.patched() - done.max(*written_off).min(block.patched());
-                let free = window.saturating_sub(outstanding).min(block.room());
-                if free < self.settings.pace.step().min(block.frames()) {
+                let passed = T::passed(done, *written_off);
+                let outstanding = block.patched() - passed.min(block.patched());
+                let allowed = receive_max.saturating_sub(unacknowledged);
+                let free = window.saturating_sub(outstanding).min(block.room()).min(allowed);
+                let step = self.settings.pace.step().min((*receive_max / 4).max(1));
+                if free < step.min(block.frames()) {
                     return false;
                 }
                 let now_ns = self.shared.clock.now_ns();
-                block.patch(free, |_| now_ns);
-                self.tally.sent += free;
+                self.cutter.seen_ns = now_ns;
+                self.tally.sent += block.patch(free, control, |_| now_ns);
                 true
             }
             Pace::Rate(_) => {
                 let Some(schedule) = &self.schedule else { return false };
                 let timetable = schedule.timetable();
-                let unacknowledged =
-                    if acknowledged { block.patched().saturating_sub(*acked) } else { 0 };
-                let allowed = UNACKNOWLEDGED_MAX.saturating_sub(unacknowledged);
+                let most = UNACKNOWLEDGED_MAX.min(*receive_max);
+                let allowed = most.saturating_sub(unacknowledged);
                 let count = due.saturating_sub(block.patched()).min(block.room()).min(allowed);
                 if count == 0 {
                     return false;
                 }
                 let now_ns = self.shared.clock.now_ns();
-                for sequence in block.patched()..block.patched() + count {
-                    let intended_ns = timetable.intended_ns(*id, sequence);
-                    if self.measured_ns.contains(&intended_ns) {
-                        let slip_ns = now_ns.saturating_sub(intended_ns);
-                        self.tally.slip_ns.saturating_record(slip_ns);
-                    }
-                }
-                let id = *id;
-                block.patch(count, |sequence| timetable.intended_ns(id, sequence));
+                self.cutter.seen_ns = now_ns;
+                let first = block.patched();
+                let count = block.patch(count, control, |_| now_ns);
                 self.tally.sent += count;
+                for sequence in first..first + count {
+                    self.cutter.record_slip(timetable.intended_ns(*id, sequence), now_ns);
+                }
                 true
             }
         }

@@ -2,50 +2,54 @@
 //! CONNACK and SUBACK. Called by the loop in `worker`. Says in a sentence what went wrong.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, bail};
-use mailboxqtt::codec::{Packet, decode};
-use mailboxqtt::ids::ProtocolVersion;
+use anyhow::Context;
 use mio::{Interest, Token};
 
 use super::Worker;
-use crate::block::Block;
-use crate::client::{Client, Login, Part, Publisher, Stage, Subscriber};
-use crate::payload::Stamp;
-use crate::receive;
+use crate::block::{Block, Message};
+use crate::client::{Client, Part, Publisher, Stage, Subscriber};
+use crate::handshake::Login;
+use crate::payload::Source;
 use crate::scenario::Role;
-use crate::sequence::Tracker;
-use crate::settings::{Pace, Planned};
+use crate::sequence::Tracking;
+use crate::settings::{Arrival, Pace, Planned};
+use crate::source;
 
-/// Loopback connections from one source address; beyond, the next address of 127.0.0.0/8 is used.
-const CONNECTIONS_PER_SOURCE: usize = 20_000;
-/// More connections than this do not fit the usual range of ports of one address.
-const SOURCE_PORTS: usize = 28_000;
 /// Frames per publisher in an open loop: how many may leave in one write, after a stall.
 const OPEN_LOOP_FRAMES: u64 = 256;
 /// The same where memory is for very many publishers.
 const OPEN_LOOP_FRAMES_MANY: u64 = 16;
 const MANY_PUBLISHERS: u32 = 1_000;
 
-impl Worker<'_> {
-    /// Keeps as many handshakes under way as are allowed.
+impl<T: Tracking> Worker<'_, T> {
+    /// Opens what may be opened now.
     pub(super) fn open_more(&mut self) -> anyhow::Result<()> {
-        while self.opening < self.settings.concurrent {
+        while !self.planned.is_empty() {
+            let now_ns = self.shared.clock.now_ns();
+            let since_ns = match self.settings.arrival {
+                Arrival::Concurrent(most) if self.opening < most => now_ns,
+                Arrival::Concurrent(_) => return Ok(()),
+                Arrival::Rate(_) => match self.arrives_ns() {
+                    Some(arrives_ns) if arrives_ns <= now_ns => arrives_ns,
+                    _ => return Ok(()),
+                },
+            };
             let Some(Planned { number, role }) = self.planned.pop() else { return Ok(()) };
             let part = self.part(role);
             let settings = self.settings;
-            let source = source(settings.target, settings.clients, number);
-            let now_ns = self.shared.clock.now_ns();
-            let mut client = Client::open(settings.target, source, part, now_ns)
+            let source = source::of(&settings.sources, number);
+            let mut client = Client::open(settings.target, source, None, part, since_ns)
                 .with_context(|| self.unreachable(number))?;
-            let client_id = format!("{}-{:08x}-{number}", settings.client_prefix, settings.run);
             let login = Login {
+                client_id: &settings.client_id(number),
+                session: settings.session,
+                keep_alive_s: settings.keep_alive_s,
                 user_name: settings.user_name.as_deref(),
                 password: settings.password.as_deref(),
             };
-            client.say_connect(&client_id, login);
+            client.say_connect(settings.wire, login);
             let index = self.clients.len();
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut client.socket, Token(index), interest)?;
@@ -60,40 +64,30 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// When the next connection is to be opened, where a schedule says so.
+    pub(super) fn arrives_ns(&self) -> Option<u64> {
+        let Arrival::Rate(rate) = self.settings.arrival else { return None };
+        Some((self.planned.last()?.number as f64 * 1e9 / rate) as u64)
+    }
+
     /// CONNACK and SUBACK; anything that follows them in the same read is left to the caller.
     pub(super) fn shake_hands(&mut self, index: usize, bytes: &[u8]) -> anyhow::Result<usize> {
-        let mut used = 0;
-        while self.clients[index].stage != Stage::Ready {
-            let Some(frame) = receive::next_frame(&bytes[used..])? else { return Ok(used) };
-            used += frame.bytes.len();
-            let packet = decode(frame.bytes, ProtocolVersion::V311)
-                .context("the broker answered the handshake with a malformed packet")?;
-            let client = &mut self.clients[index];
-            match (client.stage, packet) {
-                (Stage::Connecting { since_ns }, Packet::ConnAck(answer)) => {
-                    if answer.reason.as_u8() >= 0x80 {
-                        let number = self.numbers[index];
-                        bail!("the broker refused client {number}: {}", answer.reason);
-                    }
-                    let now_ns = self.shared.clock.now_ns();
-                    self.tally.connect_ns.saturating_record(now_ns.saturating_sub(since_ns));
-                    if client.say_subscribe(self.settings.qos) {
-                        client.stage = Stage::Subscribing;
-                        self.enqueue(index);
-                    } else {
-                        self.ready(index);
-                    }
-                }
-                (Stage::Subscribing, Packet::SubAck(answer)) => {
-                    if let Some(reason) = answer.reasons.iter().find(|reason| **reason > 2) {
-                        bail!("the broker refused a subscription with 0x{reason:02x}");
-                    }
-                    self.ready(index);
-                }
-                (stage, _) => bail!("the broker sent an unexpected packet while {stage:?}"),
-            }
+        let client = &mut self.clients[index];
+        let shaken = client.shake_hands(bytes, self.settings.wire, self.settings.qos)?;
+        if let Some(since_ns) = shaken.since_ns {
+            let now_ns = self.shared.clock.now_ns();
+            self.tally.connect_ns.saturating_record(now_ns.saturating_sub(since_ns));
         }
-        Ok(used + self.digest(index, &bytes[used..])?)
+        if let Some(wished_s) = shaken.keep_alive_s {
+            self.pinger.hurry(wished_s);
+        }
+        if client.stage != Stage::Ready {
+            self.enqueue(index);
+            return Ok(shaken.used);
+        }
+        self.opening -= 1;
+        self.shared.ready.fetch_add(1, Ordering::AcqRel);
+        Ok(shaken.used + self.digest(index, &bytes[shaken.used..])?)
     }
 
     /// A connection that fails ends the run: the sentence says what it means.
@@ -131,40 +125,39 @@ impl Worker<'_> {
                     }
                     Pace::Rate(_) => OPEN_LOOP_FRAMES,
                 };
-                let stamp =
-                    Stamp { run: self.settings.run, publisher: id, sequence: 0, intended_ns: 0 };
-                let (qos, payload_bytes) = (self.settings.qos, self.settings.payload_bytes);
+                let message = Message {
+                    source: Source::new(self.settings.run, id),
+                    wire: self.settings.wire,
+                    qos: self.settings.qos,
+                    retain: false,
+                    payload_bytes: self.settings.payload_bytes,
+                };
                 Part::Publisher(Publisher {
                     id,
-                    block: Block::new(&topics, frames_min, qos, stamp, payload_bytes),
+                    block: Block::new(&topics, frames_min, message),
                     acked: 0,
+                    receive_max: u64::MAX,
                     due: 0,
                     written_off: 0,
                     moved: (0, 0),
                 })
             }
             Role::Subscriber { filters, publishers, first } => {
-                let trackers_at = self.trackers.len();
-                for publisher in publishers.clone() {
-                    self.gates[publisher as usize].add(self.trackers.len() as u32);
-                    self.trackers.push(Tracker::new(first, self.settings.stride));
+                let trackers_at = if self.settings.grouped { 0 } else { self.trackers.len() };
+                if trackers_at == self.trackers.len() {
+                    for publisher in publishers.clone() {
+                        self.gates[publisher as usize].add(self.trackers.len() as u32);
+                        self.trackers.push(T::new(first, self.settings.stride));
+                    }
                 }
-                let count = publishers.len() as u32;
-                let publisher_first = publishers.start;
                 Part::Subscriber(Subscriber {
                     filters,
                     trackers_at,
-                    publisher_first,
-                    publishers: count,
+                    publisher_first: publishers.start,
+                    publishers: publishers.len() as u32,
                 })
             }
         }
-    }
-
-    fn ready(&mut self, index: usize) {
-        self.clients[index].stage = Stage::Ready;
-        self.opening -= 1;
-        self.shared.ready.fetch_add(1, Ordering::AcqRel);
     }
 
     fn unreachable(&self, number: usize) -> String {
@@ -177,31 +170,5 @@ impl Worker<'_> {
         } else {
             format!("connection {number} to {target} could not be opened")
         }
-    }
-}
-
-/// Over loopback, one address has too few ports for very many connections; `None` leaves the choice
-/// to the system.
-fn source(target: SocketAddr, clients: usize, number: usize) -> Option<SocketAddr> {
-    let IpAddr::V4(address) = target.ip() else { return None };
-    if clients <= SOURCE_PORTS || !address.is_loopback() {
-        return None;
-    }
-    let host = (number / CONNECTIONS_PER_SOURCE) as u32;
-    let source = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + host);
-    Some(SocketAddr::new(source.into(), 0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn very_many_loopback_connections_come_from_several_addresses() {
-        let target = "127.0.0.1:1883".parse().unwrap();
-        assert_eq!(source(target, 10_000, 9_999), None);
-        assert_eq!(source(target, 50_000, 0), "127.0.0.1:0".parse().ok());
-        assert_eq!(source(target, 50_000, 49_999), "127.0.0.3:0".parse().ok());
-        assert_eq!(source("192.0.2.1:1883".parse().unwrap(), 50_000, 0), None);
     }
 }

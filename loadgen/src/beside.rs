@@ -1,0 +1,175 @@
+//! What goes on beside the steady load, on a thread of its own: subscribers that read slowly, or
+//! clients that come and go with their subscriptions. Called by `run`; follows its phases, and leaves
+//! the loop of `worker`, whose figures are what is measured, as it is.
+
+use std::fmt;
+use std::sync::atomic::AtomicBool;
+
+use serde::{Deserialize, Serialize};
+
+use crate::args::Args;
+use crate::phase::Shared;
+use crate::result::Percentiles;
+use crate::scenario::{Layout, Role, Scenario};
+use crate::settings::Settings;
+use crate::table::{figures, grouped, heads, line};
+
+mod churn;
+mod slow;
+
+/// What is to go on.
+#[derive(Clone, Debug)]
+pub(crate) enum Beside {
+    /// Nothing.
+    Nothing,
+    /// Subscribers that read slowly.
+    Slow {
+        /// How many.
+        clients: usize,
+        /// Their filters, which all messages match.
+        filters: Vec<String>,
+        /// That each of them reads.
+        bytes_per_s: u64,
+    },
+    /// Clients that subscribe and unsubscribe.
+    Churn {
+        /// How many.
+        clients: usize,
+        /// SUBSCRIBE and UNSUBSCRIBE per second, over all of them.
+        rate: f64,
+        /// First levels of their filters, below which nobody publishes.
+        prefix: String,
+    },
+}
+
+/// What it has shown.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BesideReport {
+    /// Subscribers that read slowly.
+    Slow {
+        /// How many.
+        clients: usize,
+        /// That each of them read, until the load was over.
+        bytes_per_s: u64,
+        /// Different messages that they have received, also after the load.
+        received: u64,
+        /// Messages for them that never came; they are not among the losses of the others.
+        lost: u64,
+        /// Connections that the broker has closed.
+        disconnected: usize,
+    },
+    /// Clients that subscribe and unsubscribe.
+    Churn {
+        /// How many.
+        clients: usize,
+        /// That was asked for.
+        rate_per_s: f64,
+        /// SUBACK that came.
+        subscribed: u64,
+        /// UNSUBACK that came.
+        unsubscribed: u64,
+        /// Subscriptions that were refused.
+        refused: u64,
+        /// Requests without an answer.
+        unanswered: u64,
+        /// From the scheduled time of a request to its answer.
+        latency_us: Option<Percentiles>,
+    },
+}
+
+impl Beside {
+    /// What the arguments want beside the clients of the layout.
+    pub(crate) fn new(args: &Args, layout: &Layout) -> Self {
+        match args.scenario {
+            Scenario::Slow => {
+                let filters = layout.clients.iter().find_map(|role| match role {
+                    Role::Subscriber { filters, .. } => Some(filters.clone()),
+                    Role::Publisher { .. } | Role::Idle => None,
+                });
+                Self::Slow {
+                    clients: layout.beside,
+                    filters: filters.unwrap_or_default(),
+                    bytes_per_s: args.load.slow_bytes,
+                }
+            }
+            Scenario::Churn => Self::Churn {
+                clients: layout.beside,
+                rate: args.load.churn_rate,
+                prefix: format!("{}/churn", args.topic_prefix),
+            },
+            _ => Self::Nothing,
+        }
+    }
+
+    /// Goes on from the first connection to the end of the run. What the slow ones have lost is left
+    /// open: `sent` of [`BesideReport::settle`] is known later.
+    pub(crate) fn run(
+        &self,
+        settings: &Settings,
+        shared: &Shared,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Option<BesideReport>> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Slow { clients, filters, bytes_per_s } => {
+                slow::run(settings, shared, stop, *clients, filters, *bytes_per_s).map(Some)
+            }
+            Self::Churn { clients, rate, prefix } => {
+                churn::run(settings, shared, stop, *clients, *rate, prefix).map(Some)
+            }
+        }
+    }
+}
+
+impl BesideReport {
+    /// Computes what was lost, from what all publishers have sent.
+    pub(crate) fn settle(&mut self, sent: u64) {
+        if let Self::Slow { clients, received, lost, .. } = self {
+            *lost = (sent * *clients as u64).saturating_sub(*received);
+        }
+    }
+}
+
+impl fmt::Display for BesideReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |number: u64| grouped(number as f64);
+        match self {
+            Self::Slow { clients, bytes_per_s, received, lost, disconnected } => line(
+                f,
+                "slow ones",
+                format_args!(
+                    "{clients} that read {} bytes/s each: received {}, lost {}, disconnected \
+                     {disconnected}",
+                    number(*bytes_per_s),
+                    number(*received),
+                    number(*lost)
+                ),
+            ),
+            Self::Churn {
+                clients,
+                rate_per_s,
+                subscribed,
+                unsubscribed,
+                refused,
+                unanswered,
+                latency_us,
+            } => {
+                line(
+                    f,
+                    "churn",
+                    format_args!(
+                        "{clients} clients, {} requests/s: {} subscribed, {} unsubscribed, \
+                         {refused} refused, {unanswered} unanswered",
+                        grouped(*rate_per_s),
+                        number(*subscribed),
+                        number(*unsubscribed)
+                    ),
+                )?;
+                let Some(latency) = latency_us else { return Ok(()) };
+                line(f, "  µs", format_args!("{}", heads()))?;
+                line(f, "  answered in", format_args!("{}", figures(latency)))
+            }
+        }
+    }
+}
