@@ -170,12 +170,19 @@ def install(arguments):
 def write(result):
     """Everything that is made from the runs."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    RESULT.write_text(dump(result))
     text = Report(result).full()
     TABLE.write_text(text)
     print(f"\n{text}")
     drawn = CHART if draw(result) else "no chart"
     print(f"compare: {RESULT}, {TABLE}, {drawn}", file=sys.stderr)
+
+
+def dump(result):
+    """As JSON, with a line for each run."""
+    head = json.dumps({key: result[key] for key in result if key != "runs"}, indent=1, ensure_ascii=False)
+    runs = ",\n".join(json.dumps(run, ensure_ascii=False) for run in result["runs"])
+    return f'{head[:-2]},\n "runs": [\n{runs}\n]}}\n'
 
 
 def draw(result):

@@ -189,9 +189,11 @@ def _system_program(name):
 
 def _install(command, cwd=None):
     try:
-        subprocess.run(command, check=True, cwd=cwd, stdout=sys.stderr)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise Unavailable(f"`{' '.join(command)}` failed: {error}") from error
+        code = subprocess.run(command, cwd=cwd, stdout=sys.stderr, check=False).returncode
+    except OSError as error:
+        raise Unavailable(f"`{' '.join(command)}`: {error}") from error
+    if code != 0:
+        raise Unavailable(f"`{' '.join(command)}` failed with {code}")
 
 
 def _output(command):

@@ -45,7 +45,7 @@ def run_once(cell, broker, seconds):
             if shown["loadgen"] is None and (words := running.last_words()):
                 shown["reason"] += f"; the last line of its log is: {words}"
             return shown
-    except Unavailable as reason:
+    except (Unavailable, OSError) as reason:
         return {"reason": str(reason), "loadgen": None}
 
 
