@@ -41,9 +41,11 @@ class Running:
     log: pathlib.Path = None
 
     def last_words(self):
-        """The end of its log, for a reader who wants to know why it did what it did."""
-        lines = self.log.read_text(errors="replace").split("\n") if self.log else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        """The last error in its log, or else the last line, without colours."""
+        text = self.log.read_text(errors="replace") if self.log else ""
+        lines = [line.strip() for line in re.sub("\x1b\\[[0-9;]*m", "", text).splitlines() if line.strip()]
+        errors = [line for line in lines if re.search(r"\berr(or)?\b", line, re.IGNORECASE)]
+        return (errors or lines or [""])[-1]
 
 
 @dataclass

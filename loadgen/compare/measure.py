@@ -43,7 +43,7 @@ def run_once(cell, broker, seconds):
         with broker.running() as running:
             shown = _load(cell, running, seconds)
             if shown["loadgen"] is None and (words := running.last_words()):
-                shown["reason"] += f"; the last line of its log is: {words}"
+                shown["reason"] += f"; in its log: {words}"
             return shown
     except (Unavailable, OSError) as reason:
         return {"reason": str(reason), "loadgen": None}
@@ -51,6 +51,8 @@ def run_once(cell, broker, seconds):
 
 def _load(cell, running, seconds):
     command = [release("loadgen"), "--json", "--addr", running.addr, "--pid", str(running.pid)]
+    # rumqttd refuses clients without keep-alive.
+    command += ["--keep-alive", "300"]
     command += ["--warmup", str(min(WARMUP_S, seconds)), "--duration", str(seconds), *cell.options]
     limit_s = WARMUP_S + seconds + GIVE_UP_S
     try:

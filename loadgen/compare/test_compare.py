@@ -1,9 +1,11 @@
 """Tests of what can be tested without a broker; `just test` runs them."""
 
+import pathlib
+import tempfile
 import unittest
 
 from compare import cells, report
-from compare.brokers import KNOWN, Broker, Given
+from compare.brokers import KNOWN, Broker, Given, Running
 from compare.measure import order
 from compare.report import Report
 from compare.summary import summaries
@@ -33,6 +35,17 @@ class Order(unittest.TestCase):
         self.assertEqual(len(cells.STANDARD), 21)
 
 
+class LastWords(unittest.TestCase):
+    """Why a broker did what it did."""
+
+    def test_the_last_error_in_the_log_is_found_behind_its_colours(self):
+        with tempfile.NamedTemporaryFile("w") as log:
+            log.write("a\n\x1b[31mERROR\x1b[0m one\n error: two\n  in three\n\n")
+            log.flush()
+            self.assertEqual(Running("", 1, pathlib.Path(log.name)).last_words(), "error: two")
+        self.assertEqual(Running("", 1).last_words(), "")
+
+
 class Arguments(unittest.TestCase):
     """The value of `--with`."""
 
@@ -55,6 +68,10 @@ class Tables(unittest.TestCase):
         runs = [run(1, lost=1_200), run(2, lost=34, reordered=5)]
         shown = table([("mailboxqtt", [run(1)]), ("other", runs)])
         self.assertIn("1.500 (1.5×), **1,234 lost**, **5 out of order**", shown)
+
+    def test_messages_of_different_topics_may_overtake_each_other(self):
+        shown = table([("mailboxqtt", [run(1, reordered=5, scenario="wildcard")])])
+        self.assertNotIn("5 out of order", shown)
 
     def test_a_loss_is_allowed_at_qos_0_and_a_double_below_2(self):
         found = summaries(result([("other", [run(1, lost=7, duplicated=3)])]))
@@ -130,11 +147,11 @@ def result(runs, cell=cells.STANDARD[1]):
     }
 
 
-def run(cpu_us, lost=0, duplicated=0, reordered=0):
+def run(cpu_us, lost=0, duplicated=0, reordered=0, scenario="p2p"):
     """A run that loadgen has finished; without `cpu_us` nothing arrived."""
     latency = {"p50": 1.0, "p99": 2.0} if cpu_us else None
     return {"reason": "", "loadgen": {
-        "received_per_s": 1_000.0, "latency_us": latency, "expected_total": 10_000, "lost": lost,
+        "scenario": scenario, "received_per_s": 1_000.0, "latency_us": latency, "expected_total": 10_000, "lost": lost,
         "duplicated": duplicated, "reordered": reordered, "unacknowledged": 0,
         "connect": {"per_s": 20_000.0}, "generator": {"saturated": False},
         "broker": {"cpu_us_per_message": cpu_us, "kib_per_connection": 2.5},
