@@ -61,6 +61,9 @@ def _load(cell, running, seconds):
         )
     except subprocess.TimeoutExpired:
         return {"reason": f"not finished after {limit_s:.0f} s", "loadgen": None}
+    if run.returncode != 0 and run.stderr.startswith("error: "):
+        # The arguments were wrong: no broker is to blame for that.
+        sys.exit(f"compare: {' '.join(command)}: {run.stderr}")
     said = " ".join(run.stderr.split()).removeprefix("loadgen: ")
     if not run.stdout:
         return {"reason": said or f"loadgen ended with {run.returncode}", "loadgen": None}
