@@ -40,12 +40,19 @@ class Running:
     pid: int
     log: pathlib.Path = None
 
+    def last_error(self):
+        """The last line of its log that speaks of an error, if any."""
+        errors = [line for line in self._lines() if re.search(r"\berr(or)?\b", line, re.IGNORECASE)]
+        return errors[-1] if errors else ""
+
     def last_words(self):
-        """The last error in its log, or else the last line, without colours."""
+        """The same, or else the last line."""
+        return self.last_error() or (self._lines() or [""])[-1]
+
+    def _lines(self):
         text = self.log.read_text(errors="replace") if self.log else ""
-        lines = [line.strip() for line in re.sub("\x1b\\[[0-9;]*m", "", text).splitlines() if line.strip()]
-        errors = [line for line in lines if re.search(r"\berr(or)?\b", line, re.IGNORECASE)]
-        return (errors or lines or [""])[-1]
+        lines = re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()
+        return [line.strip() for line in lines if line.strip()]
 
 
 @dataclass

@@ -42,8 +42,8 @@ def run_once(cell, broker, seconds):
     try:
         with broker.running() as running:
             shown = _load(cell, running, seconds)
-            if shown["loadgen"] is None and (words := running.last_words()):
-                shown["reason"] += f"; in its log: {words}"
+            if shown["loadgen"] is None and (error := running.last_error()):
+                shown["reason"] += f"; in its log: {error}"
             return shown
     except (Unavailable, OSError) as reason:
         return {"reason": str(reason), "loadgen": None}

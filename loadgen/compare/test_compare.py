@@ -42,8 +42,15 @@ class LastWords(unittest.TestCase):
         with tempfile.NamedTemporaryFile("w") as log:
             log.write("a\n\x1b[31mERROR\x1b[0m one\n error: two\n  in three\n\n")
             log.flush()
-            self.assertEqual(Running("", 1, pathlib.Path(log.name)).last_words(), "error: two")
+            self.assertEqual(Running("", 1, pathlib.Path(log.name)).last_error(), "error: two")
         self.assertEqual(Running("", 1).last_words(), "")
+
+    def test_a_log_without_an_error_still_has_a_last_line(self):
+        with tempfile.NamedTemporaryFile("w") as log:
+            log.write("started\nno such file\n")
+            log.flush()
+            running = Running("", 1, pathlib.Path(log.name))
+            self.assertEqual((running.last_error(), running.last_words()), ("", "no such file"))
 
 
 class Arguments(unittest.TestCase):
