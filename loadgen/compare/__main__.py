@@ -42,7 +42,9 @@ def main():
     except KeyboardInterrupt:
         print("\ncompare: interrupted; this is what there is until here", file=sys.stderr)
     finally:
-        write(result)
+        # An earlier result is worth more than an empty one.
+        if result["runs"]:
+            write(result)
     return 0 if result["complete"] else 130
 
 

@@ -66,7 +66,10 @@ def draw(result):
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panels[0][0].set_yticks(range(len(loads)), loads)
     panels[0][0].invert_yaxis()
-    figure.supxlabel("µs of CPU of the broker per delivered message; less is better; hollow: lost or out of order", fontsize=10)
+    figure.supxlabel(
+        "µs of CPU of the broker per delivered message; less is better; hollow: lost or out of order",
+        fontsize=10,
+    )
     named = {}
     for panel in panels[0]:
         named.update({text: mark for mark, text in zip(*panel.get_legend_handles_labels())})
