@@ -23,6 +23,7 @@ test: setup
     cargo clippy --workspace --all-targets -- -D warnings
     RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
     cargo test --workspace
+    PYTHONPATH=loadgen python3 -B -m unittest discover --quiet --start-directory loadgen/compare --top-level-directory loadgen
 
 # What CI runs, nothing more and nothing less.
 ci: test
@@ -64,7 +65,7 @@ storm SECONDS='60':
 bench *ARGS:
     cargo bench --workspace --bench '*' -- {{ ARGS }}
 
-# Run the same load against this broker and the system's mosquitto, alternating; ARGS as in `just compare 3 --only p2p`.
+# Run the same loads against this broker and others, alternating; ARGS as in `just compare 3 --only p2p`, or `--help`.
+[positional-arguments]
 compare *ARGS:
-    cargo build --release --workspace
-    @python3 loadgen/compare.py {{ ARGS }}
+    @PYTHONPATH=loadgen python3 -B -m compare "$@"
