@@ -6,7 +6,8 @@
 //! # Limits
 //!
 //! At most [`ROUTES_MAX`] routes and [`ROUTES_BYTES_MAX`] bytes; at the limit those that were not used since the last time are
-//! forgotten, or all of them if all were used.
+//! forgotten, or all of them if all were used. Routes of an earlier generation are good for nothing, and forgotten
+//! whenever there are twice as many routes as were left the last time.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -24,6 +25,8 @@ use crate::topic::TopicFilter;
 
 /// Routes that one shard keeps.
 const ROUTES_MAX: usize = 65_536;
+/// Fewer routes are not looked through for old ones.
+const SWEEP_MIN: usize = 256;
 /// Bytes of topics and targets that one shard keeps; a single route may be larger.
 const ROUTES_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -57,6 +60,8 @@ pub(super) struct Routes {
     table: HashTable<Route>,
     /// Bytes of topics and targets in `table`.
     bytes: usize,
+    /// With so many routes those of earlier generations are forgotten.
+    sweep_at: usize,
     outbox_of: HashMap<SessionId, u32>,
     free_outboxes: Vec<u32>,
 }
@@ -131,6 +136,7 @@ impl Routes {
             hasher,
             table: HashTable::new(),
             bytes: 0,
+            sweep_at: SWEEP_MIN,
             outbox_of: HashMap::new(),
             free_outboxes: Vec::new(),
         }
@@ -219,6 +225,7 @@ impl Routes {
         }
         let topic = topic.into();
         let route = Route { hash, topic, generation, is_used: true, targets, groups };
+        self.forget_old(generation);
         self.make_room(route.bytes());
         self.bytes += route.bytes();
         self.table.insert_unique(hash, route, |route| route.hash);
@@ -259,6 +266,17 @@ impl Routes {
         };
         self.outbox_of.insert(session, index);
         index
+    }
+
+    /// Work for each route that comes is constant, on average: the next time is when there are twice as many.
+    fn forget_old(&mut self, generation: u64) {
+        if self.table.len() < self.sweep_at {
+            return;
+        }
+        self.table.retain(|route| route.generation == generation);
+        self.bytes = self.table.iter().map(Route::bytes).sum();
+        self.sweep_at = SWEEP_MIN.max(2 * self.table.len());
+        self.table.shrink_to(self.sweep_at, |route| route.hash);
     }
 
     fn make_room(&mut self, bytes: usize) {
@@ -307,6 +325,34 @@ mod tests {
     use super::*;
     use crate::ids::Qos;
     use crate::router::mailbox::{QueueLimits, mailbox};
+
+    /// Random topics, while subscriptions come and go, must not leave their routes behind.
+    #[test]
+    fn routes_of_earlier_generations_are_forgotten() {
+        let trie = Arc::new(Trie::new());
+        let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
+        let mut routes = Routes::new(trie.clone(), hasher.clone());
+        let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
+        let inbox = mailbox(SessionId(1), None, limits, Arc::default());
+        let (qos, no_local, retain_as_published) = (Qos::AtMostOnce, false, false);
+        let grant = Grant { qos, no_local, retain_as_published, identifier: None };
+        let mut find = |number: usize| {
+            let topic = number.to_string();
+            let hash = hasher.hash(topic.as_bytes());
+            let found = routes.find(hash, topic.as_bytes(), &HashMap::new(), &mut Vec::new());
+            assert!(found.is_some());
+            (routes.table.len(), routes.bytes)
+        };
+        let mut at = Vec::new();
+        (0..4 * SWEEP_MIN).for_each(|number| at.push(find(number)));
+        assert_eq!(at[4 * SWEEP_MIN - 1].0, 4 * SWEEP_MIN, "all of one generation");
+        let subscriber = Subscriber { mailbox: inbox.mailbox().clone(), grant };
+        trie.insert(&TopicFilter::parse("+/x").unwrap(), SessionId(1), subscriber);
+        // The next look at them is at twice as many as the last one left.
+        (4 * SWEEP_MIN..9 * SWEEP_MIN).for_each(|number| at.push(find(number)));
+        let (count, bytes) = at[9 * SWEEP_MIN - 1];
+        assert!(count <= 5 * SWEEP_MIN && bytes < 2 * at[4 * SWEEP_MIN - 1].1, "{count} routes");
+    }
 
     /// What is kept of a topic may be nearly all identifiers.
     #[test]
