@@ -65,6 +65,8 @@ pub(super) struct Connection<S> {
     /// There may be whole packets in `tail`: a full shard kept them from being taken, or those before them
     /// were enough for one turn.
     has_packets: bool,
+    /// Another connection wants the session.
+    is_taken_over: bool,
 }
 
 /// What a connection begins with.
@@ -108,6 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             timer: None,
             is_held_back: false,
             has_packets: false,
+            is_taken_over: false,
         }
     }
 
@@ -174,6 +177,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let mail = self.take_mail(&mut scratch.out);
             let read = self.poll_read(cx, scratch);
             let out = &mut scratch.out;
+            if self.is_taken_over {
+                // Only now: the client may have said DISCONNECT here before it connected anew.
+                out.close.get_or_insert(CloseReason::TakenOver);
+            }
             let was_blocked = !self.has_sent_all();
             let more = !was_blocked && out.close.is_none() && self.session.fill(Instant::now, out);
             self.settle(out);
@@ -224,7 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     self.session.handle_chunk(rest);
                 }
                 Mail::TakenOver { ticket } if ticket > self.claim.ticket() => {
-                    out.close.get_or_insert(CloseReason::TakenOver);
+                    self.is_taken_over = true;
                 }
                 Mail::TakenOver { .. } => (),
                 Mail::Expire => may_have_expired = true,
@@ -477,7 +484,7 @@ fn write_some<S: AsyncWrite + Unpin>(
 mod tests {
     use std::sync::Arc;
 
-    use tokio::io::DuplexStream;
+    use tokio::io::{AsyncWriteExt, DuplexStream};
 
     use super::*;
     use crate::codec::Delivery as Flow;
@@ -512,11 +519,26 @@ mod tests {
         let first = read.len();
         (0..100).for_each(|_| publish("", &mut read));
 
-        let mut connection = connection().await;
+        let (mut connection, _) = connection().await;
         let mut out = Output::new(connection.router.collector());
         let taken = connection.take_packets(&read, Instant::now(), &mut out);
         assert!((first..first + 100).contains(&taken), "{taken} of {} bytes", read.len());
         assert!(connection.has_packets, "the rest is taken in the next turn");
+    }
+
+    /// A client that says DISCONNECT and comes back at once must find what it asked for, whichever of its two
+    /// connections the broker looks at first.
+    #[tokio::test]
+    async fn disconnect_counts_although_a_newer_connection_is_seen_before_it() {
+        let ticket = u64::MAX;
+        let (mut connection, mut client) = connection().await;
+        client.write_all(&[0xE0, 0]).await.unwrap();
+        connection.inbox.mailbox().send(Mail::TakenOver { ticket });
+        assert_eq!(connection.run().await, CloseReason::Disconnected);
+
+        let (mut connection, _client) = self::connection().await;
+        connection.inbox.mailbox().send(Mail::TakenOver { ticket });
+        assert_eq!(connection.run().await, CloseReason::TakenOver);
     }
 
     /// A message with an alias.
@@ -529,7 +551,8 @@ mod tests {
         Packet::Publish(publish).encode(ProtocolVersion::V5, read);
     }
 
-    async fn connection() -> Connection<DuplexStream> {
+    /// A connection, and its other end.
+    async fn connection() -> (Connection<DuplexStream>, DuplexStream) {
         let limits = crate::router::Limits {
             queue: QueueLimits { messages_max: 10, bytes_max: 10_000 },
             retained: RetainedLimits { messages_max: 0, bytes_max: 0 },
@@ -553,6 +576,7 @@ mod tests {
         let inbox = router.open_mailbox(Some(&opening.client_id));
         let parked = Parked { session, inbox, expires_at: None, will: None };
         let start = Start { connack: Vec::new(), received: Vec::new(), packet_bytes_max: 100_000 };
-        Connection::new(tokio::io::duplex(1000).0, claim, parked, router, start)
+        let (stream, client) = tokio::io::duplex(1000);
+        (Connection::new(stream, claim, parked, router, start), client)
     }
 }
