@@ -116,7 +116,8 @@ impl Outgoing {
         match outcome {
             Acknowledged::Expected { released_bytes } => {
                 out.tally.released_bytes += released_bytes;
-                out.tally.refused += u64::from(refused);
+                // A PUBCOMP that says no is about its identifier: the client has the message since its PUBREC.
+                out.tally.refused += u64::from(refused && step != Step::Completed);
             }
             // Only PUBREC has an answer that could say so.
             Acknowledged::Unknown => out.tally.acks_unknown += 1,

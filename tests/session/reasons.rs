@@ -2,7 +2,7 @@
 //! when nobody has subscribed to what it publishes.
 
 use mailboxqtt::codec::{
-    Connect, DecodeError, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode,
+    Ack, Connect, DecodeError, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode,
     Subscribe, SubscribeFiltersBuf, SubscribeOptions, Unsubscribe, UnsubscribeFiltersBuf, Will,
     decode, frame_len,
 };
@@ -12,7 +12,7 @@ use mailboxqtt::session::{CloseReason, Limits, negotiate};
 use mailboxqtt::topic::check_topic_name;
 
 use crate::pair::{
-    Heard, LIMITS, Pair, Terms, flow, pid, puback, pubcomp, publish, pubrec, pubrel,
+    Heard, LIMITS, Pair, Run, Terms, delivery, flow, pid, puback, pubcomp, publish, pubrec, pubrel,
 };
 
 const CHECKED: Limits = Limits { check_payload_format: true, subscriptions_max: 1, ..LIMITS };
@@ -159,6 +159,20 @@ fn acknowledgements_of_nothing_are_counted() {
     pair.say(&[pubrec(9), pubrel(9)]);
     assert_eq!(pair.out.tally.acks_unknown, 4);
     assert_eq!(pair.close_reason(), None);
+}
+
+#[test]
+fn message_is_refused_by_puback_and_pubrec_and_not_by_pubcomp() {
+    let said = |id, reason| Ack { reason, ..Ack::success(pid(id)) };
+    let mut pair = Pair::new(Terms::V5);
+    pair.deliver(delivery(Run::new(2, 0, 2)));
+    pair.deliver(delivery(Run::new(1, 2, 1)));
+    assert_eq!(pair.hear_numbers(), [0, 1, 2]);
+    pair.say(&[pubrec(1), Packet::PubComp(said(1, ReasonCode::PacketIdentifierNotFound))]);
+    assert_eq!(pair.out.tally.refused, 0);
+    pair.say(&[Packet::PubRec(said(2, ReasonCode::NotAuthorized))]);
+    pair.say(&[Packet::PubAck(said(3, ReasonCode::NotAuthorized))]);
+    assert_eq!(pair.out.tally.refused, 2);
 }
 
 /// Every cause has a code that DISCONNECT may carry [MQTT-3.14.2-1], and its sentence, also for a client
