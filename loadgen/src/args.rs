@@ -13,6 +13,7 @@ use mailboxqtt::ids::Qos;
 pub(crate) use self::command::{Command, Merge, Report};
 pub(crate) use self::load::Load;
 pub(crate) use self::outputs::{Conduct, Outputs};
+use crate::beside::Beside;
 use crate::payload::{PUBLISHERS_MAX, STAMP_BYTES};
 use crate::presets::Preset;
 use crate::scenario::{Layout, Scenario, Size};
@@ -240,7 +241,13 @@ impl Args {
             group: &self.load.group,
         };
         let layout = Layout::new(self.scenario, size, &self.topic_prefix);
-        let layout = layout.map_err(anyhow::Error::msg)?;
+        let mut layout = layout.map_err(anyhow::Error::msg)?;
+        if self.load.unmatched > 0 {
+            if self.scenario.is_steps() || layout.beside > 0 {
+                bail!("--unmatched does not go together with {}", self.scenario.name());
+            }
+            layout.beside = Beside::unmatched_clients(self.load.unmatched);
+        }
         if layout.publishers as usize > PUBLISHERS_MAX {
             bail!("at most {PUBLISHERS_MAX} publishers have a number in a payload");
         }

@@ -1,5 +1,5 @@
-//! What goes on beside the steady load, on a thread of its own: subscribers that read slowly, or
-//! clients that come and go with their subscriptions. Called by `run`; follows its phases, and leaves
+//! What goes on beside the steady load, on a thread of its own: subscribers that read slowly,
+//! clients that come and go with their subscriptions, or subscriptions that nothing matches. Called by `run`; follows its phases, and leaves
 //! the loop of `worker`, whose figures are what is measured, as it is.
 
 use std::fmt;
@@ -16,6 +16,7 @@ use crate::table::{figures, grouped, heads, line};
 
 mod churn;
 mod slow;
+mod unmatched;
 
 /// What is to go on.
 #[derive(Clone, Debug)]
@@ -38,6 +39,13 @@ pub(crate) enum Beside {
         /// SUBSCRIBE and UNSUBSCRIBE per second, over all of them.
         rate: f64,
         /// First levels of their filters, below which nobody publishes.
+        prefix: String,
+    },
+    /// Subscriptions that no message matches.
+    Unmatched {
+        /// How many.
+        filters: u64,
+        /// First level of all topics.
         prefix: String,
     },
 }
@@ -76,6 +84,13 @@ pub(crate) enum BesideReport {
         /// From the scheduled time of a request to its answer.
         latency_us: Option<Percentiles>,
     },
+    /// Subscriptions that no message matches.
+    Unmatched {
+        /// That hold them.
+        clients: usize,
+        /// How many.
+        filters: u64,
+    },
 }
 
 impl Beside {
@@ -98,8 +113,16 @@ impl Beside {
                 rate: args.load.churn_rate,
                 prefix: format!("{}/churn", args.topic_prefix),
             },
+            _ if args.load.unmatched > 0 => {
+                Self::Unmatched { filters: args.load.unmatched, prefix: args.topic_prefix.clone() }
+            }
             _ => Self::Nothing,
         }
+    }
+
+    /// Clients that hold so many subscriptions that no message matches.
+    pub(crate) fn unmatched_clients(filters: u64) -> usize {
+        unmatched::clients(filters)
     }
 
     /// Goes on from the first connection to the end of the run. What the slow ones have lost is left
@@ -117,6 +140,9 @@ impl Beside {
             }
             Self::Churn { clients, rate, prefix } => {
                 churn::run(settings, shared, stop, *clients, *rate, prefix).map(Some)
+            }
+            Self::Unmatched { filters, prefix } => {
+                unmatched::run(settings, shared, stop, *filters, prefix).map(Some)
             }
         }
     }
@@ -144,6 +170,14 @@ impl fmt::Display for BesideReport {
                     number(*bytes_per_s),
                     number(*received),
                     number(*lost)
+                ),
+            ),
+            Self::Unmatched { clients, filters } => line(
+                f,
+                "beside it",
+                format_args!(
+                    "{} subscriptions of {clients} clients that no message matches",
+                    number(*filters)
                 ),
             ),
             Self::Churn {

@@ -230,6 +230,19 @@ fn subscriptions_come_and_go_beside_the_load() {
 }
 
 #[test]
+fn subscriptions_that_no_message_matches_take_none() {
+    let broker = broker(File::default());
+    for scenario in ["p2p", "wildcard"] {
+        let load = ["--scenario", scenario, "--unmatched", "60000", "--duration", "0.3"];
+        let report = delivers_all(broker, &load);
+        let expected = serde_json::json!([{"unmatched": {"clients": 2, "filters": 60_000}}]);
+        assert_eq!(report["beside"], expected, "{report}");
+    }
+    let output = loadgen(broker, &["--scenario", "slow", "--unmatched", "1"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}
+
+#[test]
 fn the_tables_of_steps_name_every_step() {
     let broker = broker(File::default());
     let pid = std::process::id().to_string();

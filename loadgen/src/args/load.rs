@@ -56,6 +56,12 @@ pub(crate) struct Load {
     #[arg(long, value_name = "N", default_value = "1000", value_parser = super::rate)]
     pub(crate) churn_rate: f64,
 
+    /// Subscriptions beside the load that no message matches, half of them with a wildcard, held by further
+    /// clients; not in slow, churn and sequences of steps
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(..=10_000_000))]
+    pub(crate) unmatched: u64,
+
     /// Sessions outlive their connections (clean session off) and are ended after the run
     #[arg(long)]
     pub(crate) persistent: bool,
