@@ -51,10 +51,10 @@ pub(super) fn run(
         })
     };
     fleet.connect(0..clients, CONCURRENT, Session::Clean, part, &mut receiver)?;
-    shared.ready.fetch_add(clients, Ordering::AcqRel);
-
     // Some brokers do that with clients that do not read.
     fleet.closed = Some(0);
+    shared.ready.fetch_add(clients, Ordering::AcqRel);
+
     let sip = (bytes_per_s / u64::from(SIPS_PER_S)).max(1) as usize;
     let began = Instant::now();
     for sips in 1.. {
