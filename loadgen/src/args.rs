@@ -129,7 +129,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", default_value = "loadgen")]
     pub(crate) client_prefix: String,
 
-    /// First level of all topics
+    /// First level of all topics; processes that run at the same time need different ones
     #[arg(long, value_name = "TEXT", default_value = "loadgen")]
     pub(crate) topic_prefix: String,
 
@@ -177,7 +177,8 @@ Examples:
     loadgen --clients 20 --qos 1 --rate 5000 --fail-if 'p99>5ms' --fail-if 'lost>0'
 
   Two processes at the same time, as one result:
-    loadgen --out a.json & loadgen --out b.json; wait; loadgen merge a.json b.json
+    loadgen --topic-prefix a --out a.json & loadgen --topic-prefix b --out b.json; wait
+    loadgen merge a.json b.json
 
   Two brokers side by side, as a page to look at:
     loadgen --addr a:1883 --label a --out a.json; loadgen --addr b:1883 --label b --out b.json

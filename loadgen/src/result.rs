@@ -96,6 +96,9 @@ pub(crate) struct RunResult {
     pub(crate) duplicated: u64,
     /// Arrivals after a later message of the same publisher, in the whole run.
     pub(crate) reordered: u64,
+    /// Messages of others that arrived on the topics of this run, in the whole run.
+    #[serde(default)]
+    pub(crate) foreign: u64,
     /// Messages whose flow the broker did not end, at QoS 1 and 2.
     pub(crate) unacknowledged: u64,
     /// How connecting went.
@@ -230,6 +233,7 @@ impl RunResult {
             lost: tally.lost(),
             duplicated: tally.duplicated,
             reordered: tally.reordered,
+            foreign: tally.foreign,
             unacknowledged: tally.unacknowledged,
             connect: Connects::new(outcome.ready, ramp_s, &tally.connect_ns),
             generator: Generator {
@@ -447,6 +451,7 @@ pub(crate) mod tests {
             lost: 0,
             duplicated: 0,
             reordered: 0,
+            foreign: 0,
             unacknowledged: 0,
             connect: Connects::new(20, 0.1, &histogram_ns),
             generator: Generator {

@@ -37,6 +37,8 @@ pub(crate) struct Tally {
     pub(crate) duplicated: u64,
     /// Arrivals after a later message of the same publisher, in the whole run.
     pub(crate) reordered: u64,
+    /// Messages of others that arrived, in the whole run.
+    pub(crate) foreign: u64,
     /// Messages whose flow the broker did not end, at QoS 1 and 2.
     pub(crate) unacknowledged: u64,
     /// CPU time of the busiest thread while measuring, as a share of the time.
@@ -56,6 +58,7 @@ impl Tally {
             unique: 0,
             duplicated: 0,
             reordered: 0,
+            foreign: 0,
             unacknowledged: 0,
             busiest: 0.0,
         })
@@ -72,6 +75,7 @@ impl Tally {
         self.unique += other.unique;
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;
+        self.foreign += other.foreign;
         self.unacknowledged += other.unacknowledged;
         self.busiest = self.busiest.max(other.busiest);
         Ok(())

@@ -281,11 +281,13 @@ impl<'a, T: Tracking> Worker<'a, T> {
         // Moved out for the call, because the queue wants the other clients at the same time.
         let mut answers = std::mem::take(&mut clients[index].control);
         let trackers = &mut self.trackers;
+        let mut foreign = 0;
         let used = receive::as_subscriber::<MQTT5, T>(
             bytes,
             expected,
             trackers,
             &mut answers,
+            &mut foreign,
             |trackers, run| {
                 tally.received += run.count;
                 let sent_ns = payload::widen(run.sent_ns, now_ns);
@@ -309,6 +311,7 @@ impl<'a, T: Tracking> Worker<'a, T> {
                 }
             },
         );
+        self.tally.foreign += foreign;
         self.clients[index].control = answers;
         Ok(used?)
     }

@@ -83,6 +83,7 @@ pub(crate) fn merge(parts: &[Part]) -> anyhow::Result<RunResult> {
         lost: sum(|result| result.lost),
         duplicated: sum(|result| result.duplicated),
         reordered: sum(|result| result.reordered),
+        foreign: sum(|result| result.foreign),
         unacknowledged: sum(|result| result.unacknowledged),
         connect: Connects::new(ready, most(|result| result.connect.total_s), &connect_ns),
         generator: Generator {

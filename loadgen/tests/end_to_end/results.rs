@@ -99,6 +99,22 @@ fn two_processes_at_the_same_time_are_merged_to_one_result() {
 }
 
 #[test]
+fn a_run_that_shares_its_topics_with_another_is_void() {
+    let broker = broker(Fault::None);
+    let arguments = ["--rate", "500", "--json"];
+    let reports = std::thread::scope(|scope| {
+        let runs = [(); 2].map(|()| scope.spawn(move || loadgen_for("2", broker, &arguments)));
+        runs.map(|run| report(&run.join().unwrap()))
+    });
+    for report in reports {
+        assert!(report["foreign"].as_u64() > Some(0), "{report}");
+        assert_eq!(report["valid"], false);
+        assert!(report["invalid_because"].to_string().contains("--topic-prefix"), "{report}");
+        assert_eq!(report["lost"], 0);
+    }
+}
+
+#[test]
 fn results_that_cannot_be_merged_are_refused_with_a_sentence() {
     let folder = Folder::new("refused");
     let broker = broker(Fault::None);
