@@ -32,10 +32,14 @@ use crate::worker::{WAKE, Worker};
 const TICK: Duration = Duration::from_millis(20);
 /// Connecting has failed when nothing has moved for so long.
 const RAMP_STALL: Duration = Duration::from_secs(15);
-/// How long what is under way may take to arrive.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
-/// At QoS 0 what was dropped never comes: nothing for so long is the end.
-const DRAIN_SILENCE: Duration = Duration::from_secs(1);
+/// How long what is under way may take to arrive, as long as anything arrives: late is not lost.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// The same when somebody wants the end.
+const DRAIN_STOPPED_MAX: Duration = Duration::from_secs(5);
+/// When nothing has moved for so long nothing more will come.
+const DRAIN_SILENCE: Duration = Duration::from_secs(5);
+/// The same at QoS 0, where what was dropped never comes.
+const DRAIN_SILENCE_QOS_0: Duration = Duration::from_secs(1);
 /// Files besides the connections: standard streams, epoll, timers, wakers.
 const FILES_BESIDE: u64 = 64;
 
@@ -281,14 +285,19 @@ impl Steering<'_> {
     }
 
     fn drain(&mut self) -> anyhow::Result<()> {
+        let silence = match self.args.qos() {
+            Qos::AtMostOnce => DRAIN_SILENCE_QOS_0,
+            Qos::AtLeastOnce | Qos::ExactlyOnce => DRAIN_SILENCE,
+        };
         let began = Instant::now();
-        let mut moved = (0, Instant::now());
-        while !self.shared.is_complete() && began.elapsed() < DRAIN_MAX {
-            let arrived = self.shared.arrived();
-            if arrived != moved.0 {
-                moved = (arrived, Instant::now());
+        let mut moved = (self.shared.progress_of_drain(), began);
+        while !self.shared.is_complete() {
+            let progress = self.shared.progress_of_drain();
+            if progress != moved.0 {
+                moved = (progress, Instant::now());
             }
-            if self.args.qos() == Qos::AtMostOnce && moved.1.elapsed() > DRAIN_SILENCE {
+            let most = if self.is_stopped() { DRAIN_STOPPED_MAX } else { DRAIN_MAX };
+            if moved.1.elapsed() > silence || began.elapsed() > most {
                 break;
             }
             self.check_threads()?;

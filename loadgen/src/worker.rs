@@ -85,6 +85,8 @@ pub(crate) struct Worker<'a, T> {
     cutter: Cutter,
     measure_began: Snapshot,
     stall_checked_ns: u64,
+    /// Draining: when it last said how far it is.
+    said_ns: u64,
     tally: Tally,
 }
 
@@ -123,6 +125,7 @@ impl<'a, T: Tracking> Worker<'a, T> {
             cutter: Cutter::new()?,
             measure_began: Snapshot::default(),
             stall_checked_ns: 0,
+            said_ns: 0,
             tally: Tally::new()?,
         })
     }
@@ -359,8 +362,14 @@ impl<'a, T: Tracking> Worker<'a, T> {
         }
     }
 
-    /// Draining: tells `run` whether something is still missing.
-    fn say_how_far(&self) {
+    /// Draining: tells `run` whether something is still missing. Not in every turn: it looks at every
+    /// client and tracker, while what arrives is still measured.
+    fn say_how_far(&mut self) {
+        let now_ns = self.shared.clock.now_ns();
+        if now_ns < self.said_ns + DRAIN.as_nanos() as u64 {
+            return;
+        }
+        self.said_ns = now_ns;
         let next_ns = self.schedule.as_ref().and_then(Schedule::next_ns);
         let mut unfinished =
             u64::from(next_ns.is_some_and(|next| next < self.cutter.recorded_ns.end));

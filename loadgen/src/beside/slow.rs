@@ -20,10 +20,11 @@ const RECEIVE_BUFFER_BYTES: usize = 4_096;
 const SIPS_PER_S: u32 = 10;
 /// How often they look whether the load is over.
 const LOOK: Duration = Duration::from_millis(5);
-/// After the load: how often they look whether that is enough, how long for at most, and after how
-/// long of silence not any more.
+/// After the load: how often they look whether that is enough, how long for at most (and when somebody
+/// wants the end), and after how long of silence not any more.
 const DRAIN_TURN_NS: u64 = 20_000_000;
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+const DRAIN_STOPPED_MAX: Duration = Duration::from_secs(5);
 const DRAIN_SILENCE: Duration = Duration::from_secs(1);
 const CONCURRENT: usize = 50;
 
@@ -73,7 +74,11 @@ pub(super) fn run(
     let (began, mut moved) = (Instant::now(), (receiver.received, Instant::now()));
     // A run that fails does not drain.
     let drains = shared.began_ns(Phase::Drain) > 0;
-    while drains && began.elapsed() < DRAIN_MAX && moved.1.elapsed() < DRAIN_SILENCE {
+    while drains && moved.1.elapsed() < DRAIN_SILENCE {
+        let most = if fleet.is_stopped() { DRAIN_STOPPED_MAX } else { DRAIN_MAX };
+        if began.elapsed() > most {
+            break;
+        }
         fleet.turn_within(&mut receiver, DRAIN_TURN_NS)?;
         if receiver.received != moved.0 {
             moved = (receiver.received, Instant::now());
