@@ -89,8 +89,26 @@ pub(crate) struct BrokerUsage {
     pub(crate) after: Usage,
 }
 
+/// Why there is no outcome.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// A sentence.
+    pub(crate) error: anyhow::Error,
+    /// Whether the load had begun: otherwise it says nothing about the load.
+    pub(crate) under_load: bool,
+}
+
 /// Does what the arguments say. `stop` ends it early, with what there is.
-pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> Result<Outcome, Failure> {
+    let mut under_load = false;
+    run_noting_load(args, stop, &mut under_load).map_err(|error| Failure { error, under_load })
+}
+
+fn run_noting_load(
+    args: &Args,
+    stop: &Arc<AtomicBool>,
+    under_load: &mut bool,
+) -> anyhow::Result<Outcome> {
     let layout = args.layout()?;
     let beside = Beside::new(args, &layout);
     let all_clients = layout.clients.len() + layout.beside;
@@ -110,7 +128,7 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
     let shared = Shared::new(Clock::new(), Progress::new(threads, publishers), wakers);
     let planned = plan(layout, threads);
 
-    thread::scope(|scope| {
+    let outcome: anyhow::Result<Outcome> = thread::scope(|scope| {
         let mut handles = Vec::with_capacity(threads);
         for ((index, poll), planned) in polls.into_iter().enumerate().zip(planned) {
             let (shared, settings) = (&shared, &settings);
@@ -158,10 +176,6 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
         let measured_ns = shared.began_ns(Phase::Measure);
         let measured_from = started + Duration::from_nanos(measured_ns);
         let steered = steered?;
-        if args.load.persistent {
-            // Also after Ctrl-C: nobody else would end the sessions.
-            Fleet::new(settings, clients, stop)?.forget(0..clients)?;
-        }
         let Steered { ramp, ready, measured, own_cpu, before, after } = steered;
         let broker = idle.zip(before).zip(after);
         Ok(Outcome {
@@ -181,7 +195,15 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
             broker: broker.map(|((idle, before), after)| BrokerUsage { idle, before, after }),
             interrupted: stop.load(Ordering::Relaxed),
         })
-    })
+    });
+    *under_load = shared.began_ns(Phase::WarmUp) > 0;
+    if args.load.persistent {
+        // Also after Ctrl-C or a failure: nobody else would end the sessions.
+        let forgotten = Fleet::new(&settings, clients, stop)
+            .and_then(|mut fleet| fleet.forget(0..clients));
+        return outcome.and_then(|outcome| forgotten.map(|()| outcome));
+    }
+    outcome
 }
 
 struct Steering<'a> {
