@@ -148,6 +148,9 @@ pub(crate) struct Generator {
     pub(crate) cpu_us_per_message: Option<f64>,
     /// Of one core, the busiest thread.
     pub(crate) busiest_thread_percent: f64,
+    /// Of one core, the busiest thread without publishers; 0 where every thread has some.
+    #[serde(default)]
+    pub(crate) busiest_receiving_percent: f64,
     /// Open loop: from the intended to the real send time.
     pub(crate) schedule_slip_us: Option<Percentiles>,
     /// Open loop: messages that left more than a millisecond late.
@@ -240,6 +243,7 @@ impl RunResult {
                 cpu_percent: percent(outcome.own_cpu, seconds),
                 cpu_us_per_message: per_message(outcome.own_cpu, received),
                 busiest_thread_percent: tally.busiest * 100.0,
+                busiest_receiving_percent: tally.busiest_receiving * 100.0,
                 schedule_slip_us: Percentiles::of(&recorded.slip_ns),
                 missed_deadlines: validity::missed(&recorded.slip_ns),
                 scheduled,
@@ -458,6 +462,7 @@ pub(crate) mod tests {
                 cpu_percent: 50.0,
                 cpu_us_per_message: Some(500.0),
                 busiest_thread_percent: 50.0,
+                busiest_receiving_percent: 0.0,
                 schedule_slip_us: None,
                 missed_deadlines: 0,
                 scheduled: 2_000,

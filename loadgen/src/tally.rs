@@ -43,6 +43,8 @@ pub(crate) struct Tally {
     pub(crate) unacknowledged: u64,
     /// CPU time of the busiest thread while measuring, as a share of the time.
     pub(crate) busiest: f64,
+    /// The same of the threads that have no publishers.
+    pub(crate) busiest_receiving: f64,
 }
 
 impl Tally {
@@ -61,6 +63,7 @@ impl Tally {
             foreign: 0,
             unacknowledged: 0,
             busiest: 0.0,
+            busiest_receiving: 0.0,
         })
     }
 
@@ -78,6 +81,7 @@ impl Tally {
         self.foreign += other.foreign;
         self.unacknowledged += other.unacknowledged;
         self.busiest = self.busiest.max(other.busiest);
+        self.busiest_receiving = self.busiest_receiving.max(other.busiest_receiving);
         Ok(())
     }
 

@@ -407,6 +407,9 @@ impl<'a, T: Tracking> Worker<'a, T> {
         let wall_ns = (ended.at_ns - began.at_ns).max(1);
         let cpu = ended.cpu.saturating_sub(began.cpu);
         self.tally.busiest = cpu.as_secs_f64() * 1e9 / wall_ns as f64;
+        if self.owned.iter().all(Option::is_none) {
+            self.tally.busiest_receiving = self.tally.busiest;
+        }
     }
 
     fn close_books(&mut self) {

@@ -93,6 +93,7 @@ pub(crate) fn merge(parts: &[Part]) -> anyhow::Result<RunResult> {
                 received_per_s,
             ),
             busiest_thread_percent: most(|result| result.generator.busiest_thread_percent),
+            busiest_receiving_percent: most(|result| result.generator.busiest_receiving_percent),
             schedule_slip_us: percentiles(&histograms.schedule_slip)?,
             missed_deadlines: sum(|result| result.generator.missed_deadlines),
             scheduled: sum(|result| result.generator.scheduled),

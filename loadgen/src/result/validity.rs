@@ -43,7 +43,7 @@ impl RunResult {
     }
 
     /// In an open loop a busy thread is one that polls before its deadlines, so there the
-    /// deadlines count.
+    /// deadlines count; but one without publishers has none, and sleeps when it has nothing to do.
     fn overload(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         let generator = &self.generator;
@@ -66,6 +66,13 @@ impl RunResult {
                 grouped(missed as f64),
                 grouped(scheduled as f64),
                 share * 100.0
+            ));
+        }
+        let busy = generator.busiest_receiving_percent;
+        if busy > SATURATED_PERCENT {
+            reasons.push(format!(
+                "a thread of the generator that only receives was busy {busy:.0} % of the time: \
+                 latency includes its own queueing"
             ));
         }
         // A schedule that is seconds behind has not even come to the measured messages.
@@ -114,6 +121,7 @@ mod tests {
         for (spoil, word) in [
             ((|result| result.generator.missed_deadlines = 11) as fn(&mut RunResult), "1 ms"),
             (|result| result.sent = 1_970, "only 1,970 of 2,000"),
+            (|result| result.generator.busiest_receiving_percent = 96.0, "only receives"),
             (|result| result.received = 0, "nothing"),
             (|result| result.foreign = 21, "21 messages of others"),
             (|result| result.interrupted = true, "interrupted"),
