@@ -34,6 +34,8 @@ mod validity;
 
 /// Version of the JSON.
 const FORMAT: u32 = 1;
+/// No count is larger, so that sums of results do not overflow.
+const COUNT_MAX: u64 = 1 << 53;
 /// Larger files are not results.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
@@ -287,7 +289,7 @@ impl RunResult {
         }
         let text = fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))?;
         Self::parse(&text).with_context(|| {
-            format!("{shown} is no result of loadgen (--out FILE and --json make one)")
+            format!("{shown} is no result of a steady load (--out FILE and --json make one)")
         })
     }
 
@@ -297,8 +299,12 @@ impl RunResult {
         match value.get("format").and_then(serde_json::Value::as_u64) {
             Some(format) if format == u64::from(FORMAT) => {}
             Some(format) => bail!("it has format {format}, and this loadgen reads {FORMAT}"),
+            None if value.get("steps").is_some() => {
+                bail!("it is of a scenario of steps, and those are neither merged nor drawn")
+            }
             None => bail!("it has no \"format\""),
         }
+        check_counts(&value)?;
         Ok(serde_json::from_value(value)?)
     }
 
@@ -358,6 +364,18 @@ impl Connects {
     }
 }
 
+fn check_counts(value: &serde_json::Value) -> anyhow::Result<()> {
+    use serde_json::Value;
+    match value {
+        Value::Number(number) if number.as_u64().is_some_and(|count| count > COUNT_MAX) => {
+            bail!("it has the count {number}, and no run comes to that")
+        }
+        Value::Array(values) => values.iter().try_for_each(check_counts),
+        Value::Object(fields) => fields.values().try_for_each(check_counts),
+        _ => Ok(()),
+    }
+}
+
 fn percent(cpu: Duration, seconds: f64) -> f64 {
     cpu.as_secs_f64() / seconds * 100.0
 }
@@ -385,9 +403,20 @@ pub(crate) mod tests {
         assert!(RunResult::parse(&other).unwrap_err().to_string().contains("format 2"));
         assert!(RunResult::parse("{}").unwrap_err().to_string().contains("no \"format\""));
         assert!(RunResult::parse("{\"format\":1}").is_err());
+        let steps = RunResult::parse("{\"steps\":[]}").unwrap_err().to_string();
+        assert!(steps.contains("scenario of steps"), "{steps}");
         for cut in 0..json.len() {
             assert!(RunResult::parse(&json[..cut]).is_err());
         }
+    }
+
+    #[test]
+    fn a_count_that_would_overflow_a_sum_is_refused() {
+        let json = result(1).to_json().unwrap();
+        let large = json.replace("\"sent\":2000", "\"sent\":18446744073709551615");
+        assert_ne!(large, json);
+        let error = RunResult::parse(&large).unwrap_err().to_string();
+        assert!(error.contains("18446744073709551615"), "{error}");
     }
 
     #[test]
