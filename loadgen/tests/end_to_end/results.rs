@@ -67,9 +67,13 @@ fn files_are_written_beside_the_table() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_named_after_the_table() {
-    let output = loadgen(broker(Fault::None), &["--out", "/nowhere/r.json"]);
+fn a_file_that_cannot_be_written_is_named_after_all_others_were() {
+    let folder = Folder::new("others");
+    let csv = folder.file("r.csv");
+    let arguments = ["--out", "/nowhere/r.json", "--csv", &csv];
+    let output = loadgen(broker(Fault::None), &arguments);
     assert_eq!(output.status.code(), Some(2));
+    assert!(fs::read_to_string(&csv).unwrap().contains("measure"));
     assert!(String::from_utf8_lossy(&output.stdout).contains("messages/s"));
     assert!(stderr(&output).contains("/nowhere/r.json"), "{}", stderr(&output));
 }
