@@ -2,7 +2,7 @@
 //! over they read as fast as they can, so that what is still queued for them is told from what is
 //! lost.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,6 @@ use super::BesideReport;
 use crate::client::{Part, Subscriber};
 use crate::fleet::Fleet;
 use crate::fleet::receiver::Receiver;
-use crate::handshake::Session;
 use crate::phase::{Phase, Shared};
 use crate::sequence::{Tracker, Tracking};
 use crate::settings::Settings;
@@ -26,7 +25,6 @@ const DRAIN_TURN_NS: u64 = 20_000_000;
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 const DRAIN_STOPPED_MAX: Duration = Duration::from_secs(5);
 const DRAIN_SILENCE: Duration = Duration::from_secs(1);
-const CONCURRENT: usize = 50;
 
 pub(super) fn run(
     settings: &Settings,
@@ -51,11 +49,9 @@ pub(super) fn run(
             publishers: publishers as u32,
         })
     };
-    fleet.connect(0..clients, CONCURRENT, Session::Clean, part, &mut receiver)?;
+    super::connect(&mut fleet, shared, clients, part, &mut receiver)?;
     // Some brokers do that with clients that do not read.
     fleet.closed = Some(0);
-    shared.ready.fetch_add(clients, Ordering::AcqRel);
-
     let sip = (bytes_per_s / u64::from(SIPS_PER_S)).max(1) as usize;
     let began = Instant::now();
     for sips in 1.. {
