@@ -58,15 +58,15 @@ pub(crate) struct Args {
 
     /// Connections in all [default: p2p and churn 100, fan-in 11, fan-out and slow 51, wildcard 16,
     /// shared 15, offline 110, retain 20, reconnect and connect 1000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clients)]
     pub(crate) clients: Option<usize>,
 
     /// Publishers among them, in all but p2p, churn, reconnect and connect
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clients)]
     pub(crate) publishers: Option<usize>,
 
     /// Subscribers among them, in all but p2p, churn, reconnect and connect
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clients)]
     pub(crate) subscribers: Option<usize>,
 
     /// Wildcard filters per subscriber, in wildcard
@@ -276,6 +276,14 @@ fn ten_thousand() -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=10_000)
 }
 
+fn clients(text: &str) -> Result<usize, String> {
+    let clients: usize = text.parse().map_err(|_| "not a number".to_owned())?;
+    if clients > 10_000_000 {
+        return Err("at most 10,000,000".to_owned());
+    }
+    Ok(clients)
+}
+
 fn payload(text: &str) -> Result<usize, String> {
     let bytes: usize = text.parse().map_err(|_| "not a number".to_owned())?;
     if bytes < STAMP_BYTES {
@@ -304,6 +312,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+fn some_seconds(text: &str) -> Result<Duration, String> {
+    let time = seconds(text)?;
+    if time.is_zero() { Err("more than 0 seconds".to_owned()) } else { Ok(time) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,6 +340,13 @@ mod tests {
         assert_eq!(pace(&["--clients", "20", "--window", "7"]), Pace::Window(7));
         assert_eq!(pace(&["--clients", "20", "--rate", "5000"]), Pace::Rate(5_000.0));
         assert_eq!(pace(&["--scenario", "fan-out", "--clients", "10001"]), Pace::Window(10));
+    }
+
+    #[test]
+    fn more_clients_than_memory_and_a_search_without_time_are_refused() {
+        assert!(parse(&["--clients", "8589934594"]).is_err());
+        assert!(parse(&["--clients", "1000000"]).is_ok());
+        assert!(parse(&["--search-step-s", "0"]).is_err());
     }
 
     #[test]

@@ -40,8 +40,10 @@ const DRAIN_STOPPED_MAX: Duration = Duration::from_secs(5);
 const DRAIN_SILENCE: Duration = Duration::from_secs(5);
 /// The same at QoS 0, where what was dropped never comes.
 const DRAIN_SILENCE_QOS_0: Duration = Duration::from_secs(1);
-/// Files besides the connections: standard streams, epoll, timers, wakers.
+/// Files besides the connections: standard streams, results, what looks at the broker.
 const FILES_BESIDE: u64 = 64;
+/// Of each thread: epoll, timer, waker.
+const FILES_PER_THREAD: u64 = 4;
 
 /// What a run has shown.
 #[derive(Debug)]
@@ -112,13 +114,13 @@ fn run_noting_load(
     let layout = args.layout()?;
     let beside = Beside::new(args, &layout);
     let all_clients = layout.clients.len() + layout.beside;
-    allow_files(all_clients)?;
+    let threads = args.threads(layout.clients.len());
+    allow_files(all_clients, threads)?;
     let usage = || args.pid.map(proc::usage).transpose();
     let idle = usage()?;
     let pace = args.pace(&layout);
     let clients = layout.clients.len();
     let publishers = layout.publishers;
-    let threads = args.threads(clients);
     let settings = settings(args, &layout, pace, threads)?;
 
     let polls = (0..threads).map(|_| Poll::new()).collect::<Result<Vec<_>, _>>()?;
@@ -394,8 +396,8 @@ fn plan(layout: Layout, threads: usize) -> Vec<Vec<Planned>> {
 }
 
 /// Raises the limit of open files as far as this run needs and the system lets.
-pub(crate) fn allow_files(clients: usize) -> anyhow::Result<()> {
-    let needed = clients as u64 + FILES_BESIDE;
+pub(crate) fn allow_files(clients: usize, threads: usize) -> anyhow::Result<()> {
+    let needed = clients as u64 + threads as u64 * FILES_PER_THREAD + FILES_BESIDE;
     let allowed = rlimit::increase_nofile_limit(needed).unwrap_or(0);
     if allowed < needed && rlimit::setrlimit(rlimit::Resource::NOFILE, needed, needed).is_err() {
         bail!(

@@ -47,7 +47,7 @@ pub(crate) struct Load {
           value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub(crate) slow_bytes: u64,
 
-    /// Clients that subscribe and unsubscribe, in churn
+    /// Clients that subscribe and unsubscribe, in churn; besides --clients
     #[arg(long, value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) churn_clients: u32,
