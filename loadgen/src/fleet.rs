@@ -18,6 +18,7 @@ use socket2::SockRef;
 use crate::client::{Client, Part, Stage};
 use crate::clock::Clock;
 use crate::handshake::{Login, Session};
+use crate::ping::{PINGREQ, Pinger};
 use crate::receive::{self, Broken};
 use crate::settings::Settings;
 use crate::source;
@@ -88,6 +89,7 @@ pub(crate) struct Fleet<'a> {
     failed: Vec<(usize, u64)>,
     /// Handshakes that have succeeded.
     shaken: u64,
+    pinger: Pinger,
     /// Clients to be flushed at the end of the turn.
     touched: Vec<usize>,
     scratch: Vec<u8>,
@@ -119,6 +121,7 @@ impl<'a> Fleet<'a> {
             opening: 0,
             failed: Vec::new(),
             shaken: 0,
+            pinger: Pinger::new(settings.keep_alive_s),
             touched: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES.max(2 * (settings.payload_bytes + 70_000))],
             retries: 0,
@@ -223,7 +226,7 @@ impl<'a> Fleet<'a> {
         let mut asked = 0;
         for number in numbers {
             if let Some(client) = &mut self.clients[number] {
-                client.control.extend_from_slice(&crate::ping::PINGREQ);
+                client.control.extend_from_slice(&PINGREQ);
                 asked += 1;
                 self.touch(number);
             }
@@ -289,7 +292,7 @@ impl<'a> Fleet<'a> {
             Login {
                 client_id: &settings.client_id(self.others + number),
                 session,
-                keep_alive_s: 0,
+                keep_alive_s: settings.keep_alive_s,
                 user_name: settings.user_name.as_deref(),
                 password: settings.password.as_deref(),
             },
@@ -330,8 +333,24 @@ impl<'a> Fleet<'a> {
         self.put_back(number, client, went)
     }
 
+    /// Lets the clients whose turn it is say that they are there.
+    pub(crate) fn ping(&mut self) {
+        let now_ns = self.clock.now_ns();
+        while self.pinger.is_on()
+            && let Some(number) = self.pinger.next(self.clients.len(), now_ns)
+        {
+            if let Some(client) = &mut self.clients[number]
+                && client.stage == Stage::Ready
+            {
+                client.control.extend_from_slice(&PINGREQ);
+                self.touched.push(number);
+            }
+        }
+    }
+
     /// Reads what has arrived, and writes what there is. True when anything has arrived.
     fn turn(&mut self, play: &mut impl Play) -> anyhow::Result<bool> {
+        self.ping();
         self.flush(play)?;
         // Whatever happens, events and buffer stay: there may be tidying up to do.
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
@@ -432,6 +451,9 @@ impl<'a> Fleet<'a> {
         if let Some(since_ns) = shaken.since_ns {
             let took_ns = self.clock.now_ns().saturating_sub(since_ns);
             self.connect_ns.saturating_record(took_ns);
+        }
+        if let Some(wished_s) = shaken.keep_alive_s {
+            self.pinger.hurry(wished_s);
         }
         if client.stage != Stage::Ready {
             return Ok(shaken.used);

@@ -214,6 +214,16 @@ fn what_slow_subscribers_lose_is_counted_apart_from_the_others() {
     }
 }
 
+/// The broker closes a connection that is silent for one and a half of its keep-alive.
+#[test]
+fn a_slow_subscriber_that_a_broker_wants_to_hear_from_sends_pings() {
+    let broker = broker(File { keep_alive_s_max: 1, ..File::default() });
+    let slow = ["--scenario", "slow", "--subscribers", "4", "--slow-percent", "50", "--mqtt", "5"];
+    let report =
+        delivers_all(broker, &[&slow[..], &["--rate", "100", "--duration", "2.5"]].concat());
+    assert_eq!(report["beside"][0]["slow"]["disconnected"], 0, "{report}");
+}
+
 /// In MQTT 5 a broker says farewell before it closes the connection of a slow reader.
 #[test]
 fn a_slow_subscriber_that_the_broker_sends_away_is_counted_and_the_run_goes_on() {

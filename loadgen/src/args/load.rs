@@ -80,7 +80,7 @@ pub(crate) struct Load {
     #[arg(long, value_name = "IP,IP", value_delimiter = ',')]
     pub(crate) source: Vec<IpAddr>,
 
-    /// Keep-alive of a steady load: every client sends two PINGREQ in so many seconds; 0 for none
+    /// Keep-alive: every client sends two PINGREQ in so many seconds; 0 for none
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) keep_alive: u16,
 }

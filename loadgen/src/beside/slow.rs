@@ -58,6 +58,7 @@ pub(super) fn run(
         if shared.phase() >= Phase::Drain {
             break;
         }
+        fleet.ping();
         for number in 0..clients {
             fleet.sip(number, sip, &mut receiver)?;
         }
