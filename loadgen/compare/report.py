@@ -14,6 +14,11 @@ A cell says in bold what broke a promise of the protocol, summed over its runs: 
 and 2, doubled at QoS 2, out of order. At QoS 0 a broker may lose; how much is said in plain letters. A closed loop waits
 for what was lost, so the figures of such a run are those of the time in which messages still flowed."""
 
+LIMIT = (
+    "`*`: in at least one run the generator was at its limit, or missed its deadlines: the figure is "
+    "its own as much as the broker's."
+)
+
 
 class Report:
     """The tables of one result."""
@@ -83,14 +88,15 @@ class Report:
         table = self._table(
             "thousand messages/s received", group, lambda found: found.received_per_s, text
         )
-        return f"{table}\n\n`*`: in at least one run a thread of the generator was at its limit."
+        return f"{table}\n\n{LIMIT}"
 
     def latency(self, group):
         """End to end; in a closed loop mostly the queue that the window makes."""
-        return self._table(
+        table = self._table(
             "latency p50/p99, µs", group, lambda found: found.p99_us,
-            lambda found, _: f"{found.p50_us:,.0f}/{found.p99_us:,.0f}",
+            lambda found, _: f"{found.p50_us:,.0f}/{found.p99_us:,.0f}{'*' if found.saturated else ''}",
         )
+        return f"{table}\n\n{LIMIT}"
 
     def connects(self):
         """Handshakes and memory."""

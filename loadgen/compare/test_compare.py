@@ -116,6 +116,13 @@ class Tables(unittest.TestCase):
         self.assertIn("**Interrupted** after 1 runs", shown)
         self.assertIn("| p2p 10→10, QoS 1 | 1.000 |", shown)
 
+    def test_rates_and_latencies_that_the_generator_has_limited_are_marked(self):
+        limited = run(1)
+        limited["loadgen"]["generator"]["saturated"] = True
+        shown = table([("mailboxqtt", [limited]), ("other", [run(1)])])
+        self.assertIn("| 1.0* | 1.0 |", shown)
+        self.assertIn("| 1/2* | 1/2 |", shown)
+
     def test_connecting_has_a_row_for_speed_and_one_for_memory(self):
         connect = cells.EXTENDED[-1]
         shown = table([("mailboxqtt", [run(None)]), ("mosquitto", [run(None)])], connect)

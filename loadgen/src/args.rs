@@ -59,15 +59,15 @@ pub(crate) struct Args {
 
     /// Connections in all [default: p2p and churn 100, fan-in 11, fan-out and slow 51, wildcard 16,
     /// shared 15, offline 110, retain 20, reconnect and connect 1000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clients)]
     pub(crate) clients: Option<usize>,
 
     /// Publishers among them, in all but p2p, churn, reconnect and connect
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clients)]
     pub(crate) publishers: Option<usize>,
 
     /// Subscribers among them, in all but p2p, churn, reconnect and connect
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clients)]
     pub(crate) subscribers: Option<usize>,
 
     /// Wildcard filters per subscriber, in wildcard
@@ -130,7 +130,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", default_value = "loadgen")]
     pub(crate) client_prefix: String,
 
-    /// First level of all topics
+    /// First level of all topics; processes that run at the same time need different ones
     #[arg(long, value_name = "TEXT", default_value = "loadgen")]
     pub(crate) topic_prefix: String,
 
@@ -178,7 +178,8 @@ Examples:
     loadgen --clients 20 --qos 1 --rate 5000 --fail-if 'p99>5ms' --fail-if 'lost>0'
 
   Two processes at the same time, as one result:
-    loadgen --out a.json & loadgen --out b.json; wait; loadgen merge a.json b.json
+    loadgen --topic-prefix a --out a.json & loadgen --topic-prefix b --out b.json; wait
+    loadgen merge a.json b.json
 
   Two brokers side by side, as a page to look at:
     loadgen --addr a:1883 --label a --out a.json; loadgen --addr b:1883 --label b --out b.json
@@ -282,6 +283,14 @@ fn ten_thousand() -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=10_000)
 }
 
+fn clients(text: &str) -> Result<usize, String> {
+    let clients: usize = text.parse().map_err(|_| "not a number".to_owned())?;
+    if clients > 10_000_000 {
+        return Err("at most 10,000,000".to_owned());
+    }
+    Ok(clients)
+}
+
 fn payload(text: &str) -> Result<usize, String> {
     let bytes: usize = text.parse().map_err(|_| "not a number".to_owned())?;
     if bytes < STAMP_BYTES {
@@ -310,6 +319,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+fn some_seconds(text: &str) -> Result<Duration, String> {
+    let time = seconds(text)?;
+    if time.is_zero() { Err("more than 0 seconds".to_owned()) } else { Ok(time) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,6 +347,13 @@ mod tests {
         assert_eq!(pace(&["--clients", "20", "--window", "7"]), Pace::Window(7));
         assert_eq!(pace(&["--clients", "20", "--rate", "5000"]), Pace::Rate(5_000.0));
         assert_eq!(pace(&["--scenario", "fan-out", "--clients", "10001"]), Pace::Window(10));
+    }
+
+    #[test]
+    fn more_clients_than_memory_and_a_search_without_time_are_refused() {
+        assert!(parse(&["--clients", "8589934594"]).is_err());
+        assert!(parse(&["--clients", "1000000"]).is_ok());
+        assert!(parse(&["--search-step-s", "0"]).is_err());
     }
 
     #[test]

@@ -3,12 +3,15 @@
 //! the loop of `worker`, whose figures are what is measured, as it is.
 
 use std::fmt;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
-use crate::phase::Shared;
+use crate::client::Part;
+use crate::fleet::{Fleet, Play};
+use crate::handshake::Session;
+use crate::phase::{Phase, Shared};
 use crate::result::Percentiles;
 use crate::scenario::{Layout, Role, Scenario};
 use crate::settings::Settings;
@@ -17,6 +20,11 @@ use crate::table::{figures, grouped, heads, line};
 mod churn;
 mod slow;
 mod unmatched;
+
+/// Handshakes under way.
+const CONCURRENT: usize = 50;
+/// Clients of which `run` hears together that they are ready: it gives up when it hears nothing for long.
+const READY_TOGETHER: usize = 500;
 
 /// What is to go on.
 #[derive(Clone, Debug)]
@@ -79,7 +87,7 @@ pub(crate) enum BesideReport {
         unsubscribed: u64,
         /// Subscriptions that were refused.
         refused: u64,
-        /// Requests without an answer.
+        /// Requests without an answer, and those that were due and had to wait for them to the end.
         unanswered: u64,
         /// From the scheduled time of a request to its answer.
         latency_us: Option<Percentiles>,
@@ -146,6 +154,26 @@ impl Beside {
             }
         }
     }
+}
+
+/// Connects all clients of the fleet, unless the run ends before.
+fn connect(
+    fleet: &mut Fleet<'_>,
+    shared: &Shared,
+    clients: usize,
+    mut part: impl FnMut(usize) -> Part,
+    play: &mut impl Play,
+) -> anyhow::Result<()> {
+    for from in (0..clients).step_by(READY_TOGETHER) {
+        let numbers = from..clients.min(from + READY_TOGETHER);
+        let ready = numbers.len();
+        fleet.connect(numbers, CONCURRENT, Session::Clean, &mut part, play)?;
+        if fleet.is_stopped() || shared.phase() == Phase::Stop {
+            return Ok(());
+        }
+        shared.ready.fetch_add(ready, Ordering::AcqRel);
+    }
+    Ok(())
 }
 
 impl BesideReport {

@@ -18,6 +18,7 @@ use socket2::SockRef;
 use crate::client::{Client, Part, Stage};
 use crate::clock::Clock;
 use crate::handshake::{Login, Session};
+use crate::ping::{PINGREQ, Pinger};
 use crate::receive::{self, Broken};
 use crate::settings::Settings;
 use crate::source;
@@ -84,14 +85,17 @@ pub(crate) struct Fleet<'a> {
     pub(crate) receive_buffer_bytes: Option<usize>,
     /// Handshakes under way.
     opening: usize,
+    /// Clients whose connections did not come about, and when each was first asked for.
+    failed: Vec<(usize, u64)>,
     /// Handshakes that have succeeded.
     shaken: u64,
+    pinger: Pinger,
     /// Clients to be flushed at the end of the turn.
     touched: Vec<usize>,
     scratch: Vec<u8>,
     /// Connections that the broker refused or cut before CONNACK and that were tried again.
     pub(crate) retries: u64,
-    /// From asking for a connection to CONNACK, since it was last taken.
+    /// From asking for a connection to CONNACK, attempts that failed included, since it was last taken.
     pub(crate) connect_ns: Histogram<u64>,
 }
 
@@ -115,7 +119,9 @@ impl<'a> Fleet<'a> {
             events: Events::with_capacity(EVENTS_PER_TURN),
             clients: (0..clients).map(|_| None).collect(),
             opening: 0,
+            failed: Vec::new(),
             shaken: 0,
+            pinger: Pinger::new(settings.keep_alive_s),
             touched: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES.max(2 * (settings.payload_bytes + 70_000))],
             retries: 0,
@@ -150,24 +156,24 @@ impl<'a> Fleet<'a> {
     ) -> anyhow::Result<()> {
         let mut next = numbers.start;
         let mut patience = Patience::new(STALL);
+        self.failed.clear();
         while next < numbers.end || self.opening > 0 {
             if self.is_stopped() {
                 return Ok(());
             }
             while next < numbers.end && self.opening < concurrent {
-                self.open(next, session, part(next))?;
+                self.open(next, session, part(next), self.clock.now_ns())?;
                 next += 1;
             }
             let shaken = self.shaken;
             self.turn(play)?;
-            let failed = (numbers.start..next).filter(|number| self.clients[*number].is_none());
-            let failed: Vec<usize> = failed.collect();
+            let failed = std::mem::take(&mut self.failed);
             if !failed.is_empty() && self.shaken == shaken {
                 std::thread::sleep(RETRY);
             }
-            for number in failed {
+            for (number, since_ns) in failed {
                 self.retries += 1;
-                self.open(number, session, part(number))?;
+                self.open(number, session, part(number), since_ns)?;
             }
             if !patience.goes_on(self.shaken > shaken) {
                 let ready = next - numbers.start - self.opening;
@@ -220,7 +226,7 @@ impl<'a> Fleet<'a> {
         let mut asked = 0;
         for number in numbers {
             if let Some(client) = &mut self.clients[number] {
-                client.control.extend_from_slice(&crate::ping::PINGREQ);
+                client.control.extend_from_slice(&PINGREQ);
                 asked += 1;
                 self.touch(number);
             }
@@ -269,10 +275,15 @@ impl<'a> Fleet<'a> {
         Some(client)
     }
 
-    fn open(&mut self, number: usize, session: Session, part: Part) -> anyhow::Result<()> {
+    fn open(
+        &mut self,
+        number: usize,
+        session: Session,
+        part: Part,
+        since_ns: u64,
+    ) -> anyhow::Result<()> {
         let settings = self.settings;
         let source = source::of(&settings.sources, self.others + number);
-        let since_ns = self.clock.now_ns();
         let buffer = self.receive_buffer_bytes;
         let mut client = Client::open(settings.target, source, buffer, part, since_ns)
             .with_context(|| format!("connection {number} to {}", settings.target))?;
@@ -281,7 +292,7 @@ impl<'a> Fleet<'a> {
             Login {
                 client_id: &settings.client_id(self.others + number),
                 session,
-                keep_alive_s: 0,
+                keep_alive_s: settings.keep_alive_s,
                 user_name: settings.user_name.as_deref(),
                 password: settings.password.as_deref(),
             },
@@ -316,31 +327,46 @@ impl<'a> Fleet<'a> {
         let Some(mut client) = self.clients[number].take() else { return Ok(()) };
         let mut scratch = std::mem::take(&mut self.scratch);
         let until = scratch.len().min(client.partial.len() + bytes);
-        let filled = client.fill(&mut scratch[..until]);
-        if let Ok(Some((filled, _))) = filled {
-            let used = self
-                .digest(number, &mut client, &scratch[..filled], play)
-                .with_context(|| format!("client {number}"))?;
-            client.partial.extend_from_slice(&scratch[used..filled]);
-        }
+        let went = self.read_once(number, &mut client, &mut scratch[..until], play);
         self.scratch = scratch;
-        match filled.and_then(|_| client.flush()) {
-            Ok(()) => self.clients[number] = Some(client),
-            Err(error) => self.broken(number, client.stage, error)?,
+        let went = went.and_then(|_| Ok(client.flush()?));
+        self.put_back(number, client, went)
+    }
+
+    /// Lets the clients whose turn it is say that they are there.
+    pub(crate) fn ping(&mut self) {
+        let now_ns = self.clock.now_ns();
+        while self.pinger.is_on()
+            && let Some(number) = self.pinger.next(self.clients.len(), now_ns)
+        {
+            if let Some(client) = &mut self.clients[number]
+                && client.stage == Stage::Ready
+            {
+                client.control.extend_from_slice(&PINGREQ);
+                self.touched.push(number);
+            }
         }
-        Ok(())
     }
 
     /// Reads what has arrived, and writes what there is. True when anything has arrived.
     fn turn(&mut self, play: &mut impl Play) -> anyhow::Result<bool> {
+        self.ping();
         self.flush(play)?;
+        // Whatever happens, events and buffer stay: there may be tidying up to do.
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        let waited = self.poll.poll(&mut events, Some(TICK));
-        match waited {
+        let taken = self.take_events(&mut events, play);
+        self.events = events;
+        let moved = taken?;
+        self.flush(play)?;
+        Ok(moved)
+    }
+
+    fn take_events(&mut self, events: &mut Events, play: &mut impl Play) -> anyhow::Result<bool> {
+        match self.poll.poll(events, Some(TICK)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             waited => waited.context("poll")?,
         }
-        for event in &events {
+        for event in events.iter() {
             let Token(number) = event.token();
             if event.token() == TIMER {
                 continue;
@@ -351,35 +377,64 @@ impl<'a> Fleet<'a> {
             }
             self.touch(number);
         }
-        let moved = !events.is_empty();
-        self.events = events;
-        self.flush(play)?;
-        Ok(moved)
+        Ok(!events.is_empty())
     }
 
     fn read(&mut self, number: usize, closed: bool, play: &mut impl Play) -> anyhow::Result<()> {
         let Some(mut client) = self.clients[number].take() else { return Ok(()) };
         let mut scratch = std::mem::take(&mut self.scratch);
-        let read = loop {
-            let (filled, more) = match client.fill(&mut scratch) {
-                Ok(None) => break Ok(()),
-                Ok(Some(filled)) => filled,
-                Err(error) => break Err(error),
-            };
-            let used = self
-                .digest(number, &mut client, &scratch[..filled], play)
-                .with_context(|| format!("client {number}"))?;
-            client.partial.extend_from_slice(&scratch[used..filled]);
-            if !more && !closed {
-                break Ok(());
+        let went = loop {
+            match self.read_once(number, &mut client, &mut scratch, play) {
+                Ok(Some(more)) if more || closed => {}
+                Ok(_) => break Ok(()),
+                Err(ended) => break Err(ended),
             }
         };
         self.scratch = scratch;
-        match read {
-            Ok(()) => self.clients[number] = Some(client),
-            Err(error) => self.broken(number, client.stage, error)?,
+        self.put_back(number, client, went)
+    }
+
+    /// `None` when there was nothing to read; otherwise whether there may be more.
+    fn read_once(
+        &mut self,
+        number: usize,
+        client: &mut Client,
+        scratch: &mut [u8],
+        play: &mut impl Play,
+    ) -> Result<Option<bool>, Ended> {
+        let Some((filled, more)) = client.fill(scratch)? else { return Ok(None) };
+        let used = self
+            .digest(number, client, &scratch[..filled], play)
+            .map_err(|error| Ended::Said(error.context(format!("client {number}"))))?;
+        client.partial.extend_from_slice(&scratch[used..filled]);
+        Ok(Some(more))
+    }
+
+    /// Where nothing is wrong with its connection, a client goes back to its place.
+    fn put_back(
+        &mut self,
+        number: usize,
+        client: Client,
+        went: Result<(), Ended>,
+    ) -> anyhow::Result<()> {
+        match went {
+            Ok(()) => {
+                self.clients[number] = Some(client);
+                Ok(())
+            }
+            Err(Ended::Closed(error)) => self.broken(number, client.stage, error),
+            Err(Ended::Said(error)) => {
+                // In MQTT 5 a broker says so before it closes a connection.
+                if let Some(Broken::Disconnected(_)) = error.downcast_ref()
+                    && let Some(closed) = &mut self.closed
+                {
+                    *closed += 1;
+                    return Ok(());
+                }
+                self.clients[number] = Some(client);
+                Err(error)
+            }
         }
-        Ok(())
     }
 
     fn digest(
@@ -396,6 +451,9 @@ impl<'a> Fleet<'a> {
         if let Some(since_ns) = shaken.since_ns {
             let took_ns = self.clock.now_ns().saturating_sub(since_ns);
             self.connect_ns.saturating_record(took_ns);
+        }
+        if let Some(wished_s) = shaken.keep_alive_s {
+            self.pinger.hurry(wished_s);
         }
         if client.stage != Stage::Ready {
             return Ok(shaken.used);
@@ -420,10 +478,7 @@ impl<'a> Fleet<'a> {
                     break Ok(());
                 }
             };
-            match flushed {
-                Ok(()) => self.clients[number] = Some(client),
-                Err(error) => self.broken(number, client.stage, error)?,
-            }
+            self.put_back(number, client, flushed.map_err(Ended::Closed))?;
         }
         touched.clear();
         self.touched = touched;
@@ -433,14 +488,15 @@ impl<'a> Fleet<'a> {
     /// A connection that ends before CONNACK may be tried again; later it ends the run.
     fn broken(&mut self, number: usize, stage: Stage, error: io::Error) -> anyhow::Result<()> {
         let target = self.settings.target;
-        if let Stage::Connecting { .. } = stage {
+        self.opening -= usize::from(stage != Stage::Ready);
+        if let Stage::Connecting { since_ns } = stage {
             if self.shaken == 0 {
                 return Err(anyhow!(error).context(format!(
                     "no broker answers at {target}: start one with `just run`, \
                      or say where it is with --addr HOST:PORT"
                 )));
             }
-            self.opening -= 1;
+            self.failed.push((number, since_ns));
             return Ok(());
         }
         if let Some(closed) = &mut self.closed {
@@ -450,6 +506,20 @@ impl<'a> Fleet<'a> {
         Err(anyhow!(error).context(format!(
             "the broker at {target} closed the connection of client {number} during the run"
         )))
+    }
+}
+
+/// Why no more is read from a client.
+enum Ended {
+    /// Its connection has ended.
+    Closed(io::Error),
+    /// What the broker said ends it.
+    Said(anyhow::Error),
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Closed(error)
     }
 }
 

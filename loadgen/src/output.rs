@@ -2,7 +2,7 @@
 //! error, and the exit code.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, StdoutLock, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -24,47 +24,45 @@ const EXIT_VOID: u8 = 4;
 
 /// Prints and writes a result as it is asked for.
 pub(crate) fn publish(result: &RunResult, outputs: &Outputs) -> anyhow::Result<ExitCode> {
-    let mut stdout = std::io::stdout().lock();
-    if outputs.json {
-        writeln!(stdout, "{}", result.to_json()?)?;
-    } else {
-        write!(stdout, "{}", Table(result))?;
-    }
-    stdout.flush()?;
+    // What cannot be written is no reason to lose the rest: each is tried.
+    let mut written = vec![print(|out| match outputs.json {
+        true => Ok(writeln!(out, "{}", result.to_json()?)?),
+        false => Ok(write!(out, "{}", Table(result))?),
+    })];
     if let Some(path) = &outputs.out {
-        write_file(path, |file| Ok(writeln!(file, "{}", result.to_json()?)?))?;
+        written.push(write_file(path, |file| Ok(writeln!(file, "{}", result.to_json()?)?)));
     }
     if let Some(path) = &outputs.csv {
-        write_file(path, |file| Ok(csv::write(file, &result.series)?))?;
+        written.push(write_file(path, |file| Ok(csv::write(file, &result.series)?)));
     }
     if let Some(path) = &outputs.hgrm {
         let latency = result.histograms.latency.as_ref();
         let latency_ns = latency.map_or_else(|| Ok(histogram()?), Encoded::decode)?;
-        write_file(path, |file| Ok(hgrm::write(file, &latency_ns)?))?;
+        written.push(write_file(path, |file| Ok(hgrm::write(file, &latency_ns)?)));
     }
     if let Some(path) = &outputs.report {
-        write_page(path, std::slice::from_ref(result))?;
+        written.push(write_page(path, std::slice::from_ref(result)));
     }
-    Ok(verdict(result, outputs))
+    let verdict = verdict(result, outputs);
+    written.into_iter().collect::<anyhow::Result<()>>()?;
+    Ok(verdict)
 }
 
 /// Prints and writes what the steps of a scenario have shown.
 pub(crate) fn publish_steps(report: &StepsReport, outputs: &Outputs) -> anyhow::Result<ExitCode> {
     let json = serde_json::to_string(report)?;
-    let mut stdout = std::io::stdout().lock();
-    if outputs.json {
-        writeln!(stdout, "{json}")?;
-    } else {
-        write!(stdout, "{report}")?;
-    }
-    stdout.flush()?;
+    let mut written = vec![print(|out| match outputs.json {
+        true => Ok(writeln!(out, "{json}")?),
+        false => Ok(write!(out, "{report}")?),
+    })];
     if let Some(path) = &outputs.out {
-        write_file(path, |file| Ok(writeln!(file, "{json}")?))?;
+        written.push(write_file(path, |file| Ok(writeln!(file, "{json}")?)));
     }
     let broken = report.broken_promises();
     for sentence in &broken {
         eprintln!("loadgen: {sentence}");
     }
+    written.into_iter().collect::<anyhow::Result<()>>()?;
     Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN_PROMISE) })
 }
 
@@ -102,6 +100,12 @@ fn verdict(result: &RunResult, outputs: &Outputs) -> ExitCode {
         () if must_be_valid && !result.valid => EXIT_VOID,
         () => return ExitCode::SUCCESS,
     })
+}
+
+fn print(write: impl FnOnce(&mut StdoutLock<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let written = write(&mut stdout).and_then(|()| Ok(stdout.flush()?));
+    written.context("standard output cannot be written")
 }
 
 fn write_file(

@@ -423,7 +423,12 @@ mod tests {
         let step = |rate: f64| Step::new(rate, None, Some(&result(50_000)));
         let failed = Step::new(1_000.0, Some("slow".to_owned()), Some(&result(9_000)));
         let steps = vec![step(2_000.0), failed, step(1_000.0)];
-        long.search = Some(Search { bound: "p99<5ms".to_owned(), highest_per_s: None, steps });
+        long.search = Some(Search {
+            bound: "p99<5ms".to_owned(),
+            highest_per_s: None,
+            ended_early: None,
+            steps,
+        });
         for point in &mut long.series {
             (point.phase, point.connected) = (crate::result::PointPhase::Connect, 10);
         }

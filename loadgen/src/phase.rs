@@ -112,16 +112,19 @@ impl Shared {
 
     /// Whether everything that was sent has arrived and is acknowledged.
     pub(crate) fn is_complete(&self) -> bool {
-        let sum = |of: fn(&Thread) -> &AtomicU64| -> u64 {
-            self.threads.iter().map(|thread| of(thread).load(Ordering::Acquire)).sum()
-        };
-        sum(|thread| &thread.unfinished) == 0
-            && sum(|thread| &thread.arrived) >= sum(|thread| &thread.expected)
+        let (arrived, unfinished) = self.progress_of_drain();
+        unfinished == 0 && arrived >= self.sum(|thread| &thread.expected)
     }
 
-    /// Different messages that have arrived, over all threads.
-    pub(crate) fn arrived(&self) -> u64 {
-        self.threads.iter().map(|thread| thread.arrived.load(Ordering::Acquire)).sum()
+    /// Over all threads: different messages that have arrived, and what is due, unwritten or
+    /// unacknowledged.
+    pub(crate) fn progress_of_drain(&self) -> (u64, u64) {
+        let unfinished = self.sum(|thread| &thread.unfinished);
+        (self.sum(|thread| &thread.arrived), unfinished)
+    }
+
+    fn sum(&self, of: fn(&Thread) -> &AtomicU64) -> u64 {
+        self.threads.iter().map(|thread| of(thread).load(Ordering::Acquire)).sum()
     }
 }
 

@@ -1,5 +1,5 @@
-//! PINGREQ of many clients, evenly spread over the time that they have. Called by `worker` once per turn;
-//! knows no socket and no clock.
+//! PINGREQ of many clients, evenly spread over the time that they have. Called by `worker` and `fleet`
+//! once per turn; knows no socket and no clock.
 
 /// PINGREQ on the wire.
 pub(crate) const PINGREQ: [u8; 2] = [0xc0, 0];

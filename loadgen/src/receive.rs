@@ -80,14 +80,15 @@ pub(crate) struct Expected {
 }
 
 /// Takes all whole packets at the start of `bytes` as a subscriber and returns how long they are.
-/// Answers are appended to `answers`; every run is given to `on_run` once it has ended. `MQTT5` says
-/// whether a PUBLISH has properties.
+/// Answers are appended to `answers`; every run is given to `on_run` once it has ended; messages that
+/// nobody here has sent are counted in `foreign`. `MQTT5` says whether a PUBLISH has properties.
 #[inline]
 pub(crate) fn as_subscriber<const MQTT5: bool, T: Tracking>(
     bytes: &[u8],
     expected: Expected,
     trackers: &mut [T],
     answers: &mut Vec<u8>,
+    foreign: &mut u64,
     mut on_run: impl FnMut(&mut [T], Run),
 ) -> Result<usize, Broken> {
     let mut at = 0;
@@ -107,11 +108,15 @@ pub(crate) fn as_subscriber<const MQTT5: bool, T: Tracking>(
             continue;
         }
         let payload = payload::<MQTT5>(frame, first_byte & 0b0110, answers)?;
-        let Some(stamp) = Stamp::read(payload) else { continue };
+        let Some(stamp) = Stamp::read(payload) else {
+            *foreign += 1;
+            continue;
+        };
         let after_first = stamp.source.after(expected.first);
         let same = after_first == offset && stamp.sent_low == run.sent_ns;
         if !same || stamp.sequence != next {
             if after_first >= u64::from(expected.publishers) {
+                *foreign += 1;
                 continue;
             }
             if run.count > 0 {
@@ -255,8 +260,8 @@ mod tests {
             let stamp = Stamp::new(Source::new(run, publisher), sequence, sent_ns);
             push(&mut bytes, stamp, Delivery::AtMostOnce);
         }
-        let (used, runs, answers) = receive(&bytes);
-        assert_eq!(used, bytes.len());
+        let (used, runs, answers, foreign) = receive(&bytes);
+        assert_eq!((used, foreign), (bytes.len(), 2));
         assert_eq!(runs, [(5, 10, 2), (5, 20, 1), (6, 20, 1), (6, 20, 1)]);
         assert!(answers.is_empty());
     }
@@ -271,7 +276,7 @@ mod tests {
         bytes.extend([PUBREL, 2, 1, 2]);
         let whole = bytes.len();
         bytes.extend([0x30, 0x80]);
-        let (used, _, answers) = receive(&bytes);
+        let (used, _, answers, _) = receive(&bytes);
         assert_eq!(used, whole);
         assert_eq!(answers, [PUBACK, 2, 1, 2, PUBREC, 2, 1, 2, PUBCOMP, 2, 1, 2]);
     }
@@ -292,8 +297,14 @@ mod tests {
             let expected = expected();
             let mut trackers = [Tracker::new(0, 1)];
             let mut answers = Vec::new();
-            let taken =
-                as_subscriber::<false, _>(bytes, expected, &mut trackers, &mut answers, |_, _| {});
+            let taken = as_subscriber::<false, _>(
+                bytes,
+                expected,
+                &mut trackers,
+                &mut answers,
+                &mut 0,
+                |_, _| {},
+            );
             assert_eq!(taken, Err(Malformed), "{bytes:?}");
         }
     }
@@ -319,6 +330,7 @@ mod tests {
                 expected(),
                 &mut trackers,
                 &mut answers,
+                &mut 0,
                 |_, run| count += run.count,
             );
             assert_eq!((used, count), (Ok(bytes.len()), 1));
@@ -328,8 +340,14 @@ mod tests {
         for bytes in [&[0x30, 3, 0, 0, 1][..], &[0x30, 3, 0, 0, 0x80], &[0x30, 2, 0, 0]] {
             let mut trackers = [Tracker::new(0, 1)];
             let mut answers = Vec::new();
-            let taken =
-                as_subscriber::<true, _>(bytes, expected(), &mut trackers, &mut answers, |_, _| {});
+            let taken = as_subscriber::<true, _>(
+                bytes,
+                expected(),
+                &mut trackers,
+                &mut answers,
+                &mut 0,
+                |_, _| {},
+            );
             assert_eq!(taken, Err(Malformed), "{bytes:?}");
         }
     }
@@ -349,14 +367,18 @@ mod tests {
         assert_eq!(as_publisher(&[PUBACK, 3, 0, 1, 0x10], &mut Vec::new()), Ok((5, 1)));
     }
 
-    fn receive(bytes: &[u8]) -> (usize, Vec<(u32, u64, u64)>, Vec<u8>) {
+    fn receive(bytes: &[u8]) -> (usize, Vec<(u32, u64, u64)>, Vec<u8>, u64) {
         let mut trackers = [Tracker::new(0, 1), Tracker::new(0, 1)];
-        let (mut runs, mut answers) = (Vec::new(), Vec::new());
-        let used =
-            as_subscriber::<false, _>(bytes, expected(), &mut trackers, &mut answers, |_, run| {
-                runs.push((run.publisher, run.sent_ns, run.count));
-            });
-        (used.unwrap(), runs, answers)
+        let (mut runs, mut answers, mut foreign) = (Vec::new(), Vec::new(), 0);
+        let used = as_subscriber::<false, _>(
+            bytes,
+            expected(),
+            &mut trackers,
+            &mut answers,
+            &mut foreign,
+            |_, run| runs.push((run.publisher, run.sent_ns, run.count)),
+        );
+        (used.unwrap(), runs, answers, foreign)
     }
 
     fn expected() -> Expected {

@@ -34,6 +34,8 @@ mod validity;
 
 /// Version of the JSON.
 const FORMAT: u32 = 1;
+/// No count is larger, so that sums of results do not overflow.
+const COUNT_MAX: u64 = 1 << 53;
 /// Larger files are not results.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
@@ -96,6 +98,9 @@ pub(crate) struct RunResult {
     pub(crate) duplicated: u64,
     /// Arrivals after a later message of the same publisher, in the whole run.
     pub(crate) reordered: u64,
+    /// Messages of others that arrived on the topics of this run, in the whole run.
+    #[serde(default)]
+    pub(crate) foreign: u64,
     /// Messages whose flow the broker did not end, at QoS 1 and 2.
     pub(crate) unacknowledged: u64,
     /// How connecting went.
@@ -145,6 +150,9 @@ pub(crate) struct Generator {
     pub(crate) cpu_us_per_message: Option<f64>,
     /// Of one core, the busiest thread.
     pub(crate) busiest_thread_percent: f64,
+    /// Of one core, the busiest thread without publishers; 0 where every thread has some.
+    #[serde(default)]
+    pub(crate) busiest_receiving_percent: f64,
     /// Open loop: from the intended to the real send time.
     pub(crate) schedule_slip_us: Option<Percentiles>,
     /// Open loop: messages that left more than a millisecond late.
@@ -230,12 +238,14 @@ impl RunResult {
             lost: tally.lost(),
             duplicated: tally.duplicated,
             reordered: tally.reordered,
+            foreign: tally.foreign,
             unacknowledged: tally.unacknowledged,
             connect: Connects::new(outcome.ready, ramp_s, &tally.connect_ns),
             generator: Generator {
                 cpu_percent: percent(outcome.own_cpu, seconds),
                 cpu_us_per_message: per_message(outcome.own_cpu, received),
                 busiest_thread_percent: tally.busiest * 100.0,
+                busiest_receiving_percent: tally.busiest_receiving * 100.0,
                 schedule_slip_us: Percentiles::of(&recorded.slip_ns),
                 missed_deadlines: validity::missed(&recorded.slip_ns),
                 scheduled,
@@ -279,7 +289,7 @@ impl RunResult {
         }
         let text = fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))?;
         Self::parse(&text).with_context(|| {
-            format!("{shown} is no result of loadgen (--out FILE and --json make one)")
+            format!("{shown} is no result of a steady load (--out FILE and --json make one)")
         })
     }
 
@@ -289,8 +299,12 @@ impl RunResult {
         match value.get("format").and_then(serde_json::Value::as_u64) {
             Some(format) if format == u64::from(FORMAT) => {}
             Some(format) => bail!("it has format {format}, and this loadgen reads {FORMAT}"),
+            None if value.get("steps").is_some() => {
+                bail!("it is of a scenario of steps, and those are neither merged nor drawn")
+            }
             None => bail!("it has no \"format\""),
         }
+        check_counts(&value)?;
         Ok(serde_json::from_value(value)?)
     }
 
@@ -350,6 +364,18 @@ impl Connects {
     }
 }
 
+fn check_counts(value: &serde_json::Value) -> anyhow::Result<()> {
+    use serde_json::Value;
+    match value {
+        Value::Number(number) if number.as_u64().is_some_and(|count| count > COUNT_MAX) => {
+            bail!("it has the count {number}, and no run comes to that")
+        }
+        Value::Array(values) => values.iter().try_for_each(check_counts),
+        Value::Object(fields) => fields.values().try_for_each(check_counts),
+        _ => Ok(()),
+    }
+}
+
 fn percent(cpu: Duration, seconds: f64) -> f64 {
     cpu.as_secs_f64() / seconds * 100.0
 }
@@ -377,9 +403,20 @@ pub(crate) mod tests {
         assert!(RunResult::parse(&other).unwrap_err().to_string().contains("format 2"));
         assert!(RunResult::parse("{}").unwrap_err().to_string().contains("no \"format\""));
         assert!(RunResult::parse("{\"format\":1}").is_err());
+        let steps = RunResult::parse("{\"steps\":[]}").unwrap_err().to_string();
+        assert!(steps.contains("scenario of steps"), "{steps}");
         for cut in 0..json.len() {
             assert!(RunResult::parse(&json[..cut]).is_err());
         }
+    }
+
+    #[test]
+    fn a_count_that_would_overflow_a_sum_is_refused() {
+        let json = result(1).to_json().unwrap();
+        let large = json.replace("\"sent\":2000", "\"sent\":18446744073709551615");
+        assert_ne!(large, json);
+        let error = RunResult::parse(&large).unwrap_err().to_string();
+        assert!(error.contains("18446744073709551615"), "{error}");
     }
 
     #[test]
@@ -447,12 +484,14 @@ pub(crate) mod tests {
             lost: 0,
             duplicated: 0,
             reordered: 0,
+            foreign: 0,
             unacknowledged: 0,
             connect: Connects::new(20, 0.1, &histogram_ns),
             generator: Generator {
                 cpu_percent: 50.0,
                 cpu_us_per_message: Some(500.0),
                 busiest_thread_percent: 50.0,
+                busiest_receiving_percent: 0.0,
                 schedule_slip_us: None,
                 missed_deadlines: 0,
                 scheduled: 2_000,

@@ -32,12 +32,18 @@ use crate::worker::{WAKE, Worker};
 const TICK: Duration = Duration::from_millis(20);
 /// Connecting has failed when nothing has moved for so long.
 const RAMP_STALL: Duration = Duration::from_secs(15);
-/// How long what is under way may take to arrive.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
-/// At QoS 0 what was dropped never comes: nothing for so long is the end.
-const DRAIN_SILENCE: Duration = Duration::from_secs(1);
-/// Files besides the connections: standard streams, epoll, timers, wakers.
+/// How long what is under way may take to arrive, as long as anything arrives: late is not lost.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// The same when somebody wants the end.
+const DRAIN_STOPPED_MAX: Duration = Duration::from_secs(5);
+/// When nothing has moved for so long nothing more will come.
+const DRAIN_SILENCE: Duration = Duration::from_secs(5);
+/// The same at QoS 0, where what was dropped never comes.
+const DRAIN_SILENCE_QOS_0: Duration = Duration::from_secs(1);
+/// Files besides the connections: standard streams, results, what looks at the broker.
 const FILES_BESIDE: u64 = 64;
+/// Of each thread: epoll, timer, waker.
+const FILES_PER_THREAD: u64 = 4;
 
 /// What a run has shown.
 #[derive(Debug)]
@@ -85,18 +91,36 @@ pub(crate) struct BrokerUsage {
     pub(crate) after: Usage,
 }
 
+/// Why there is no outcome.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// A sentence.
+    pub(crate) error: anyhow::Error,
+    /// Whether the load had begun: otherwise it says nothing about the load.
+    pub(crate) under_load: bool,
+}
+
 /// Does what the arguments say. `stop` ends it early, with what there is.
-pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> Result<Outcome, Failure> {
+    let mut under_load = false;
+    run_noting_load(args, stop, &mut under_load).map_err(|error| Failure { error, under_load })
+}
+
+fn run_noting_load(
+    args: &Args,
+    stop: &Arc<AtomicBool>,
+    under_load: &mut bool,
+) -> anyhow::Result<Outcome> {
     let layout = args.layout()?;
     let beside = Beside::new(args, &layout);
     let all_clients = layout.clients.len() + layout.beside;
-    allow_files(all_clients)?;
+    let threads = args.threads(layout.clients.len());
+    allow_files(all_clients, threads)?;
     let usage = || args.pid.map(proc::usage).transpose();
     let idle = usage()?;
     let pace = args.pace(&layout);
     let clients = layout.clients.len();
     let publishers = layout.publishers;
-    let threads = args.threads(clients);
     let settings = settings(args, &layout, pace, threads)?;
 
     let polls = (0..threads).map(|_| Poll::new()).collect::<Result<Vec<_>, _>>()?;
@@ -106,7 +130,7 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
     let shared = Shared::new(Clock::new(), Progress::new(threads, publishers), wakers);
     let planned = plan(layout, threads);
 
-    thread::scope(|scope| {
+    let outcome: anyhow::Result<Outcome> = thread::scope(|scope| {
         let mut handles = Vec::with_capacity(threads);
         for ((index, poll), planned) in polls.into_iter().enumerate().zip(planned) {
             let (shared, settings) = (&shared, &settings);
@@ -154,10 +178,6 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
         let measured_ns = shared.began_ns(Phase::Measure);
         let measured_from = started + Duration::from_nanos(measured_ns);
         let steered = steered?;
-        if args.load.persistent {
-            // Also after Ctrl-C: nobody else would end the sessions.
-            Fleet::new(settings, clients, stop)?.forget(0..clients)?;
-        }
         let Steered { ramp, ready, measured, own_cpu, before, after } = steered;
         let broker = idle.zip(before).zip(after);
         Ok(Outcome {
@@ -177,7 +197,15 @@ pub(crate) fn run(args: &Args, stop: &Arc<AtomicBool>) -> anyhow::Result<Outcome
             broker: broker.map(|((idle, before), after)| BrokerUsage { idle, before, after }),
             interrupted: stop.load(Ordering::Relaxed),
         })
-    })
+    });
+    *under_load = shared.began_ns(Phase::WarmUp) > 0;
+    if args.load.persistent {
+        // Also after Ctrl-C or a failure: nobody else would end the sessions.
+        let forgotten = Fleet::new(&settings, clients, stop)
+            .and_then(|mut fleet| fleet.forget(0..clients));
+        return outcome.and_then(|outcome| forgotten.map(|()| outcome));
+    }
+    outcome
 }
 
 struct Steering<'a> {
@@ -281,14 +309,19 @@ impl Steering<'_> {
     }
 
     fn drain(&mut self) -> anyhow::Result<()> {
+        let silence = match self.args.qos() {
+            Qos::AtMostOnce => DRAIN_SILENCE_QOS_0,
+            Qos::AtLeastOnce | Qos::ExactlyOnce => DRAIN_SILENCE,
+        };
         let began = Instant::now();
-        let mut moved = (0, Instant::now());
-        while !self.shared.is_complete() && began.elapsed() < DRAIN_MAX {
-            let arrived = self.shared.arrived();
-            if arrived != moved.0 {
-                moved = (arrived, Instant::now());
+        let mut moved = (self.shared.progress_of_drain(), began);
+        while !self.shared.is_complete() {
+            let progress = self.shared.progress_of_drain();
+            if progress != moved.0 {
+                moved = (progress, Instant::now());
             }
-            if self.args.qos() == Qos::AtMostOnce && moved.1.elapsed() > DRAIN_SILENCE {
+            let most = if self.is_stopped() { DRAIN_STOPPED_MAX } else { DRAIN_MAX };
+            if moved.1.elapsed() > silence || began.elapsed() > most {
                 break;
             }
             self.check_threads()?;
@@ -363,8 +396,8 @@ fn plan(layout: Layout, threads: usize) -> Vec<Vec<Planned>> {
 }
 
 /// Raises the limit of open files as far as this run needs and the system lets.
-pub(crate) fn allow_files(clients: usize) -> anyhow::Result<()> {
-    let needed = clients as u64 + FILES_BESIDE;
+pub(crate) fn allow_files(clients: usize, threads: usize) -> anyhow::Result<()> {
+    let needed = clients as u64 + threads as u64 * FILES_PER_THREAD + FILES_BESIDE;
     let allowed = rlimit::increase_nofile_limit(needed).unwrap_or(0);
     if allowed < needed && rlimit::setrlimit(rlimit::Resource::NOFILE, needed, needed).is_err() {
         bail!(

@@ -2,7 +2,9 @@
 //! run fails, then halves the interval between the last rate that held and the first that did not.
 //!
 //! Every step is a run of its own, with fresh connections. A step that fails is done once more
-//! before it counts, because one hiccup of the machine must not set the limit.
+//! before it counts, because one hiccup of the machine must not set the limit. A step whose load
+//! does not even begin, because the broker has gone or ports are used up, ends the search: it would
+//! fail at any rate.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use anyhow::{Context, bail};
 
 use crate::args::Args;
 use crate::result::{RunResult, Search, Step};
-use crate::run;
+use crate::run::{self, Failure};
 use crate::scenario::Scenario;
 use crate::table::grouped;
 use crate::threshold::{Threshold, micros};
@@ -42,18 +44,26 @@ pub(crate) fn search(
     let mut steps = Vec::new();
     let mut best: Option<RunResult> = None;
     let mut last = None;
-    while let Some(rate) = hunt.next() {
+    let mut ended_early = None;
+    while ended_early.is_none()
+        && let Some(rate) = hunt.next()
+    {
         let mut step = None;
         for _ in 0..ATTEMPTS {
             let tried = attempt(args, bound, rate, stop);
             if stop.load(Ordering::Relaxed) {
+                ended_early = Some("it was interrupted".to_owned());
                 break;
             }
-            // A broker that breaks under a rate has failed at it; one that was never there has not.
+            // A broker that breaks under a rate has failed at it; one that is not there has not.
             let (result, because) = match tried {
                 Ok(tried) => tried,
-                Err(error) if best.is_none() && last.is_none() => return Err(error),
-                Err(error) => (None, Some(format!("{error:#}"))),
+                Err(failure) if best.is_none() && last.is_none() => return Err(failure.error),
+                Err(Failure { error, under_load: false }) => {
+                    ended_early = Some(format!("{error:#}"));
+                    break;
+                }
+                Err(Failure { error, .. }) => (None, Some(format!("{error:#}"))),
             };
             let done = Step::new(rate, because, result.as_ref());
             say(args, &line(&done))?;
@@ -67,12 +77,15 @@ pub(crate) fn search(
             last = result.or(last);
         }
         let Some(held) = step else { break };
+        if !held && stop.load(Ordering::Relaxed) {
+            break;
+        }
         hunt.learn(rate, held);
     }
-    say(args, &answer(bound, &hunt, &steps))?;
+    say(args, &answer(bound, &hunt, &steps, ended_early.as_deref()))?;
     let highest_per_s = best.as_ref().and(hunt.held);
     let mut result = best.or(last).context("the search was interrupted in its first step")?;
-    result.search = Some(Search { bound: bound.to_string(), highest_per_s, steps });
+    result.search = Some(Search { bound: bound.to_string(), highest_per_s, ended_early, steps });
     Ok(result)
 }
 
@@ -82,12 +95,13 @@ fn attempt(
     bound: &Threshold,
     rate: f64,
     stop: &Arc<AtomicBool>,
-) -> anyhow::Result<(Option<RunResult>, Option<String>)> {
+) -> Result<(Option<RunResult>, Option<String>), Failure> {
     let mut args = args.clone();
     args.rate = Some(rate);
     args.duration = args.conduct.search_step_s;
     args.warmup = args.warmup.min(WARMUP_MAX);
-    let result = RunResult::new(&args, &run::run(&args, stop)?)?;
+    let result = RunResult::new(&args, &run::run(&args, stop)?)
+        .map_err(|error| Failure { error, under_load: true })?;
     let because = failure(bound, &result);
     Ok((Some(result), because))
 }
@@ -96,7 +110,8 @@ fn attempt(
 fn failure(bound: &Threshold, result: &RunResult) -> Option<String> {
     let lost = (result.lost > 0).then(|| format!("{} lost", grouped(result.lost as f64)));
     let void = result.invalid_because.first().map(|reason| format!("{VOID}{reason}"));
-    lost.or_else(|| bound.excess(result)).or(void)
+    let broken = result.broken_promises().into_iter().next();
+    lost.or(broken).or_else(|| bound.excess(result)).or(void)
 }
 
 /// Where the search stands.
@@ -141,7 +156,12 @@ fn line(step: &Step) -> String {
     }
 }
 
-fn answer(bound: &Threshold, hunt: &Hunt, steps: &[Step]) -> String {
+fn answer(
+    bound: &Threshold,
+    hunt: &Hunt,
+    steps: &[Step],
+    ended_early: Option<&str>,
+) -> String {
     let (rate, failed) = (hunt.held.map(grouped), hunt.failed.map(grouped));
     let mut answer = match (rate, failed) {
         (Some(rate), Some(failed)) => {
@@ -155,6 +175,9 @@ fn answer(bound: &Threshold, hunt: &Hunt, steps: &[Step]) -> String {
     let last = steps.iter().rfind(|step| Some(step.rate_per_s) == hunt.failed);
     if last.is_some_and(|step| step.because.as_ref().is_some_and(|why| why.starts_with(VOID))) {
         answer.push_str("Above that the run was void: this may be the generator's limit, or a busy machine's.\n");
+    }
+    if let Some(because) = ended_early {
+        answer.push_str(&format!("The search ended early: {because}\n"));
     }
     answer
 }
@@ -201,6 +224,9 @@ mod tests {
         assert_eq!(failure(&bound, &result(9_000_000)).unwrap(), "p99 9.00 ms");
         run.lost = 1_000;
         assert_eq!(failure(&bound, &run).unwrap(), "1,000 lost");
+        let mut run = result(1_000_000);
+        run.unacknowledged = 7;
+        assert_eq!(failure(&bound, &run).unwrap(), "7 messages were not acknowledged");
     }
 
     #[test]
@@ -208,10 +234,12 @@ mod tests {
         let bound = Threshold::parse_bound("p99<5ms").unwrap();
         let hunt = Hunt { held: Some(1_000.0), failed: Some(1_050.0) };
         let step = |because: &str| Step::new(1_050.0, Some(because.to_owned()), None);
-        let slow = answer(&bound, &hunt, &[step("void: too late"), step("p99 9.00 ms")]);
+        let slow = answer(&bound, &hunt, &[step("void: too late"), step("p99 9.00 ms")], None);
         assert_eq!(slow, "p99<5ms holds up to 1,000 messages/s, and not at 1,050\n");
-        let void = answer(&bound, &hunt, &[step("p99 9.00 ms"), step("void: too late")]);
+        let void = answer(&bound, &hunt, &[step("p99 9.00 ms"), step("void: too late")], None);
         assert!(void.starts_with(&slow) && void.contains("the generator's limit"), "{void}");
+        let gone = answer(&bound, &hunt, &[step("p99 9.00 ms")], Some("no broker answers"));
+        assert_eq!(gone, format!("{slow}The search ended early: no broker answers\n"));
     }
 
     fn hunt(limit: f64) -> (Option<f64>, usize) {

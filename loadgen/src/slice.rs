@@ -195,6 +195,10 @@ impl Cutter {
         match phase {
             Phase::Ramp | Phase::Stop => return Ok(()),
             Phase::WarmUp | Phase::Measure => self.recorded_ns = began_ns..u64::MAX,
+            // Interrupted while warming up: nothing was meant to be measured.
+            Phase::Drain if self.slice.second.phase < Phase::Measure => {
+                self.recorded_ns = began_ns..began_ns;
+            }
             Phase::Drain => self.recorded_ns.end = began_ns,
         }
         self.end(tally, trackers, exchange)?;
@@ -344,6 +348,16 @@ mod tests {
         let recorded = slices.iter().map(|slice| (slice.second.phase, slice.latency_ns.len()));
         let expected = [(Phase::WarmUp, 0), (Phase::Measure, 1), (Phase::Drain, 1)];
         assert_eq!(recorded.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_warm_up_that_was_interrupted_measures_nothing() {
+        let mut thread = thread();
+        thread.enter(Phase::WarmUp, 0);
+        thread.enter(Phase::Drain, 100);
+        thread.cutter.record(run(50, 1), 1, None, 150);
+        assert!(thread.cutter.slice.latency_ns.is_empty());
+        assert_eq!(thread.cutter.recorded_ns.end, 100);
     }
 
     #[test]

@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool) -> anyhow::Result<StepsReport>
     }
     let layout = args.layout()?;
     let clients = layout.clients.len();
-    run::allow_files(clients)?;
+    run::allow_files(clients, 1)?;
     let pace = Pace::Window(args.window.unwrap_or(WINDOW));
     let settings = run::settings(args, &layout, pace, 1)?;
     let mut stage = Stage {

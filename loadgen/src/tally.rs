@@ -37,10 +37,14 @@ pub(crate) struct Tally {
     pub(crate) duplicated: u64,
     /// Arrivals after a later message of the same publisher, in the whole run.
     pub(crate) reordered: u64,
+    /// Messages of others that arrived, in the whole run.
+    pub(crate) foreign: u64,
     /// Messages whose flow the broker did not end, at QoS 1 and 2.
     pub(crate) unacknowledged: u64,
     /// CPU time of the busiest thread while measuring, as a share of the time.
     pub(crate) busiest: f64,
+    /// The same of the threads that have no publishers.
+    pub(crate) busiest_receiving: f64,
 }
 
 impl Tally {
@@ -56,8 +60,10 @@ impl Tally {
             unique: 0,
             duplicated: 0,
             reordered: 0,
+            foreign: 0,
             unacknowledged: 0,
             busiest: 0.0,
+            busiest_receiving: 0.0,
         })
     }
 
@@ -72,8 +78,10 @@ impl Tally {
         self.unique += other.unique;
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;
+        self.foreign += other.foreign;
         self.unacknowledged += other.unacknowledged;
         self.busiest = self.busiest.max(other.busiest);
+        self.busiest_receiving = self.busiest_receiving.max(other.busiest_receiving);
         Ok(())
     }
 

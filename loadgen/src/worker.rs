@@ -85,6 +85,8 @@ pub(crate) struct Worker<'a, T> {
     cutter: Cutter,
     measure_began: Snapshot,
     stall_checked_ns: u64,
+    /// Draining: when it last said how far it is.
+    said_ns: u64,
     tally: Tally,
 }
 
@@ -123,6 +125,7 @@ impl<'a, T: Tracking> Worker<'a, T> {
             cutter: Cutter::new()?,
             measure_began: Snapshot::default(),
             stall_checked_ns: 0,
+            said_ns: 0,
             tally: Tally::new()?,
         })
     }
@@ -281,11 +284,13 @@ impl<'a, T: Tracking> Worker<'a, T> {
         // Moved out for the call, because the queue wants the other clients at the same time.
         let mut answers = std::mem::take(&mut clients[index].control);
         let trackers = &mut self.trackers;
+        let mut foreign = 0;
         let used = receive::as_subscriber::<MQTT5, T>(
             bytes,
             expected,
             trackers,
             &mut answers,
+            &mut foreign,
             |trackers, run| {
                 tally.received += run.count;
                 let sent_ns = payload::widen(run.sent_ns, now_ns);
@@ -309,6 +314,7 @@ impl<'a, T: Tracking> Worker<'a, T> {
                 }
             },
         );
+        self.tally.foreign += foreign;
         self.clients[index].control = answers;
         Ok(used?)
     }
@@ -356,8 +362,14 @@ impl<'a, T: Tracking> Worker<'a, T> {
         }
     }
 
-    /// Draining: tells `run` whether something is still missing.
-    fn say_how_far(&self) {
+    /// Draining: tells `run` whether something is still missing. Not in every turn: it looks at every
+    /// client and tracker, while what arrives is still measured.
+    fn say_how_far(&mut self) {
+        let now_ns = self.shared.clock.now_ns();
+        if now_ns < self.said_ns + DRAIN.as_nanos() as u64 {
+            return;
+        }
+        self.said_ns = now_ns;
         let next_ns = self.schedule.as_ref().and_then(Schedule::next_ns);
         let mut unfinished =
             u64::from(next_ns.is_some_and(|next| next < self.cutter.recorded_ns.end));
@@ -395,6 +407,9 @@ impl<'a, T: Tracking> Worker<'a, T> {
         let wall_ns = (ended.at_ns - began.at_ns).max(1);
         let cpu = ended.cpu.saturating_sub(began.cpu);
         self.tally.busiest = cpu.as_secs_f64() * 1e9 / wall_ns as f64;
+        if self.owned.iter().all(Option::is_none) {
+            self.tally.busiest_receiving = self.tally.busiest;
+        }
     }
 
     fn close_books(&mut self) {

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use mailboxqtt::codec::{
     Ack, ConnAck, Delivery, Packet, Properties, ReasonCode, SubAck, decode, frame_len,
@@ -74,6 +75,17 @@ fn loss_at_qos_1_is_counted_and_is_exit_code_1() {
     let output = loadgen(broker(Fault::DropEvery(100)), &["--qos", "1", "--rate", "2000"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("lost at QoS 1"), "{}", stderr(&output));
+}
+
+/// The broker keeps everything for longer than a lost message is waited for.
+#[test]
+fn what_arrives_late_is_not_lost() {
+    let late = broker(Fault::LateFrom(100));
+    let arguments = ["--qos", "1", "--rate", "100", "--warmup", "0", "--json"];
+    let output = loadgen_for("3", late, &[&arguments[..], &["--clients", "2"]].concat());
+    let report = report(&output);
+    assert_eq!(report["lost"], 0, "{report}");
+    assert!(report["latency_us"]["max"].as_f64() > Some(5e6), "{report}");
 }
 
 #[test]
@@ -149,6 +161,8 @@ enum Fault {
     DropEvery(u64),
     /// Every n-th message is delivered twice.
     RepeatEvery(u64),
+    /// From the n-th message on, each takes the broker 40 ms: four times as long as they are apart.
+    LateFrom(u64),
     /// Connections end with the n-th message.
     CloseAfter(u64),
 }
@@ -221,6 +235,10 @@ impl Exchange {
                 let copies = match self.fault {
                     Fault::DropEvery(n) if number.is_multiple_of(n) => 0,
                     Fault::RepeatEvery(n) if number.is_multiple_of(n) => 2,
+                    Fault::LateFrom(n) if number > n => {
+                        thread::sleep(Duration::from_millis(40));
+                        1
+                    }
                     Fault::CloseAfter(n) if number > n => return false,
                     _ => 1,
                 };

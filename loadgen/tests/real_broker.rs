@@ -214,6 +214,56 @@ fn what_slow_subscribers_lose_is_counted_apart_from_the_others() {
     }
 }
 
+/// The broker closes a connection that is silent for one and a half of its keep-alive.
+#[test]
+fn a_slow_subscriber_that_a_broker_wants_to_hear_from_sends_pings() {
+    let broker = broker(File { keep_alive_s_max: 1, ..File::default() });
+    let slow = ["--scenario", "slow", "--subscribers", "4", "--slow-percent", "50", "--mqtt", "5"];
+    let report =
+        delivers_all(broker, &[&slow[..], &["--rate", "100", "--duration", "2.5"]].concat());
+    assert_eq!(report["beside"][0]["slow"]["disconnected"], 0, "{report}");
+}
+
+/// In MQTT 5 a broker says farewell before it closes the connection of a slow reader.
+#[test]
+fn a_slow_subscriber_that_the_broker_sends_away_is_counted_and_the_run_goes_on() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let front = listener.local_addr().unwrap();
+    let broker = broker(File::default());
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(broker).unwrap());
+            let mut connect = [0; 256];
+            let bytes = client.read(&mut connect).unwrap();
+            server.write_all(&connect[..bytes]).unwrap();
+            // A fast subscriber, the publisher, and the slow one.
+            if connect[..bytes].ends_with(b"-2") {
+                std::thread::spawn(move || send_away(client, server));
+            } else {
+                forward(client, server);
+            }
+        }
+    });
+    let slow = ["--scenario", "slow", "--subscribers", "2", "--slow-percent", "50"];
+    let load = ["--rate", "500", "--mqtt", "5", "--duration", "0.5"];
+    let report = delivers_all(front, &[&slow[..], &load].concat());
+    assert_eq!(report["beside"][0]["slow"]["disconnected"], 1, "{report}");
+}
+
+/// Copies both ways up to the first message, and then says that a quota is exceeded.
+fn send_away(mut client: TcpStream, mut server: TcpStream) {
+    let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+    let mut bytes = [0; 4_096];
+    loop {
+        let read = server.read(&mut bytes).unwrap();
+        if bytes[0] >> 4 == 3 {
+            break client.write_all(&[0xe0, 1, 0x97]).unwrap();
+        }
+        client.write_all(&bytes[..read]).unwrap();
+    }
+}
+
 #[test]
 fn subscriptions_come_and_go_beside_the_load() {
     let broker = broker(File::default());

@@ -47,7 +47,7 @@ pub(crate) struct Load {
           value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub(crate) slow_bytes: u64,
 
-    /// Clients that subscribe and unsubscribe, in churn
+    /// Clients that subscribe and unsubscribe, in churn; besides --clients
     #[arg(long, value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) churn_clients: u32,
@@ -86,7 +86,7 @@ pub(crate) struct Load {
     #[arg(long, value_name = "IP,IP", value_delimiter = ',')]
     pub(crate) source: Vec<IpAddr>,
 
-    /// Keep-alive of a steady load: every client sends two PINGREQ in so many seconds; 0 for none
+    /// Keep-alive: every client sends two PINGREQ in so many seconds; 0 for none
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) keep_alive: u16,
 }

@@ -65,7 +65,7 @@ pub(crate) struct Conduct {
     pub(crate) search: Option<Threshold>,
 
     /// Seconds that each step of the search measures, after a second of warm-up at most
-    #[arg(long, value_name = "S", default_value = "3", value_parser = super::seconds)]
+    #[arg(long, value_name = "S", default_value = "3", value_parser = super::some_seconds)]
     pub(crate) search_step_s: Duration,
 
     /// Show nothing while it runs

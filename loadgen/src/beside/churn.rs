@@ -2,7 +2,7 @@
 //! has a wildcard. Nobody publishes below their filters, so what the load feels is the churn alone.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use hdrhistogram::Histogram;
 use mailboxqtt::codec::{
@@ -15,18 +15,20 @@ use super::BesideReport;
 use crate::client::{Client, Part};
 use crate::clock::Clock;
 use crate::fleet::{Fleet, Idle, Play};
-use crate::handshake::Session;
 use crate::phase::{Phase, Shared};
 use crate::receive::{self, Broken};
 use crate::result::Percentiles;
 use crate::settings::Settings;
 use crate::tally::histogram;
 
-const CONCURRENT: usize = 50;
 /// How long answers are waited for after the load.
 const DRAIN_NS: u64 = 2_000_000_000;
 /// Longest wait of a turn: the phase may change.
 const TURN_NS: u64 = 20_000_000;
+/// Requests of one turn, and requests without an answer. What is due beyond waits, and its time counts
+/// from its due time.
+const REQUESTS_PER_TURN: usize = 1_024;
+const PENDING_MAX: usize = 65_536;
 
 /// Takes the answers.
 struct Churn {
@@ -52,8 +54,7 @@ pub(super) fn run(
 ) -> anyhow::Result<BesideReport> {
     let mut fleet = Fleet::new(settings, clients, stop)?;
     fleet.others = settings.clients;
-    fleet.connect(0..clients, CONCURRENT, Session::Clean, |_| Part::Idle, &mut Idle)?;
-    shared.ready.fetch_add(clients, Ordering::AcqRel);
+    super::connect(&mut fleet, shared, clients, |_| Part::Idle, &mut Idle)?;
     let mut churn = Churn {
         clock: shared.clock,
         version: settings.wire.version,
@@ -69,13 +70,16 @@ pub(super) fn run(
     }
     let start_ns = shared.clock.now_ns();
     let due_ns = |request: u64| start_ns + (request as f64 * 1e9 / rate) as u64;
-    let mut request = 0;
+    let (mut request, mut overdue) = (0, 0);
     while shared.phase() < Phase::Drain {
         if shared.phase() == Phase::Measure {
             churn.measured_from_ns = shared.began_ns(Phase::Measure);
         }
         let now_ns = shared.clock.now_ns();
-        while due_ns(request) <= now_ns {
+        for _ in 0..REQUESTS_PER_TURN {
+            if due_ns(request) > now_ns || churn.pending.len() >= PENDING_MAX {
+                break;
+            }
             let number = (request % clients as u64) as usize;
             if let Some(client) = fleet.client(number) {
                 let id = churn.ask(client, prefix, number, request / clients as u64);
@@ -84,7 +88,12 @@ pub(super) fn run(
             }
             request += 1;
         }
-        let wait_ns = due_ns(request).saturating_sub(shared.clock.now_ns());
+        let due = (now_ns.saturating_sub(start_ns) as f64 * rate / 1e9) as u64;
+        overdue = due.saturating_sub(request);
+        let wait_ns = match churn.pending.len() {
+            PENDING_MAX.. => TURN_NS,
+            _ => due_ns(request).saturating_sub(shared.clock.now_ns()),
+        };
         fleet.turn_within(&mut churn, wait_ns.min(TURN_NS))?;
     }
     let until_ns = shared.clock.now_ns() + DRAIN_NS;
@@ -98,7 +107,7 @@ pub(super) fn run(
         subscribed: churn.subscribed,
         unsubscribed: churn.unsubscribed,
         refused: churn.refused,
-        unanswered: churn.pending.len() as u64,
+        unanswered: churn.pending.len() as u64 + overdue,
         latency_us: Percentiles::of(&churn.latency_ns),
     })
 }

@@ -2,7 +2,7 @@
 //! over they read as fast as they can, so that what is still queued for them is told from what is
 //! lost.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,6 @@ use super::BesideReport;
 use crate::client::{Part, Subscriber};
 use crate::fleet::Fleet;
 use crate::fleet::receiver::Receiver;
-use crate::handshake::Session;
 use crate::phase::{Phase, Shared};
 use crate::sequence::{Tracker, Tracking};
 use crate::settings::Settings;
@@ -20,12 +19,12 @@ const RECEIVE_BUFFER_BYTES: usize = 4_096;
 const SIPS_PER_S: u32 = 10;
 /// How often they look whether the load is over.
 const LOOK: Duration = Duration::from_millis(5);
-/// After the load: how often they look whether that is enough, how long for at most, and after how
-/// long of silence not any more.
+/// After the load: how often they look whether that is enough, how long for at most (and when somebody
+/// wants the end), and after how long of silence not any more.
 const DRAIN_TURN_NS: u64 = 20_000_000;
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+const DRAIN_STOPPED_MAX: Duration = Duration::from_secs(5);
 const DRAIN_SILENCE: Duration = Duration::from_secs(1);
-const CONCURRENT: usize = 50;
 
 pub(super) fn run(
     settings: &Settings,
@@ -50,9 +49,7 @@ pub(super) fn run(
             publishers: publishers as u32,
         })
     };
-    fleet.connect(0..clients, CONCURRENT, Session::Clean, part, &mut receiver)?;
-    shared.ready.fetch_add(clients, Ordering::AcqRel);
-
+    super::connect(&mut fleet, shared, clients, part, &mut receiver)?;
     // Some brokers do that with clients that do not read.
     fleet.closed = Some(0);
     let sip = (bytes_per_s / u64::from(SIPS_PER_S)).max(1) as usize;
@@ -61,6 +58,7 @@ pub(super) fn run(
         if shared.phase() >= Phase::Drain {
             break;
         }
+        fleet.ping();
         for number in 0..clients {
             fleet.sip(number, sip, &mut receiver)?;
         }
@@ -73,7 +71,11 @@ pub(super) fn run(
     let (began, mut moved) = (Instant::now(), (receiver.received, Instant::now()));
     // A run that fails does not drain.
     let drains = shared.began_ns(Phase::Drain) > 0;
-    while drains && began.elapsed() < DRAIN_MAX && moved.1.elapsed() < DRAIN_SILENCE {
+    while drains && moved.1.elapsed() < DRAIN_SILENCE {
+        let most = if fleet.is_stopped() { DRAIN_STOPPED_MAX } else { DRAIN_MAX };
+        if began.elapsed() > most {
+            break;
+        }
         fleet.turn_within(&mut receiver, DRAIN_TURN_NS)?;
         if receiver.received != moved.0 {
             moved = (receiver.received, Instant::now());

@@ -57,14 +57,26 @@ impl<T: Tracking> Play for Receiver<'_, T> {
             // Runs are only counted here.
             stride: 1,
         };
-        let mut count = 0;
+        let (mut count, mut foreign) = (0, 0);
         let on_run = |_: &mut [T], run: Run| count += run.count;
         let trackers = &mut self.trackers;
         let used = match self.settings.wire.version {
-            ProtocolVersion::V5 => {
-                receive::as_subscriber::<true, T>(bytes, expected, trackers, control, on_run)
-            }
-            _ => receive::as_subscriber::<false, T>(bytes, expected, trackers, control, on_run),
+            ProtocolVersion::V5 => receive::as_subscriber::<true, T>(
+                bytes,
+                expected,
+                trackers,
+                control,
+                &mut foreign,
+                on_run,
+            ),
+            _ => receive::as_subscriber::<false, T>(
+                bytes,
+                expected,
+                trackers,
+                control,
+                &mut foreign,
+                on_run,
+            ),
         }?;
         if count > 0 {
             self.received += count;

@@ -68,7 +68,7 @@ pub(crate) fn merge(parts: &[Part]) -> anyhow::Result<RunResult> {
         valid: all().all(|result| result.valid),
         invalid_because: parts.iter().flat_map(Part::reasons).collect(),
         clients: all().map(|result| result.clients).sum(),
-        publishers: all().map(|result| result.publishers).sum(),
+        publishers: all().map(|result| result.publishers).fold(0, u32::saturating_add),
         rate_per_s: all().map(|result| result.rate_per_s).sum(),
         threads: all().map(|result| result.threads).sum(),
         interrupted: all().any(|result| result.interrupted),
@@ -83,6 +83,7 @@ pub(crate) fn merge(parts: &[Part]) -> anyhow::Result<RunResult> {
         lost: sum(|result| result.lost),
         duplicated: sum(|result| result.duplicated),
         reordered: sum(|result| result.reordered),
+        foreign: sum(|result| result.foreign),
         unacknowledged: sum(|result| result.unacknowledged),
         connect: Connects::new(ready, most(|result| result.connect.total_s), &connect_ns),
         generator: Generator {
@@ -92,6 +93,7 @@ pub(crate) fn merge(parts: &[Part]) -> anyhow::Result<RunResult> {
                 received_per_s,
             ),
             busiest_thread_percent: most(|result| result.generator.busiest_thread_percent),
+            busiest_receiving_percent: most(|result| result.generator.busiest_receiving_percent),
             schedule_slip_us: percentiles(&histograms.schedule_slip)?,
             missed_deadlines: sum(|result| result.generator.missed_deadlines),
             scheduled: sum(|result| result.generator.scheduled),
@@ -155,12 +157,15 @@ fn belong_together(one: &Part, other: &Part) -> anyhow::Result<()> {
     if same_run && a.environment == b.environment && a.histograms.latency == b.histograms.latency {
         bail!("{} and {} are the same run", one.file, other.file);
     }
-    let (Some(began_a), Some(began_b)) = (a.measured_unix_ms, b.measured_unix_ms) else {
-        return Ok(());
+    // Where nothing is measured (`connect`) the whole run counts.
+    let span = |result: &RunResult| match result.measured_unix_ms {
+        Some(began_ms) => (began_ms, result.measured_s),
+        None => (result.started_unix_ms, result.connect.total_s + result.measured_s),
     };
-    let end = |began_ms: u64, result: &RunResult| began_ms as f64 + result.measured_s * 1e3;
-    let common_ms = end(began_a, a).min(end(began_b, b)) - began_a.max(began_b) as f64;
-    if common_ms < OVERLAP_MIN * 1e3 * a.measured_s.min(b.measured_s) {
+    let ((began_a, took_a_s), (began_b, took_b_s)) = (span(a), span(b));
+    let end = |began_ms: u64, took_s: f64| began_ms as f64 + took_s * 1e3;
+    let common_ms = end(began_a, took_a_s).min(end(began_b, took_b_s)) - began_a.max(began_b) as f64;
+    if common_ms < OVERLAP_MIN * 1e3 * took_a_s.min(took_b_s) {
         bail!(
             "{} and {} did not run at the same time: their measurements began at {} and {}, \
              and took {:.1} s and {:.1} s",
@@ -168,8 +173,8 @@ fn belong_together(one: &Part, other: &Part) -> anyhow::Result<()> {
             other.file,
             super::utc(began_a),
             super::utc(began_b),
-            a.measured_s,
-            b.measured_s
+            took_a_s,
+            took_b_s
         );
     }
     Ok(())
@@ -214,7 +219,8 @@ fn us_per_message(cpu_percent: f64, received_per_s: f64) -> Option<f64> {
     (received_per_s > 0.0).then(|| cpu_percent / 100.0 * 1e6 / received_per_s)
 }
 
-/// By phase and second since the earliest measurement began. Aligned to whole seconds: what two machines call the same second may be half of one apart.
+/// By phase and second since the earliest measurement began. Aligned to whole seconds: what two
+/// machines call the same second may be half of one apart.
 fn series(parts: &[Part]) -> anyhow::Result<Vec<Point>> {
     let began = |part: &Part| part.result.measured_unix_ms.unwrap_or(part.result.started_unix_ms);
     let zero_ms = parts.iter().map(began).min().unwrap_or(0);
@@ -337,6 +343,10 @@ mod tests {
             (|result| result.payload_bytes = 16, "payload is 64"),
             (|result| (result.rate_per_s, result.window) = (None, Some(4)), "the loop is open"),
             (|result| result.measured_unix_ms = Some(1_795_380_248_500), "at the same time"),
+            (
+                |result| (result.measured_unix_ms, result.started_unix_ms) = (None, 9),
+                "at the same time",
+            ),
         ] {
             let error = merge(&[part("a.json", |_| ()), part("b.json", spoil)]).unwrap_err();
             let sentence = error.to_string();

@@ -11,6 +11,9 @@ pub(crate) struct Search {
     pub(crate) bound: String,
     /// The highest rate at which it held; nothing if it held at none.
     pub(crate) highest_per_s: Option<f64>,
+    /// Why the rates between the last one that held and the first one that did not were not tried.
+    #[serde(default)]
+    pub(crate) ended_early: Option<String>,
     /// In the order in which they were run.
     pub(crate) steps: Vec<Step>,
 }
@@ -20,7 +23,7 @@ pub(crate) struct Search {
 pub(crate) struct Step {
     /// Messages per second over all publishers.
     pub(crate) rate_per_s: f64,
-    /// Whether the bound held, nothing was lost and the run was valid.
+    /// Whether the bound and every promise of the QoS held, nothing was lost and the run was valid.
     pub(crate) held: bool,
     /// Why not.
     pub(crate) because: Option<String>,

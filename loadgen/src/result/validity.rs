@@ -14,6 +14,8 @@ const DEADLINE_NS: u64 = 1_000_000;
 const MISSED_MAX: f64 = 0.001;
 /// So few are no sign of anything, however few there were in all.
 const MISSED_FEW: u64 = 10;
+/// Messages of others that do not spoil the result, for each delivery of its own.
+const FOREIGN_MAX: f64 = 0.01;
 /// Part of the scheduled messages that may leave after the measured interval.
 const SHORT_MAX: f64 = 0.01;
 
@@ -26,6 +28,13 @@ impl RunResult {
         if self.interrupted {
             reasons.push("it was interrupted: these are the figures until then".to_owned());
         }
+        if self.foreign as f64 > FOREIGN_MAX * self.expected_total as f64 {
+            reasons.push(format!(
+                "{} messages of others arrived: what runs at the same time needs topics of its own \
+                 (--topic-prefix)",
+                grouped(self.foreign as f64)
+            ));
+        }
         if self.publishers > 0 && self.received == 0 {
             reasons.push("nothing was received while measuring".to_owned());
         }
@@ -34,7 +43,7 @@ impl RunResult {
     }
 
     /// In an open loop a busy thread is one that polls before its deadlines, so there the
-    /// deadlines count.
+    /// deadlines count; but one without publishers has none, and sleeps when it has nothing to do.
     fn overload(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         let generator = &self.generator;
@@ -57,6 +66,13 @@ impl RunResult {
                 grouped(missed as f64),
                 grouped(scheduled as f64),
                 share * 100.0
+            ));
+        }
+        let busy = generator.busiest_receiving_percent;
+        if busy > SATURATED_PERCENT {
+            reasons.push(format!(
+                "a thread of the generator that only receives was busy {busy:.0} % of the time: \
+                 latency includes its own queueing"
             ));
         }
         // A schedule that is seconds behind has not even come to the measured messages.
@@ -105,7 +121,9 @@ mod tests {
         for (spoil, word) in [
             ((|result| result.generator.missed_deadlines = 11) as fn(&mut RunResult), "1 ms"),
             (|result| result.sent = 1_970, "only 1,970 of 2,000"),
+            (|result| result.generator.busiest_receiving_percent = 96.0, "only receives"),
             (|result| result.received = 0, "nothing"),
+            (|result| result.foreign = 21, "21 messages of others"),
             (|result| result.interrupted = true, "interrupted"),
         ] {
             let judged = judged(spoil);

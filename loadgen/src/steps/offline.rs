@@ -74,7 +74,7 @@ fn steps(stage: &mut Stage<'_>, sessions: usize, publishers: usize) -> anyhow::R
     if stage.fleet.is_stopped() {
         return Ok(());
     }
-    stage.report.unacknowledged = sender.sent - sender.done;
+    stage.report.unacknowledged = sender.sent.saturating_sub(sender.done);
 
     let mut trackers = Vec::with_capacity(sessions);
     for publisher in 0..publishers {

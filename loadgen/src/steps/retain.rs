@@ -58,7 +58,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let replayed = if stage.fleet.is_stopped() {
         Ok(())
     } else {
-        stage.report.unacknowledged = sender.sent - sender.done;
+        stage.report.unacknowledged = sender.sent.saturating_sub(sender.done);
         replay(stage, publishers, sender.sent)
     };
     // Whatever happened: they would stay at the broker.

@@ -67,9 +67,13 @@ fn files_are_written_beside_the_table() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_named_after_the_table() {
-    let output = loadgen(broker(Fault::None), &["--out", "/nowhere/r.json"]);
+fn a_file_that_cannot_be_written_is_named_after_all_others_were() {
+    let folder = Folder::new("others");
+    let csv = folder.file("r.csv");
+    let arguments = ["--out", "/nowhere/r.json", "--csv", &csv];
+    let output = loadgen(broker(Fault::None), &arguments);
     assert_eq!(output.status.code(), Some(2));
+    assert!(fs::read_to_string(&csv).unwrap().contains("measure"));
     assert!(String::from_utf8_lossy(&output.stdout).contains("messages/s"));
     assert!(stderr(&output).contains("/nowhere/r.json"), "{}", stderr(&output));
 }
@@ -96,6 +100,22 @@ fn two_processes_at_the_same_time_are_merged_to_one_result() {
     }
     assert_eq!(merged["merged_from"].as_array().unwrap().len(), 2);
     assert_eq!(merged["rate_per_s"], 1_000.0);
+}
+
+#[test]
+fn a_run_that_shares_its_topics_with_another_is_void() {
+    let broker = broker(Fault::None);
+    let arguments = ["--rate", "500", "--json"];
+    let reports = std::thread::scope(|scope| {
+        let runs = [(); 2].map(|()| scope.spawn(move || loadgen_for("2", broker, &arguments)));
+        runs.map(|run| report(&run.join().unwrap()))
+    });
+    for report in reports {
+        assert!(report["foreign"].as_u64() > Some(0), "{report}");
+        assert_eq!(report["valid"], false);
+        assert!(report["invalid_because"].to_string().contains("--topic-prefix"), "{report}");
+        assert_eq!(report["lost"], 0);
+    }
 }
 
 #[test]
