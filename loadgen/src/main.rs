@@ -100,9 +100,7 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let result = match &args.conduct.search {
         Some(bound) => search::search(args, bound, &stop)?,
-        None => {
-            RunResult::new(args, &run::run(args, &stop).map_err(|failure| failure.error)?)?
-        }
+        None => RunResult::new(args, &run::run(args, &stop).map_err(|failure| failure.error)?)?,
     };
     output::publish(&result, &args.outputs)
 }

@@ -201,8 +201,8 @@ fn run_noting_load(
     *under_load = shared.began_ns(Phase::WarmUp) > 0;
     if args.load.persistent {
         // Also after Ctrl-C or a failure: nobody else would end the sessions.
-        let forgotten = Fleet::new(&settings, clients, stop)
-            .and_then(|mut fleet| fleet.forget(0..clients));
+        let forgotten =
+            Fleet::new(&settings, clients, stop).and_then(|mut fleet| fleet.forget(0..clients));
         return outcome.and_then(|outcome| forgotten.map(|()| outcome));
     }
     outcome

@@ -156,12 +156,7 @@ fn line(step: &Step) -> String {
     }
 }
 
-fn answer(
-    bound: &Threshold,
-    hunt: &Hunt,
-    steps: &[Step],
-    ended_early: Option<&str>,
-) -> String {
+fn answer(bound: &Threshold, hunt: &Hunt, steps: &[Step], ended_early: Option<&str>) -> String {
     let (rate, failed) = (hunt.held.map(grouped), hunt.failed.map(grouped));
     let mut answer = match (rate, failed) {
         (Some(rate), Some(failed)) => {

@@ -164,7 +164,8 @@ fn belong_together(one: &Part, other: &Part) -> anyhow::Result<()> {
     };
     let ((began_a, took_a_s), (began_b, took_b_s)) = (span(a), span(b));
     let end = |began_ms: u64, took_s: f64| began_ms as f64 + took_s * 1e3;
-    let common_ms = end(began_a, took_a_s).min(end(began_b, took_b_s)) - began_a.max(began_b) as f64;
+    let common_ms =
+        end(began_a, took_a_s).min(end(began_b, took_b_s)) - began_a.max(began_b) as f64;
     if common_ms < OVERLAP_MIN * 1e3 * took_a_s.min(took_b_s) {
         bail!(
             "{} and {} did not run at the same time: their measurements began at {} and {}, \
