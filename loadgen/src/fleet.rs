@@ -212,6 +212,11 @@ impl<'a> Fleet<'a> {
             if self.is_stopped() {
                 return Ok(false);
             }
+            // What needs no answer may be over with the writing: do not wait for an event then.
+            self.flush(play)?;
+            if is_done(play) {
+                break;
+            }
             let moved = self.turn(play)?;
             if !patience.goes_on(moved) {
                 return Ok(false);
