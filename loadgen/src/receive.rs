@@ -367,7 +367,11 @@ mod tests {
         assert_eq!(as_publisher(&[PUBACK, 3, 0, 1, 0x10], &mut Vec::new()), Ok((5, 1)));
     }
 
-    fn receive(bytes: &[u8]) -> (usize, Vec<(u32, u64, u64)>, Vec<u8>, u64) {
+    /// Publisher, time of sending and number of messages.
+    type Heard = (u32, u64, u64);
+
+    /// Bytes used, runs, answers, and how much was foreign.
+    fn receive(bytes: &[u8]) -> (usize, Vec<Heard>, Vec<u8>, u64) {
         let mut trackers = [Tracker::new(0, 1), Tracker::new(0, 1)];
         let (mut runs, mut answers, mut foreign) = (Vec::new(), Vec::new(), 0);
         let used = as_subscriber::<false, _>(
