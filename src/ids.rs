@@ -86,6 +86,11 @@ impl fmt::Display for ClientId {
     }
 }
 
-/// Names one session object inside one broker run; never used twice.
+/// Names one session object; never used twice, not even by a later run of the broker with the same data.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SessionId(pub u64);
+
+/// A place in the log: bytes from the beginning of all logging, also those that are gone. It only grows, and no
+/// place is used twice.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LogPosition(pub u64);

@@ -1,0 +1,168 @@
+//! Frames that were copied out of the log, so that a few messages do not keep a whole segment. Floor 3.
+//!
+//! The owner of the tables copies; whoever delivers a message and does not find its segment reads here.
+//!
+//! # Invariants
+//!
+//! - A segment may go when the copies are on disk, not before: at every moment a message is in the one or in
+//!   the other.
+//! - A copy goes with the last message that needs it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+
+use bytes::{Buf, Bytes};
+
+use super::database::{Database, Table, TablesError, put, remove};
+use super::entry::Entry;
+use super::overlay::Overlay;
+use super::place::{Place, frames};
+use super::row::{Retained, key, read_key, read_position};
+use crate::ids::LogPosition;
+
+/// See the module comment. A clone reads the same rows.
+#[derive(Clone, Debug)]
+pub struct Bodies {
+    database: Database,
+}
+
+/// What was copied of one record.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Body {
+    /// Number of the first frame among those of the record.
+    pub first: u32,
+    /// Whole frames.
+    pub frames: Bytes,
+}
+
+/// What copying did.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Records of which something was copied.
+    pub records: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+    /// Why a segment stays as it is, if one does.
+    pub failed: Option<io::Error>,
+}
+
+/// What is needed of one record.
+#[derive(Debug)]
+struct Needed {
+    numbers: Range<u32>,
+    /// Bytes from the beginning of the frames to the end of the last one that is needed, or more.
+    len: u32,
+    messages: u64,
+}
+
+impl Bodies {
+    pub(super) fn new(database: Database) -> Self {
+        Self { database }
+    }
+
+    /// What was copied of the record at `at` and is still needed.
+    pub fn read(&self, at: LogPosition) -> Result<Option<Body>, TablesError> {
+        let reader = self.database.reader()?;
+        let body = reader.get(Table::Bodies, &key(at.0), |mut row| {
+            let first = row.try_get_u32_le().ok()?;
+            Some(Body { first, frames: Bytes::copy_from_slice(row) })
+        })?;
+        Ok(body.flatten())
+    }
+}
+
+impl Body {
+    /// Exactly the frames of these messages; `None` when they are not there.
+    pub fn cut(&self, place: &Place) -> Option<Bytes> {
+        let skip = place.first.checked_sub(self.first)?;
+        Some(self.frames.slice_ref(frames(&self.frames, skip, place.count)?))
+    }
+}
+
+/// See [`Tables::keep_bodies`](super::Tables::keep_bodies). Nothing may wait in `overlay`.
+pub(super) fn keep(
+    database: &Database,
+    overlay: &mut Overlay,
+    segments: &[LogPosition],
+    read: &mut dyn FnMut(LogPosition, u32) -> io::Result<Vec<u8>>,
+) -> Result<Kept, TablesError> {
+    let stored_until = overlay.stored_until();
+    let closed = segments.iter().filter(|base| overlay.segments.ends_by(**base, stored_until));
+    let mut segments: BTreeSet<LogPosition> = closed.copied().collect();
+    let mut kept = Kept::default();
+    let mut copies = Vec::new();
+    for (at, needed) in needed(overlay, &segments)? {
+        let Some(base) = overlay.segments.base_of(at).filter(|base| segments.contains(base)) else {
+            continue;
+        };
+        match copy(at, &needed, read) {
+            Ok(copy) => copies.push((base, at, needed.messages, copy)),
+            Err(error) => {
+                segments.remove(&base);
+                kept.failed.get_or_insert(error);
+            }
+        }
+    }
+    copies.retain(|(base, ..)| segments.contains(base));
+    database.write(|writer| {
+        writer.rows(Table::Bodies, |rows| {
+            copies.iter().try_for_each(|(_, at, _, copy)| put(rows, &key(at.0), copy))
+        })?;
+        writer.rows(Table::BodiesLive, |rows| {
+            let mut live = copies.iter();
+            live.try_for_each(|(_, at, live, _)| put(rows, &key(at.0), &live.to_le_bytes()))
+        })?;
+        writer.rows(Table::Segments, |rows| {
+            segments.iter().try_for_each(|base| remove(rows, &key(base.0)))
+        })
+    })?;
+    overlay.refresh(database)?;
+    segments.iter().for_each(|base| overlay.segments.forget(*base));
+    kept.records = copies.len() as u64;
+    kept.bytes = copies.iter().map(|(.., copy)| copy.len() as u64).sum();
+    Ok(kept)
+}
+
+/// What the rows on disk need of these segments.
+fn needed(
+    overlay: &Overlay,
+    segments: &BTreeSet<LogPosition>,
+) -> Result<BTreeMap<LogPosition, Needed>, TablesError> {
+    let is_meant = |at| overlay.segments.base_of(at).is_some_and(|base| segments.contains(&base));
+    let mut all: BTreeMap<LogPosition, Needed> = BTreeMap::new();
+    let mut need = |at, numbers: Range<u32>, len: u32| {
+        let empty = Needed { numbers: numbers.clone(), len, messages: 0 };
+        let needed = all.entry(at).or_insert(empty);
+        needed.numbers.start = needed.numbers.start.min(numbers.start);
+        needed.numbers.end = needed.numbers.end.max(numbers.end);
+        needed.len = needed.len.max(len);
+        needed.messages += u64::from(numbers.end - numbers.start);
+    };
+    overlay.reader().scan(Table::Queue, &[], |key, row| {
+        let at = read_key(key).and_then(|(_, at)| read_position(at));
+        let Some(at) = at.filter(|at| is_meant(*at)) else { return };
+        let Some(entry) = Entry::decode(row) else { return };
+        entry.parts().for_each(|(_, part)| need(at, part.numbers(), entry.frames_len));
+    })?;
+    overlay.reader().scan(Table::Retained, &[], |_, row| {
+        let Some(it) = Retained::decode(row).filter(|it| is_meant(it.at)) else { return };
+        need(it.at, it.number..it.number.saturating_add(1), it.offset.saturating_add(it.len));
+    })?;
+    Ok(all)
+}
+
+/// The row with the frames that are needed, and those between them.
+fn copy(
+    at: LogPosition,
+    needed: &Needed,
+    read: &mut dyn FnMut(LogPosition, u32) -> io::Result<Vec<u8>>,
+) -> io::Result<Vec<u8>> {
+    let Range { start, end } = needed.numbers;
+    let all = read(at, needed.len)?;
+    let Some(frames) = frames(&all, start, end.saturating_sub(start)) else {
+        let what = format!("the frames of the record at {} are not there", at.0);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    };
+    Ok([&start.to_le_bytes(), frames].concat())
+}
