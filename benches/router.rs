@@ -22,7 +22,7 @@ use mailboxqtt::message::{Collector, Grant, Incoming, TopicHasher};
 use mailboxqtt::metrics::Metrics;
 use mailboxqtt::router::keeper::RetainedLimits;
 use mailboxqtt::router::links::Links;
-use mailboxqtt::router::mailbox::{Inbox, Mail, QueueLimits};
+use mailboxqtt::router::mailbox::{Home, Inbox, Mail, QueueLimits};
 use mailboxqtt::router::shard::{Command, Publication};
 use mailboxqtt::router::sharing::Strategy;
 use mailboxqtt::router::{Limits, Router};
@@ -87,13 +87,15 @@ impl Hop {
     fn new(runtime: &Runtime, subscribers: usize, qos: Qos, filter: &str) -> Self {
         let _runtime = runtime.enter();
         let hasher = TopicHasher::new(RandomState::default());
-        let router = Router::spawn(2, LIMITS, hasher, Arc::new(Metrics::default()));
+        let router = Router::spawn(2, LIMITS, hasher, Arc::new(Metrics::default()), None);
         let read = frames(qos);
         let mut hop = Self {
             links: router.links(),
             collector: router.collector(),
-            publisher: router.open_mailbox(None),
-            subscribers: (0..subscribers).map(|_| router.open_mailbox(None)).collect(),
+            publisher: router.open_mailbox(None, Home::Memory),
+            subscribers: (0..subscribers)
+                .map(|_| router.open_mailbox(None, Home::Memory))
+                .collect(),
             router,
             qos,
             frame_len: read.len() / RUN,

@@ -145,7 +145,7 @@ impl Bench {
         let Self { session, out, answers } = self;
         let version = session.link().version;
         out.tally = Default::default();
-        session.handle_delivery(delivery.clone());
+        session.handle_delivery(delivery.clone(), out);
         let mut sent = 0;
         loop {
             out.bytes.clear();
@@ -243,6 +243,8 @@ fn delivery(from: u8, to: u8) -> Delivery {
         retain: false,
         expires: false,
         via: 0,
+        record: 0,
+        first: 0,
     };
     let buffer = Buffer { frames, received_at: Instant::now() };
     Delivery::new(kind, vec![buffer], vec![piece], Vec::new())

@@ -9,32 +9,49 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Durability};
 use crate::message::TopicHasher;
 use crate::metrics::Metrics;
 use crate::net::listener;
 use crate::router::Router;
 use crate::router::mailbox::Mail;
-use crate::sys;
+use crate::store::log::Settings;
+use crate::store::start::{StartError, Started};
+use crate::{store, sys};
 
 /// Connections that the system may hold ready for us.
 const BACKLOG: i32 = 4096;
 /// Time for all clients to be told that the broker stops.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
 
-/// A broker whose socket is bound: nobody is served yet, but nobody is refused either.
-#[derive(Debug)]
+/// A broker whose socket is bound and whose data are read: nobody is served yet, but nobody is refused either.
 pub struct Broker {
     config: Config,
     listener: TcpListener,
     local_addr: SocketAddr,
+    durable: Option<Durable>,
 }
 
-/// The address cannot be listened on.
+/// What outlives the process.
+struct Durable {
+    started: Started,
+    /// Says why, if the log cannot be written any more.
+    failure: oneshot::Receiver<String>,
+}
+
+/// The log cannot be written any more. Nothing was acknowledged since.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the message log has failed: {0}; what was acknowledged is there when the broker is started again"
+)]
+pub struct LogFailed(String);
+
+/// The address cannot be listened on, or the data cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody else has it.
@@ -43,6 +60,11 @@ pub enum BindError {
          --listen"
     )]
     InUse(SocketAddr),
+    /// Another broker has them, or there is no access.
+    #[error(
+        "{0}; choose another directory with --data-dir, or keep nothing with --durability none"
+    )]
+    Data(#[from] StartError),
     /// Anything else.
     #[error("cannot listen on {addr}: {error}")]
     Other {
@@ -61,7 +83,8 @@ impl Broker {
             io::ErrorKind::AddrInUse => BindError::InUse(addr),
             _ => BindError::Other { addr, error },
         })?;
-        Ok(Self { config, listener, local_addr })
+        let durable = config.durability.as_ref().map(open).transpose()?;
+        Ok(Self { config, listener, local_addr, durable })
     }
 
     /// Where it listens: the port is the real one where 0 was asked for.
@@ -77,10 +100,24 @@ impl Broker {
     /// Serves until `shutdown` is ready, then stops: no new clients, what was received is routed, and so
     /// are the wills that wait, for their sessions end now; clients are told (v5 with 0x8B
     /// [MQTT-4.13.2-1]) and their last bytes written.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+    ///
+    /// What outlives the process is in the log then. An error is a log that cannot be written: the broker stops,
+    /// for it could acknowledge nothing any more.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), LogFailed> {
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let metrics = Arc::new(Metrics::default());
-        let router = Router::spawn(self.config.shards, self.config.router, hasher, metrics);
+        let (store, recovered, checkpointer, failure) = match self.durable {
+            None => (None, None, None, None),
+            Some(Durable { started, failure }) => {
+                let Started { store, recovered, checkpointer } = started;
+                (Some(store), Some(recovered), Some(checkpointer), Some(failure))
+            }
+        };
+        let Config { shards, router: limits, .. } = self.config;
+        let router = Router::spawn(shards, limits, hasher, metrics, store);
+        if let Some(recovered) = recovered {
+            router.recover(recovered, self.config.net.session).await;
+        }
         let stop = CancellationToken::new();
         let connections = TaskTracker::new();
         let services = TaskTracker::new();
@@ -95,8 +132,17 @@ impl Broker {
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));
+        services.spawn(relieve_mailboxes(router.clone(), stop.clone()));
 
-        shutdown.await;
+        tokio::select! {
+            () = shutdown => (),
+            failure = failed(failure) => {
+                // No goodbye: what waits for the log would go out with it.
+                let error = LogFailed(failure);
+                error!(%error, "shutting down");
+                return Err(error);
+            }
+        }
         info!(clients = connections.len(), "shutting down");
         stop.cancel();
         services.close();
@@ -108,7 +154,36 @@ impl Broker {
         if tokio::time::timeout(GOODBYE_MAX, connections.wait()).await.is_err() {
             warn!(clients = connections.len(), "some clients did not take their goodbye in time");
         }
-        router.stop().await;
+        // What is on its way to the shards belongs into the log. They stand still if that has failed.
+        let _ = tokio::time::timeout(GOODBYE_MAX, router.settle()).await;
+        let _ = tokio::time::timeout(GOODBYE_MAX, router.stop()).await;
+        let Some(checkpointer) = checkpointer else { return Ok(()) };
+        match tokio::task::spawn_blocking(|| checkpointer.stop()).await {
+            Ok(Some(failure)) => Err(LogFailed(failure)),
+            // A panic of it has been logged.
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+}
+
+fn open(durability: &Durability) -> Result<Durable, StartError> {
+    let (tell, failure) = oneshot::channel();
+    // Nobody listens any more when the broker is about to end.
+    let on_failure = move |why| drop(tell.send(why));
+    let Durability { dir, level, log_segment_bytes } = durability;
+    let log = Settings { segment_bytes: *log_segment_bytes, ..Settings::default() };
+    let started = store::start::start(dir, *level, log, on_failure)?;
+    Ok(Durable { started, failure })
+}
+
+/// Ready when the log has failed.
+async fn failed(failure: Option<oneshot::Receiver<String>>) -> String {
+    match failure {
+        Some(failure) => match failure.await {
+            Ok(why) => why,
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
     }
 }
 
@@ -127,6 +202,14 @@ async fn keep_deadlines(router: Router, stop: CancellationToken) {
 async fn drop_expired(router: Router, stop: CancellationToken) {
     tokio::select! {
         () = router.drop_expired() => (),
+        () = stop.cancelled() => (),
+    }
+}
+
+/// Leaves to the log what waits for clients that are away.
+async fn relieve_mailboxes(router: Router, stop: CancellationToken) {
+    tokio::select! {
+        () = router.relieve_mailboxes() => (),
         () = stop.cancelled() => (),
     }
 }

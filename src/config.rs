@@ -11,7 +11,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 use std::{fs, io};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::auth;
@@ -24,6 +24,8 @@ use crate::router::sharing::Strategy;
 use crate::session;
 use crate::session::Availability;
 use crate::session::authentication::{Access, Anonymous, Authenticator};
+use crate::store::log::Level;
+use crate::store::start::default_dir;
 use crate::topic::check_topic_name;
 use crate::{net, router};
 
@@ -38,6 +40,19 @@ pub struct Arguments {
     /// Router shards that topics are hashed onto [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub shards: Option<u16>,
+
+    /// Where sessions, queues and retained messages are kept; a second broker needs another place
+    /// [default: $STATE_DIRECTORY, or mailboxqtt in $XDG_STATE_HOME or ~/.local/state]
+    #[arg(long, env = "MAILBOXQTT_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// What an acknowledgement promises [default: always]
+    #[arg(long, env = "MAILBOXQTT_DURABILITY", value_name = "LEVEL")]
+    pub durability: Option<DurabilityLevel>,
+
+    /// Size of each file of the message log, two of which are made at once [default: 67108864]
+    #[arg(long, env = "MAILBOXQTT_LOG_SEGMENT_BYTES", value_name = "BYTES")]
+    pub log_segment_bytes: Option<u64>,
 
     /// Settings file in TOML; `--print-config` shows every key with its value
     #[arg(long, value_name = "FILE")]
@@ -54,6 +69,19 @@ pub struct Arguments {
     /// Something else than to serve.
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+/// What an acknowledgement promises.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DurabilityLevel {
+    /// Nothing: all is in memory and ends with the process
+    None,
+    /// It survives the process; a power cut may take the last second
+    Os,
+    /// It is on the disk and survives a power cut
+    #[default]
+    Always,
 }
 
 /// What the command does instead of serving.
@@ -79,6 +107,8 @@ Examples:
   mailboxqtt                                  serve on 127.0.0.1:1883
   mailboxqtt --listen 127.0.0.1:0             serve on a free port and print it
   mailboxqtt --listen 0.0.0.0:1883 --allow-anonymous
+  mailboxqtt --data-dir /srv/mqtt             keep there what must survive
+  mailboxqtt --durability none                keep nothing
   SOCKET_ADDR=127.0.0.1:1884 RUST_LOG=debug mailboxqtt
   mailboxqtt --print-config > mailboxqtt.toml; mailboxqtt --config mailboxqtt.toml
 
@@ -87,8 +117,10 @@ Users, who log in with MQTT 5 and SCRAM-SHA-256:
   mailboxqtt scram-user alice >> users.toml
   mailboxqtt --config users.toml --listen 0.0.0.0:1883
 
-Environment:
+Environment, over the settings file and under the arguments:
   SOCKET_ADDR   like --listen
+  MAILBOXQTT_DATA_DIR, MAILBOXQTT_DURABILITY, MAILBOXQTT_LOG_SEGMENT_BYTES
+                like --data-dir, --durability, --log-segment-bytes
   RUST_LOG      what is logged to standard error: error, warn, info (default), debug, or
                 per module, as in mailboxqtt::net=debug
 
@@ -104,6 +136,14 @@ pub struct File {
     pub listen: SocketAddr,
     /// Router shards; 0 is one per core.
     pub shards: u16,
+    /// Where sessions, queues and retained messages are kept, by one broker only; empty is the place that the
+    /// environment names for a service or a user.
+    pub data_dir: PathBuf,
+    /// What an acknowledgement promises: `none`, `os` (it survives the process; a power cut may take the last
+    /// second) or `always` (it survives a power cut).
+    pub durability: DurabilityLevel,
+    /// Size of each file of the message log, from 64 KiB to 4 GiB; one is in use and one is made ready.
+    pub log_segment_bytes: u64,
     /// Accept clients that do not say who they are, also from other machines and beside users. Without users
     /// those from this machine are always accepted.
     pub allow_anonymous: bool,
@@ -167,6 +207,9 @@ impl Default for File {
         Self {
             listen: ([127, 0, 0, 1], 1883).into(),
             shards: 0,
+            data_dir: PathBuf::new(),
+            durability: DurabilityLevel::default(),
+            log_segment_bytes: 64 * 1024 * 1024,
             allow_anonymous: false,
             connections_max: 0,
             handshake_s_max: 10,
@@ -205,6 +248,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// For `broker`, at least one.
     pub shards: usize,
+    /// For `broker`; `None` keeps everything in memory.
+    pub durability: Option<Durability>,
     /// For `net`.
     pub net: net::Limits,
     /// For `net`.
@@ -213,6 +258,17 @@ pub struct Config {
     pub router: router::Limits,
     /// For `sys`.
     pub sys_interval: Duration,
+}
+
+/// What outlives the process.
+#[derive(Clone, Debug)]
+pub struct Durability {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// What has to be true of a record before anything is acknowledged.
+    pub level: Level,
+    /// Size of each file of the message log.
+    pub log_segment_bytes: u64,
 }
 
 /// Why there are no settings. Names the key and the rule, so that the operator need not read code.
@@ -245,6 +301,12 @@ pub enum InvalidConfig {
     /// Users that cannot be.
     #[error("setting `scram_users`: {0}")]
     User(#[from] auth::InvalidUser),
+    /// Neither said nor to be found out.
+    #[error(
+        "there is no place for the data: set `data_dir` (--data-dir DIR), or HOME, or keep nothing \
+         with --durability none"
+    )]
+    NoDataDir,
     /// Everybody could connect.
     #[error(
         "listening on {0} would let anybody on the network in without a password; listen on a loopback \
@@ -263,6 +325,14 @@ impl Arguments {
         };
         file.listen = self.listen.unwrap_or(file.listen);
         file.shards = self.shards.unwrap_or(file.shards);
+        file.durability = self.durability.unwrap_or(file.durability);
+        file.log_segment_bytes = self.log_segment_bytes.unwrap_or(file.log_segment_bytes);
+        if let Some(dir) = &self.data_dir {
+            file.data_dir.clone_from(dir);
+        }
+        if file.data_dir.as_os_str().is_empty() {
+            file.data_dir = default_dir(|name| std::env::var(name).ok()).unwrap_or_default();
+        }
         file.allow_anonymous |= self.allow_anonymous;
         Ok(file)
     }
@@ -289,6 +359,10 @@ impl File {
         not_zero("queue_bytes_max", self.queue_bytes_max as u64)?;
         not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
         not_zero("sessions_max", self.sessions_max)?;
+        if !(64 * 1024..=1 << 32).contains(&self.log_segment_bytes) {
+            let rule = "must be from 65536 to 4294967296";
+            return Err(InvalidConfig::Value { key: "log_segment_bytes", rule });
+        }
         not_zero("sys_interval_s", self.sys_interval_s.into())?;
         if !(64..=PACKET_BYTES_MAX).contains(&self.packet_bytes_max) {
             let rule = "must be from 64 to 268435460, the largest packet of the standard";
@@ -314,6 +388,19 @@ impl File {
         if !self.scram_users.is_empty() {
             authenticators.push(Arc::new(Scram::new(&self.scram_users)?));
         }
+        let level = match self.durability {
+            DurabilityLevel::None => None,
+            DurabilityLevel::Os => Some(Level::Os),
+            DurabilityLevel::Always => Some(Level::Always),
+        };
+        let durability = level.map(|level| Durability {
+            dir: self.data_dir,
+            level,
+            log_segment_bytes: self.log_segment_bytes,
+        });
+        if durability.as_ref().is_some_and(|it| it.dir.as_os_str().is_empty()) {
+            return Err(InvalidConfig::NoDataDir);
+        }
         // Files that are not connections: standard streams, listener, epoll, a margin.
         let connections_possible = files_max.saturating_sub(32).max(1);
         Ok(Config {
@@ -322,6 +409,7 @@ impl File {
                 0 => available_parallelism().map_or(1, usize::from),
                 shards => shards.into(),
             },
+            durability,
             net: net::Limits {
                 connections_max: match self.connections_max {
                     0 => connections_possible,
@@ -394,20 +482,20 @@ mod tests {
 
     #[test]
     fn qos_and_response_topics_that_cannot_be_are_refused_by_key() {
-        let error = File { qos_max: 3, ..File::default() }.check(1024).unwrap_err();
+        let error = File { qos_max: 3, ..in_memory() }.check(1024).unwrap_err();
         assert_eq!(error.to_string(), "setting `qos_max` must be 0, 1 or 2");
         for prefix in ["a/#", "+", "$SYS/", "a\0"] {
-            let file = File { response_topic_prefix: prefix.into(), ..File::default() };
+            let file = File { response_topic_prefix: prefix.into(), ..in_memory() };
             let error = file.check(1024).unwrap_err();
             assert!(error.to_string().contains("`response_topic_prefix`"), "{prefix}: {error}");
         }
-        let file = File { response_topic_prefix: "answers/".into(), ..File::default() };
+        let file = File { response_topic_prefix: "answers/".into(), ..in_memory() };
         assert_eq!(&*file.check(1024).unwrap().net.response_topic_prefix, "answers/");
     }
 
     #[test]
     fn listening_beyond_loopback_needs_a_word_of_consent() {
-        let open = File { listen: ([0, 0, 0, 0], 1883).into(), ..File::default() };
+        let open = File { listen: ([0, 0, 0, 0], 1883).into(), ..in_memory() };
         let error = open.clone().check(1024).unwrap_err();
         assert!(error.to_string().contains("--allow-anonymous"), "{error}");
         assert!(error.to_string().contains("[scram_users]"), "{error}");
@@ -418,8 +506,8 @@ mod tests {
     #[test]
     fn anonymous_clients_are_refused_where_there_are_users_and_no_consent() {
         let anonymous = |file: File| file.check(1024).unwrap().access.anonymous;
-        let users = File { scram_users: alice(), ..File::default() };
-        assert_eq!(anonymous(File::default()), Anonymous::Allowed);
+        let users = File { scram_users: alice(), ..in_memory() };
+        assert_eq!(anonymous(in_memory()), Anonymous::Allowed);
         assert_eq!(anonymous(users.clone()), Anonymous::Refused);
         assert_eq!(anonymous(File { allow_anonymous: true, ..users }), Anonymous::Allowed);
     }
@@ -440,6 +528,21 @@ mod tests {
         let read: File = toml::from_str(&printed).unwrap();
         assert_eq!(read.scram_users, users);
         assert_eq!(read.sys_interval_s, file.sys_interval_s);
+    }
+
+    #[test]
+    fn data_without_a_place_are_refused_with_the_way_out() {
+        let error = File::default().check(1024).unwrap_err().to_string();
+        assert!(error.contains("--data-dir") && error.contains("--durability none"), "{error}");
+        let file = File { data_dir: "data".into(), ..File::default() };
+        let durability = file.check(1024).unwrap().durability.unwrap();
+        assert_eq!((durability.dir, durability.level), ("data".into(), Level::Always));
+        assert!(in_memory().check(1024).unwrap().durability.is_none());
+    }
+
+    /// Nothing outlives the process, so no place is needed.
+    fn in_memory() -> File {
+        File { durability: DurabilityLevel::None, ..File::default() }
     }
 
     fn alice() -> BTreeMap<String, String> {

@@ -65,8 +65,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 _ = terminate.recv() => (),
             }
         };
-        broker.run(shutdown).await;
-        Ok(())
+        Ok(broker.run(shutdown).await?)
     })
 }
 

@@ -32,12 +32,15 @@ pub use collector::Incoming;
 pub use delivery::Buffer;
 pub use delivery::Delivery;
 pub use delivery::Kind;
+pub use delivery::Logged;
 pub use delivery::Piece;
 pub use delivery::Undelivered;
 pub use delivery::Via;
+pub use stored::Stored;
 
 mod collector;
 mod delivery;
+mod stored;
 
 /// Hashes topic names. One per broker, seeded at start-up so that nobody can choose colliding topics.
 #[derive(Clone)]

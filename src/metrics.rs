@@ -62,11 +62,13 @@ pub enum DropReason {
     PayloadFormatInvalid,
     /// The subscriber answered with a reason code from 0x80 up [MQTT-4.8.2-6].
     RefusedBySubscriber,
+    /// It waited on disk, and the disk did not give it back.
+    Unreadable,
 }
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::QueueFull,
         Self::Offline,
         Self::PacketTooLarge,
@@ -76,6 +78,7 @@ impl DropReason {
         Self::SessionEnded,
         Self::PayloadFormatInvalid,
         Self::RefusedBySubscriber,
+        Self::Unreadable,
     ];
 
     /// The name in `$SYS` and in logs.
@@ -90,6 +93,7 @@ impl DropReason {
             Self::SessionEnded => "session_ended",
             Self::PayloadFormatInvalid => "payload_format_invalid",
             Self::RefusedBySubscriber => "refused_by_subscriber",
+            Self::Unreadable => "unreadable",
         }
     }
 }

@@ -109,8 +109,8 @@ impl Store {
         Change { messages: -1, bytes: -bytes }
     }
 
-    /// Forgets the messages whose time has come.
-    pub fn expire(&mut self, now: Instant) -> Change {
+    /// Forgets the messages whose time has come, and adds their topics to `gone`.
+    pub fn expire(&mut self, now: Instant, gone: &mut Vec<Box<str>>) -> Change {
         let mut change = Change::default();
         while self.next_expiry().is_some_and(|at| at <= now)
             && let Some((_, topic)) = self.by_expiry.pop_first()
@@ -118,6 +118,7 @@ impl Store {
             let Change { messages, bytes } = self.remove(&topic);
             change.messages += messages;
             change.bytes += bytes;
+            gone.push(topic);
         }
         change
     }
@@ -252,6 +253,8 @@ impl Chunk {
             retain: true,
             expires: stored.expires_at.is_some(),
             via: via.map_or(0, |_| vias.len() as u32),
+            record: 0,
+            first: 0,
         });
         buffers.push(Buffer { frames: stored.frame.clone(), received_at: stored.received_at });
         self.bytes += stored.frame.len();
@@ -351,10 +354,12 @@ mod tests {
         assert_eq!(found(&store, now + minute), 2);
 
         assert_eq!(store.next_expiry(), Some(now + minute));
-        assert_eq!(store.expire(now + minute), Change { messages: -1, bytes: -6 });
+        let mut gone = Vec::new();
+        assert_eq!(store.expire(now + minute, &mut gone), Change { messages: -1, bytes: -6 });
         store.set("b", retain("1", now));
         assert_eq!(store.next_expiry(), None);
-        assert_eq!(store.expire(now + 3 * minute), Change::default());
+        assert_eq!(store.expire(now + 3 * minute, &mut gone), Change::default());
+        assert_eq!(gone.len(), 1);
     }
 
     fn set(store: &mut Store, topic: &str, frame: &str) -> Change {

@@ -13,22 +13,27 @@ use crate::message::{Collector, Incoming, TopicHasher, shard_of};
 use crate::metrics::Metrics;
 use crate::router::keeper::RetainedLimits;
 use crate::router::links::Links;
-use crate::router::mailbox::{Expiring, Inbox, Mailbox, QueueLimits, mailbox};
+use crate::router::mailbox::{Expiring, Home, Inbox, Mailbox, QueueLimits, mailbox};
 use crate::router::registry::{Due, Parked, Registry};
 use crate::router::route::{Routes, Subscriber};
 use crate::router::shard::{Command, Publication, ShardHandle};
 use crate::router::sharing::Strategy;
 use crate::session::{Request, Retained, Session, Will};
+use crate::store::handle::Store;
 use crate::subscriptions::Trie;
 use crate::topic::TopicFilter;
 
 mod bell;
 mod deadline;
 mod expiring;
+mod fetching;
 mod handover;
+mod journal;
 pub mod keeper;
 pub mod links;
+mod log;
 pub mod mailbox;
+pub mod recovery;
 pub mod registry;
 mod route;
 pub mod shard;
@@ -55,8 +60,12 @@ pub struct Router {
     hasher: TopicHasher,
     limits: Limits,
     metrics: Arc<Metrics>,
+    /// Where sessions outlive the process, if they do.
+    store: Option<Store>,
     /// Sessions in whose mailboxes messages wait that will expire.
     expiring: (flume::Sender<ClientId>, flume::Receiver<ClientId>),
+    /// Sessions whose mailboxes hold much that is in the log.
+    crowded: (flume::Sender<ClientId>, flume::Receiver<ClientId>),
     run_id: u64,
 }
 
@@ -67,19 +76,22 @@ impl Router {
         limits: Limits,
         hasher: TopicHasher,
         metrics: Arc<Metrics>,
+        store: Option<Store>,
     ) -> Self {
         let trie = Arc::new(Trie::new());
         let handles = (0..shards.max(1)).map(|index| {
             let routes = Routes::new(trie.clone(), hasher.clone());
             let Limits { retained, sharing, .. } = limits;
-            let (shard, handle) = shard::shard(index, routes, retained, sharing, metrics.clone());
+            let (shard, handle) =
+                shard::shard(index, routes, retained, sharing, store.clone(), metrics.clone());
             tokio::spawn(shard.run());
             handle
         });
         let shards = handles.collect();
         let run_id = hasher.hash(b"");
-        let (registry, expiring) = (Arc::default(), flume::unbounded());
-        Self { shards, trie, registry, hasher, limits, metrics, expiring, run_id }
+        let registry = Arc::default();
+        let (expiring, crowded) = (flume::unbounded(), flume::unbounded());
+        Self { shards, trie, registry, hasher, limits, metrics, store, expiring, crowded, run_id }
     }
 
     /// How many shards there are.
@@ -103,12 +115,22 @@ impl Router {
     }
 
     /// A mailbox for a new session; without a client id it is one of the broker's own.
-    pub fn open_mailbox(&self, client_id: Option<&ClientId>) -> Inbox {
-        let session = self.registry.fresh_session_id();
-        let clients = &self.expiring.0;
-        let expiring = client_id
-            .map(|client_id| Expiring { client_id: client_id.clone(), clients: clients.clone() });
-        mailbox(session, expiring, self.limits.queue, self.metrics.clone())
+    pub fn open_mailbox(&self, client_id: Option<&ClientId>, home: Home) -> Inbox {
+        self.open_mailbox_of(self.registry.fresh_session_id(), client_id, home)
+    }
+
+    fn open_mailbox_of(
+        &self,
+        session: SessionId,
+        client_id: Option<&ClientId>,
+        home: Home,
+    ) -> Inbox {
+        let expiring = client_id.map(|client_id| Expiring {
+            client_id: client_id.clone(),
+            clients: self.expiring.0.clone(),
+            crowded: self.crowded.0.clone(),
+        });
+        mailbox(session, home, expiring, self.limits.queue, self.metrics.clone())
     }
 
     /// Channels to all shards, for one connection.
@@ -138,6 +160,7 @@ impl Router {
                     }
                 }
             }
+            Request::Fetch(wanted) => self.fetch(wanted, mailbox),
             Request::Replay(replay) => {
                 links.send(replay.shard, Command::Replay { mailbox: mailbox.clone(), replay });
             }
@@ -151,13 +174,14 @@ impl Router {
         self.metrics.sessions.add(-1);
         self.metrics.subscriptions.add(-(session.subscriptions() as i64));
         if !session.has_subscribed() {
-            return;
+            return self.write_ended(inbox.mailbox()).await;
         }
         let (exact, _) = self.leave_trie(id, session.filters().cloned().collect());
         for (shard, exact) in self.shards.iter().zip(exact) {
             shard.send(Command::End { session: id, exact }).await;
         }
         self.hand_over(session, &inbox, true).await;
+        self.write_ended(inbox.mailbox()).await;
     }
 
     /// Ends a session whose client is away, and publishes what it left behind.
@@ -173,7 +197,10 @@ impl Router {
     pub async fn settle_due(&self, due: Vec<Due>) {
         for due in due {
             match due {
-                Due::Will(will, mailbox) => self.publish_will(will, &mailbox).await,
+                Due::Will(will, mailbox, _held) => {
+                    self.publish_will(will, &mailbox).await;
+                    self.write_will_published(&mailbox).await;
+                }
                 Due::End(parked) => {
                     self.metrics.sessions_expired.add(1);
                     self.end_parked(parked).await;

@@ -28,10 +28,10 @@ use std::time::{Duration, Instant};
 use crate::codec::{
     Ack, Disconnect, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode, header_len,
 };
-use crate::ids::{PacketId, ProtocolVersion, Qos};
+use crate::ids::{PacketId, ProtocolVersion, Qos, SessionId};
 use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
-use crate::message::{Replay, Undelivered};
+use crate::message::{Replay, Stored, Undelivered};
 use crate::session::aliases::ReceivedAliases;
 use crate::session::authentication::Reauthentication;
 use crate::session::incoming::{Incoming, Novelty, Verdict};
@@ -46,10 +46,12 @@ mod availability;
 mod close;
 mod connect;
 mod incoming;
+mod journal;
 mod outgoing;
 mod output;
 mod queue;
 mod refusal;
+mod remembered;
 mod subscribing;
 mod will;
 mod window;
@@ -61,11 +63,13 @@ pub use connect::Link;
 pub use connect::Opening;
 pub use connect::Refusal;
 pub use connect::negotiate;
+pub use journal::Journal;
 pub use output::Output;
 pub use output::Request;
 pub use output::Retained;
 pub use output::Tally;
 pub use refusal::FilterRefusal;
+pub use remembered::Remembered;
 pub use will::Will;
 
 /// [`Session::fill`] stops when the output holds this much; one more stretch of frames may go over it.
@@ -101,6 +105,10 @@ pub struct Limits {
 pub struct Session {
     limits: Limits,
     link: Link,
+    /// Its name in the log, if it outlives the process.
+    durable: Option<SessionId>,
+    /// Nobody is connected.
+    is_away: bool,
     last_heard: Instant,
     aliases: ReceivedAliases,
     incoming: Incoming,
@@ -124,9 +132,17 @@ pub struct Place {
 impl Session {
     /// A new session at the moment its first connection is accepted.
     pub fn new(limits: Limits, opening: &Opening, now: Instant) -> Self {
-        let mut session = Self {
+        let mut session = Self::empty(limits, opening.link.clone(), now);
+        session.attach(opening, now);
+        session
+    }
+
+    fn empty(limits: Limits, link: Link, now: Instant) -> Self {
+        Self {
             limits,
-            link: opening.link.clone(),
+            link,
+            durable: None,
+            is_away: true,
             last_heard: now,
             aliases: ReceivedAliases::default(),
             incoming: Incoming::default(),
@@ -135,14 +151,24 @@ impl Session {
             will: None,
             expiry: Expiry::WithConnection,
             reauthentication: None,
-        };
-        session.attach(opening, now);
-        session
+        }
+    }
+
+    /// What has to outlive the process goes into the journal from now on, under this name.
+    pub fn make_durable(&mut self, session: SessionId) {
+        self.durable = Some(session);
+        self.link.durable = self.durable;
+    }
+
+    /// Its name in the log, if it outlives the process.
+    pub fn durable(&self) -> Option<SessionId> {
+        self.durable
     }
 
     /// A connection begins; everything open is sent again by [`Session::fill`] [MQTT-4.4.0-1].
     pub fn attach(&mut self, opening: &Opening, now: Instant) {
-        self.link = opening.link.clone();
+        self.link = Link { durable: self.durable, ..opening.link.clone() };
+        self.is_away = false;
         self.last_heard = now;
         self.will = opening.will.clone();
         self.expiry = opening.expiry;
@@ -155,6 +181,7 @@ impl Session {
     /// The connection is gone. Returns the will unless `reason` discards it; [`Will::due_at`] says how
     /// long it waits.
     pub fn detach(&mut self, reason: &CloseReason) -> Option<Will> {
+        self.is_away = true;
         self.aliases.clear();
         self.incoming.detach();
         self.outgoing.detach();
@@ -213,7 +240,7 @@ impl Session {
     /// Drops messages whose Message Expiry Interval has passed while they waited [MQTT-3.3.2-5]. Returns
     /// whether others wait that will expire. [`Session::fill`] does not need it: it makes room.
     pub fn drop_expired(&mut self, now: Instant, out: &mut Output) -> bool {
-        self.outgoing.drop_expired(now, out)
+        self.outgoing.drop_expired(now, &self.link, out)
     }
 
     /// Messages that were sent to the client and are not complete.
@@ -325,8 +352,18 @@ impl Session {
     }
 
     /// A shard has messages for this client. [`Session::fill`] puts them on the wire.
-    pub fn handle_delivery(&mut self, delivery: Delivery) {
-        self.outgoing.push(delivery);
+    pub fn handle_delivery(&mut self, delivery: Delivery, out: &mut Output) {
+        self.outgoing.push(delivery, self.is_away, out);
+    }
+
+    /// Messages wait in the log since an earlier process.
+    pub fn handle_stored(&mut self, stored: Stored) {
+        self.outgoing.push_stored(stored);
+    }
+
+    /// What was asked for by [`Request::Fetch`]; `lost` is what could not be read.
+    pub fn handle_fetched(&mut self, fetched: Vec<Delivery>, lost: Vec<Stored>, out: &mut Output) {
+        self.outgoing.push_fetched(fetched, lost, &self.link, out);
     }
 
     /// A shard owns what it got in `turn`; nobody has subscribed to the topics of the messages
@@ -358,6 +395,9 @@ impl Session {
     /// The clock `now` is read only for messages that expire.
     pub fn fill(&mut self, now: impl Fn() -> Instant, out: &mut Output) -> bool {
         let more = self.outgoing.fill(&self.link, &now, out);
+        if let Some(chunk) = self.outgoing.next_chunk() {
+            out.requests.push_back(Request::Fetch(chunk));
+        }
         if self.outgoing.is_drained() {
             self.subscribing.ask_for_chunk(out);
         }
@@ -433,6 +473,7 @@ impl Session {
 
     fn pubrel(&mut self, id: PacketId, out: &mut Output) {
         if self.incoming.release(id) {
+            out.journal.released(self.durable, id);
             return out.send(&Packet::PubComp(Ack::success(id)), &self.link);
         }
         out.tally.acks_unknown += 1;

@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{DropReason, Metrics};
 use crate::router::Router;
+use crate::router::mailbox::Home;
 
 /// Publishes every `interval`, at once for the first time, until `stop`.
 pub async fn run(router: Router, interval: Duration, stop: CancellationToken) {
     let started = Instant::now();
-    let inbox = router.open_mailbox(None);
+    let inbox = router.open_mailbox(None, Home::Memory);
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut clients_max = 0;

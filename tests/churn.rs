@@ -24,7 +24,7 @@ use mailboxqtt::codec::{
     Ack, Connect, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode, Subscribe,
     SubscribeFiltersBuf, SubscribeOptions, decode, frame_len,
 };
-use mailboxqtt::config::File;
+use mailboxqtt::config::{DurabilityLevel, File};
 use mailboxqtt::ids::{PacketId, ProtocolVersion, Qos};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -77,7 +77,7 @@ fn one_of_a_thousand_connections_with_the_same_client_id_stays() {
         let outcomes = tokio::time::timeout(DEADLINE, rivals.join_all()).await.unwrap();
         assert_eq!(outcomes.into_iter().filter(|outcome| *outcome == Outcome::Stays).count(), 1);
         stop.cancel();
-        serving.await.unwrap();
+        serving.await.unwrap().unwrap();
     });
 }
 
@@ -120,7 +120,9 @@ async fn rival(
 
 fn broker() -> Broker {
     let listen = ([127, 0, 0, 1], 0).into();
-    let config = File { listen, shards: 3, ..File::default() }.check(FILES as usize).unwrap();
+    let durability = DurabilityLevel::None;
+    let config =
+        File { listen, shards: 3, durability, ..File::default() }.check(FILES as usize).unwrap();
     Broker::bind(config).unwrap()
 }
 
@@ -154,7 +156,7 @@ async fn churn(seed: u64) {
         panic!("CHURN_SEED={seed}: {} clients wait for ever, as {some:#?}", waiting.len());
     }
     stop.cancel();
-    serving.await.unwrap();
+    serving.await.unwrap().unwrap();
 }
 
 /// What the clients share.

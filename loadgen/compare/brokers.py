@@ -130,7 +130,7 @@ def mailboxqtt():
     version = _version([program, "--version"])
     if re.fullmatch(r"[0-9a-f]{7,}(-dirty)?\s*", commit):
         version += f" ({commit.strip()})"
-    return Broker("mailboxqtt", version, [program, "--listen", "127.0.0.1:${port}"])
+    return Broker("mailboxqtt", version, [program, "--durability", "none", "--listen", "127.0.0.1:${port}"])
 
 
 def mosquitto():

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use mailboxqtt::broker::Broker;
 use mailboxqtt::codec::{Connect, Packet, Properties};
-use mailboxqtt::config::File;
+use mailboxqtt::config::{DurabilityLevel, File};
 use mailboxqtt::ids::ProtocolVersion;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -419,7 +419,8 @@ fn delivers_all(broker: SocketAddr, arguments: &[&str]) -> Value {
 
 /// A broker that serves until the tests end.
 fn broker(settings: File) -> SocketAddr {
-    let settings = File { listen: ([127, 0, 0, 1], 0).into(), ..settings };
+    let durability = DurabilityLevel::None;
+    let settings = File { listen: ([127, 0, 0, 1], 0).into(), durability, ..settings };
     let config = settings.check(10_000).unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -427,7 +428,7 @@ fn broker(settings: File) -> SocketAddr {
         runtime.block_on(async {
             let broker = Broker::bind(config).unwrap();
             sender.send(broker.local_addr()).unwrap();
-            broker.run(std::future::pending()).await;
+            broker.run(std::future::pending()).await.unwrap();
         });
     });
     receiver.recv().unwrap()

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::ids::{ProtocolVersion, Qos};
+use crate::ids::{LogPosition, ProtocolVersion, Qos};
 use crate::topic::TopicFilter;
 
 /// A part of a [`Run`](super::Run) on its way to one subscriber.
@@ -34,6 +34,20 @@ pub struct Piece {
     pub expires: bool,
     /// Which of the delivery's `vias` it came by, counted from 1; 0 is none of them.
     pub via: u32,
+    /// Where the record of its run starts, counted from 1 behind the delivery's `logged_from`; 0 where there
+    /// is none.
+    pub record: u32,
+    /// Number of its first frame in that record.
+    pub first: u32,
+}
+
+/// A message in the log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Logged {
+    /// Where its record starts.
+    pub at: LogPosition,
+    /// Its number among the frames of the record.
+    pub number: u32,
 }
 
 /// Frames of one batch.
@@ -83,6 +97,8 @@ pub struct Delivery {
     pub kind: Kind,
     /// Some of the frames have a Message Expiry Interval.
     pub expires: bool,
+    /// Positions of records count from here.
+    pub logged_from: LogPosition,
 }
 
 /// Messages that came by a shared subscription and that its member did not get: another one may.
@@ -100,6 +116,8 @@ pub struct Undelivered {
     pub expires: bool,
     /// When the broker got them.
     pub received_at: Instant,
+    /// The first of them, where they are in the log.
+    pub logged: Option<Logged>,
 }
 
 /// Memory of a queued delivery besides its frames, charged to the queue limit. Other deliveries may have
@@ -126,8 +144,17 @@ impl Delivery {
         let buffer_bytes: usize = buffers.iter().map(|buffer| buffer.frames.len()).sum();
         let held_bytes = buffer_bytes + overhead_bytes(&buffers, &pieces, &vias);
         let vias = vias.into();
-        let delivery =
-            Self { buffers, vias, pieces, messages, piece_bytes, held_bytes, kind, expires };
+        let delivery = Self {
+            buffers,
+            vias,
+            pieces,
+            messages,
+            piece_bytes,
+            held_bytes,
+            kind,
+            expires,
+            logged_from: LogPosition(0),
+        };
         if piece_bytes < buffer_bytes / 4 { delivery.copied_out() } else { delivery }
     }
 
@@ -137,6 +164,18 @@ impl Delivery {
         let buffer = self.buffers.get(piece.buffer as usize);
         let frames = buffer.and_then(|buffer| buffer.frames.get(start..start + piece.len as usize));
         frames.unwrap_or_default()
+    }
+
+    /// The first message of `piece`, where it is in the log.
+    pub fn logged(&self, piece: &Piece) -> Option<Logged> {
+        let offset = piece.record.checked_sub(1)?;
+        let at = LogPosition(self.logged_from.0 + u64::from(offset));
+        Some(Logged { at, number: piece.first })
+    }
+
+    /// Its messages that are in the log.
+    pub fn logged_runs(&self) -> impl Iterator<Item = (Logged, u32)> {
+        self.pieces.iter().filter_map(|piece| Some((self.logged(piece)?, piece.count)))
     }
 
     /// Whether any of it came by a shared subscription.
@@ -174,6 +213,7 @@ impl Delivery {
                     version: piece.version,
                     expires: piece.expires,
                     received_at: buffer.received_at,
+                    logged: self.logged(&piece),
                 });
             }
         }
@@ -187,7 +227,9 @@ impl Delivery {
             return None;
         }
         let charged_bytes = self.held_bytes;
+        let logged_from = self.logged_from;
         let mut rest = Self::new(self.kind, self.buffers, pieces, self.vias.into_vec());
+        rest.logged_from = logged_from;
         rest.held_bytes = rest.held_bytes.min(charged_bytes);
         Some(rest)
     }

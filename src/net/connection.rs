@@ -13,6 +13,7 @@
 //!   pushes back. Mail is always taken, so a takeover or shutdown is seen by a stuck client too.
 //! - An idle connection owns no buffer: both belong to the worker thread.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -24,6 +25,7 @@ use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
 use crate::codec::{Publish, decode, frame_len, header_len};
+use crate::ids::LogPosition;
 use crate::metrics::DropReason;
 use crate::net::scratch::{READ_BYTES_MAX, Scratch};
 use crate::router::Router;
@@ -67,6 +69,16 @@ pub(super) struct Connection<S> {
     has_packets: bool,
     /// Another connection wants the session.
     is_taken_over: bool,
+    /// What may not be written before something is safe in the log, in their order.
+    gates: VecDeque<Gate>,
+}
+
+/// Output from here on waits until the log has what it tells the client of.
+struct Gate {
+    /// Where that is in the log.
+    at: LogPosition,
+    /// Bytes of `unsent` before the gate.
+    behind: usize,
 }
 
 /// What a connection begins with.
@@ -111,7 +123,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             is_held_back: false,
             has_packets: false,
             is_taken_over: false,
+            gates: VecDeque::new(),
         }
+    }
+
+    /// Nothing is written before what was appended at `at` is safe. A [`Mail::Safe`] has to follow.
+    pub(super) fn hold(&mut self, at: LogPosition) {
+        self.gates.push_back(Gate { at, behind: self.unsent_from });
     }
 
     /// Serves the client until one side has enough.
@@ -175,6 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<CloseReason> {
         for _ in 0..TURNS_MAX {
             let mail = self.take_mail(&mut scratch.out);
+            self.open_gates();
             let read = self.poll_read(cx, scratch);
             let out = &mut scratch.out;
             if self.is_taken_over {
@@ -217,7 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         {
             taken += 1;
             match mail {
-                Mail::Delivery(delivery) => self.session.handle_delivery(delivery),
+                Mail::Delivery(delivery) => self.session.handle_delivery(delivery, out),
                 Mail::Accepted { turn, unmatched } => {
                     self.session.handle_accepted(turn, unmatched, out);
                 }
@@ -226,7 +245,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
                 Mail::Chunk { deliveries, rest } => {
                     for delivery in deliveries {
-                        self.session.handle_delivery(delivery);
+                        self.session.handle_delivery(delivery, out);
                     }
                     self.session.handle_chunk(rest);
                 }
@@ -234,6 +253,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     self.is_taken_over = true;
                 }
                 Mail::TakenOver { .. } => (),
+                Mail::Fetched { fetched, lost } => {
+                    self.session.handle_fetched(fetched, lost, out);
+                }
+                // The gates are looked at whenever there was mail.
+                Mail::Safe => (),
                 Mail::Expire => may_have_expired = true,
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
@@ -386,6 +410,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         while let Some(request) = out.requests.pop_front() {
             self.router.request(request, self.inbox.mailbox(), &mut self.links);
         }
+        if !out.journal.is_empty() {
+            self.write_journal(out);
+        }
         let tally = std::mem::take(&mut out.tally);
         let _ = self.inbox.mailbox().release(tally.released_messages, tally.released_bytes);
         let metrics = self.router.metrics();
@@ -399,10 +426,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.dropped(DropReason::Expired, tally.expired);
         metrics.dropped(DropReason::RefusedBySubscriber, tally.refused);
         metrics.dropped(DropReason::NotAuthorized, tally.not_authorized);
+        metrics.dropped(DropReason::Unreadable, tally.unreadable);
         metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
         metrics.acks_unknown.add(tally.acks_unknown);
         if tally.subscriptions != 0 {
             metrics.subscriptions.add(tally.subscriptions);
+        }
+    }
+
+    /// Hands the session's records to the log. If the client may not hear of it before, everything from here on
+    /// waits: bytes go out in their order.
+    fn write_journal(&mut self, out: &mut Output) {
+        let mailbox = self.inbox.mailbox();
+        if let Some(at) = self.router.write_journal(out, mailbox) {
+            self.gates.push_back(Gate { at, behind: self.unsent.len() });
+        }
+    }
+
+    fn open_gates(&mut self) {
+        while self.gates.front().is_some_and(|gate| self.router.is_safe(gate.at)) {
+            self.gates.pop_front();
         }
     }
 
@@ -412,15 +455,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Writes what was left and then `bytes`; keeps what the socket does not take.
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
-        if !self.has_sent_all() {
+        if !self.has_sent_all() || !self.gates.is_empty() {
             self.unsent.append(bytes);
-            let unsent = self.unsent.get(self.unsent_from..).unwrap_or_default();
+            let end = self.gates.front().map_or(self.unsent.len(), |gate| gate.behind);
+            let unsent = self.unsent.get(self.unsent_from..end).unwrap_or_default();
             self.unsent_from += write_some(&mut self.stream, cx, unsent, &self.router)?;
             if self.has_sent_all() {
                 self.unsent = Vec::new();
                 self.unsent_from = 0;
+                self.gates.iter_mut().for_each(|gate| gate.behind = 0);
             } else if self.unsent_from > self.unsent.len() / 2 {
                 self.unsent.drain(..self.unsent_from);
+                self.gates.iter_mut().for_each(|gate| gate.behind -= self.unsent_from);
                 self.unsent_from = 0;
             }
         } else if !bytes.is_empty() {
@@ -493,7 +539,7 @@ mod tests {
     use crate::message::TopicHasher;
     use crate::metrics::Metrics;
     use crate::router::keeper::RetainedLimits;
-    use crate::router::mailbox::QueueLimits;
+    use crate::router::mailbox::{Home, QueueLimits};
     use crate::router::sharing::Strategy;
     use crate::session::{Availability, Limits, negotiate};
 
@@ -559,7 +605,7 @@ mod tests {
             sharing: Strategy::RoundRobin,
         };
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
-        let router = Router::spawn(1, limits, hasher, Arc::new(Metrics::default()));
+        let router = Router::spawn(1, limits, hasher, Arc::new(Metrics::default()), None);
         let connect = Connect {
             version: ProtocolVersion::V5,
             clean_start: true,
@@ -573,7 +619,7 @@ mod tests {
         let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
         let claim = router.registry().claim(&opening.client_id).await.unwrap();
         let session = Box::new(Session::new(LIMITS, &opening, Instant::now()));
-        let inbox = router.open_mailbox(Some(&opening.client_id));
+        let inbox = router.open_mailbox(Some(&opening.client_id), Home::Memory);
         let parked = Parked { session, inbox, expires_at: None, will: None };
         let start = Start { connack: Vec::new(), received: Vec::new(), packet_bytes_max: 100_000 };
         let (stream, client) = tokio::io::duplex(1000);

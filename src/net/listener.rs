@@ -18,10 +18,10 @@ use crate::net::Limits;
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{HandshakeError, authenticate, read_hello};
 use crate::router::Router;
-use crate::router::mailbox::Mail;
+use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, Parked, WaitingWill};
 use crate::session::authentication::Access;
-use crate::session::{CloseReason, Opening, Session, negotiate};
+use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
@@ -185,11 +185,18 @@ impl Serving {
         let is_over = |parked: &mut Parked| opening.clean_start || parked.has_ended(now);
         if let Some(parked) = parked.take_if(is_over) {
             metrics.sessions_expired.add(parked.has_ended(now).into());
+            let was_durable = parked.session.durable().is_some();
             self.router.end_parked(parked).await;
+            if was_durable {
+                // CONNACK says that it is gone.
+                self.router.settle_log().await;
+            }
         }
         if let Some(mut parked) = parked {
             if let Some(will) = parked.take_overdue_will(now) {
                 self.router.publish_will(will, parked.inbox.mailbox()).await;
+                // In the log before the will of this connection takes its place.
+                self.router.write_will_published(parked.inbox.mailbox()).await;
             }
             parked.session.attach(opening, now);
             parked.inbox.mailbox().set_connected(true);
@@ -201,8 +208,15 @@ impl Serving {
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
         }
         metrics.sessions.add(1);
-        let session = Box::new(Session::new(self.limits.session, opening, now));
-        let inbox = self.router.open_mailbox(Some(&opening.client_id));
+        let mut session = Box::new(Session::new(self.limits.session, opening, now));
+        let home = match opening.expiry {
+            Expiry::WithConnection => Home::Memory,
+            Expiry::After(_) | Expiry::Never => self.router.home_of_durable(),
+        };
+        let inbox = self.router.open_mailbox(Some(&opening.client_id), home);
+        if home == Home::Log {
+            session.make_durable(inbox.mailbox().session());
+        }
         Ok((claim, Parked { session, inbox, expires_at: None, will: None }, false))
     }
 
@@ -229,7 +243,12 @@ impl Serving {
         opening.accept(was_present, &self.limits.session, prefix, &mut connack);
         let packet_bytes_max = self.limits.session.packet_bytes_max;
         let start = Start { connack, received, packet_bytes_max };
-        Connection::new(stream, claim, parked, self.router.clone(), start)
+        let connected = self.router.write_connected(&parked, opening, was_present);
+        let mut connection = Connection::new(stream, claim, parked, self.router.clone(), start);
+        if let Some(at) = connected {
+            connection.hold(at);
+        }
+        connection
     }
 
     /// Gives everything back in an order in which nothing is lost: batches to the shards, the will, the
@@ -250,6 +269,10 @@ impl Serving {
             debug!(%peer, %client, %reason, "connection closed");
         }
         let last_words = connection.last_words(&reason);
+        if connection.session.durable().is_some() && !last_words.is_empty() {
+            // Among them may be what waits for the log.
+            self.router.settle_log().await;
+        }
         let Connection { mut stream, claim, mut session, inbox, mut links, .. } = connection;
         std::future::poll_fn(|cx| links.poll_flush(cx)).await;
         self.router.metrics().clients_connected.add(-1);
@@ -259,9 +282,11 @@ impl Serving {
         let mut waiting = None;
         if let Some(will) = session.detach(&reason) {
             let due_at = will.due_at(now, ends_at);
-            // No session outlives the process, so no will waits for longer than that.
-            if due_at <= now || self.stop.is_cancelled() {
+            // Where no session outlives the process no will waits for longer than that.
+            let is_last = self.stop.is_cancelled() && session.durable().is_none();
+            if due_at <= now || is_last {
                 self.router.publish_will(will, inbox.mailbox()).await;
+                self.router.write_will_published(inbox.mailbox()).await;
             } else {
                 waiting = Some(Box::new(WaitingWill { will, due_at }));
             }
@@ -271,6 +296,7 @@ impl Serving {
             self.router.end_parked(parked).await;
             claim.end(self.router.registry());
         } else {
+            self.router.write_disconnected(&parked);
             self.router.hand_over(&mut parked.session, &parked.inbox, false).await;
             claim.park(parked, self.router.registry());
         }

@@ -48,6 +48,7 @@ impl Router {
             if session.drop_expired(Instant::now(), &mut out) {
                 mailbox.expect_expiry();
             }
+            self.write_journal(&mut out, mailbox);
             let tally = out.tally;
             let _ = mailbox.release(tally.released_messages, tally.released_bytes);
             self.metrics.dropped(DropReason::Expired, tally.expired);
@@ -79,7 +80,7 @@ mod tests {
     use crate::message::{Buffer, Delivery, Kind, Piece, TopicHasher};
     use crate::metrics::Metrics;
     use crate::router::keeper::RetainedLimits;
-    use crate::router::mailbox::QueueLimits;
+    use crate::router::mailbox::{Home, QueueLimits};
     use crate::router::registry::Claim;
     use crate::router::sharing::Strategy;
     use crate::router::{self, Router};
@@ -128,7 +129,7 @@ mod tests {
         let retained = RetainedLimits { messages_max: 0, bytes_max: 0 };
         let limits = router::Limits { queue, retained, sharing: Strategy::RoundRobin };
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
-        let router = Router::spawn(1, limits, hasher, Arc::new(Metrics::default()));
+        let router = Router::spawn(1, limits, hasher, Arc::new(Metrics::default()), None);
         tokio::spawn({
             let router = router.clone();
             async move { router.drop_expired().await }
@@ -148,7 +149,7 @@ mod tests {
         let claim = router.registry.claim(&opening.client_id).await.unwrap();
         let mut session = Box::new(Session::new(LIMITS, &opening, Instant::now()));
         session.detach(&CloseReason::Lost("gone".into()));
-        let inbox = router.open_mailbox(Some(&opening.client_id));
+        let inbox = router.open_mailbox(Some(&opening.client_id), Home::Memory);
         inbox.mailbox().deliver(expired());
         (router, claim, Parked { session, inbox, expires_at: None, will: None })
     }
@@ -177,6 +178,8 @@ mod tests {
             retain: false,
             expires: true,
             via: 0,
+            record: 0,
+            first: 0,
         };
         let buffer = Buffer { frames: Bytes::from(frame), received_at: Instant::now() };
         Delivery::new(Kind::Acknowledged, vec![buffer], vec![piece], Vec::new())

@@ -16,7 +16,7 @@ use crate::ids::SessionId;
 use crate::message::{Batch, Run, Undelivered, shard_of};
 use crate::router::Router;
 use crate::router::mailbox::{Inbox, Mail};
-use crate::router::shard::Command;
+use crate::router::shard::{Command, ShareAgain};
 use crate::session::{Output, Session};
 use crate::topic::TopicFilter;
 
@@ -39,6 +39,7 @@ impl Router {
         let undelivered = session.take_shared(has_ended, are_takers, &mut out);
         let tally = std::mem::take(&mut out.tally);
         let _ = inbox.mailbox().release(tally.released_messages, tally.released_bytes);
+        self.write_journal(&mut out, inbox.mailbox());
         for messages in undelivered {
             self.share_again(messages, inbox).await;
         }
@@ -52,7 +53,7 @@ impl Router {
     }
 
     async fn share_again(&self, messages: Undelivered, inbox: &Inbox) {
-        let Undelivered { filter, frames, count, version, expires, received_at } = messages;
+        let Undelivered { filter, frames, count, version, expires, received_at, logged } = messages;
         let Some(view) = PublishView::parse(&frames, version) else { return };
         let run = Run {
             hash: self.hasher.hash(view.topic),
@@ -68,7 +69,8 @@ impl Router {
         let batch = Batch { frames: frames.clone(), runs: vec![run], version, received_at };
         let from = inbox.mailbox().session();
         if let Some(shard) = self.shards.get(shard_of(run.hash, self.shards.len())) {
-            shard.send(Command::Share { batch, filter, from }).await;
+            let again = ShareAgain { batch, filter, from, logged };
+            shard.send(Command::Share(Box::new(again))).await;
         }
     }
 }
@@ -77,17 +79,20 @@ impl Router {
 pub(super) fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) {
     while let Some(mail) = inbox.try_next() {
         match mail {
-            Mail::Delivery(delivery) => session.handle_delivery(delivery),
+            Mail::Delivery(delivery) => session.handle_delivery(delivery, out),
             Mail::Accepted { turn, unmatched } => session.handle_accepted(turn, unmatched, out),
             Mail::PartDone { token, parts_due, replay } => {
                 session.handle_part_done(token, parts_due, replay, out);
             }
             Mail::Chunk { deliveries, rest } => {
-                deliveries.into_iter().for_each(|delivery| session.handle_delivery(delivery));
+                for delivery in deliveries {
+                    session.handle_delivery(delivery, out);
+                }
                 session.handle_chunk(rest);
             }
+            Mail::Fetched { fetched, lost } => session.handle_fetched(fetched, lost, out),
             // Nobody is connected who could go, and whoever takes the mail also looks for what has expired.
-            Mail::TakenOver { .. } | Mail::ShuttingDown | Mail::Expire => (),
+            Mail::TakenOver { .. } | Mail::ShuttingDown | Mail::Expire | Mail::Safe => (),
         }
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Keeper {
     /// Which shard this is.
     shard: usize,
     store: Store,
+    /// Topics whose messages have expired, for the log; taken after each call that may expire something.
+    gone: Vec<Box<str>>,
     limits: RetainedLimits,
     metrics: Arc<Metrics>,
 }
@@ -31,7 +33,7 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Nothing is retained.
     pub(super) fn new(shard: usize, limits: RetainedLimits, metrics: Arc<Metrics>) -> Self {
-        Self { shard, store: Store::default(), limits, metrics }
+        Self { shard, store: Store::default(), gone: Vec::new(), limits, metrics }
     }
 
     /// When [`Keeper::expire`] has something to do.
@@ -41,9 +43,14 @@ impl Keeper {
 
     /// Forgets the messages whose time has come.
     pub(super) fn expire(&mut self, now: Instant) {
-        let change = self.store.expire(now);
+        let change = self.store.expire(now, &mut self.gone);
         self.metrics.dropped(DropReason::Expired, change.messages.unsigned_abs());
         self.count(change);
+    }
+
+    /// Topics whose messages have expired since the last time.
+    pub(super) fn take_gone(&mut self) -> std::vec::Drain<'_, Box<str>> {
+        self.gone.drain(..)
     }
 
     /// The next chunk of `replay`, and what is left of it.
@@ -78,8 +85,9 @@ impl Keeper {
 
     /// Keeps the last message of `run` [MQTT-3.3.1-5], or removes the topic's one if it is
     /// empty [MQTT-3.3.1-6] [MQTT-3.3.1-7].
-    pub(super) fn keep(&mut self, batch: &Batch, run: &Run, publisher: Option<&ClientId>) {
-        let Some((topic, view, frame)) = newest_of(batch, run) else { return };
+    pub(super) fn keep(&mut self, batch: &Batch, run: &Run, publisher: Option<&ClientId>) -> Kept {
+        let Some((topic, view, frame)) = newest_of(batch, run) else { return Kept::Refused };
+        let mut kept = Kept::Newest;
         let interval_s = if run.expires { view.message_expiry_interval_s() } else { None };
         let change = if view.payload.is_empty() {
             self.store.remove(topic)
@@ -96,9 +104,11 @@ impl Keeper {
         } else {
             // The earlier message is not the topic's newest any more: none is better than a stale one.
             self.metrics.dropped(DropReason::RetainedFull, 1);
+            kept = Kept::Refused;
             self.store.remove(topic)
         };
         self.count(change);
+        kept
     }
 
     fn count(&self, change: Change) {
@@ -124,6 +134,15 @@ impl Keeper {
         messages + new_messages <= self.limits.messages_max
             && (bytes + added).saturating_sub(freed) <= self.limits.bytes_max
     }
+}
+
+/// What became of the topic's retained message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kept {
+    /// It is the newest one; none where that is empty.
+    Newest,
+    /// There is no room: there is none.
+    Refused,
 }
 
 /// Topic, fields and frame of the last message of `run`.

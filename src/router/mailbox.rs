@@ -16,9 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::task::{Context, Poll};
 
 use crate::ids::{ClientId, PacketId, SessionId};
-use crate::message::{Delivery, Kind, Replay};
+use crate::message::{Delivery, Kind, Replay, Stored};
 use crate::metrics::{DropReason, Metrics};
 use crate::router::bell::Bell;
+
+/// What may wait in memory for a client that is away, if it is in the log.
+const CROWD_BYTES: usize = 256 * 1024;
 
 /// What a session is told.
 #[derive(Debug)]
@@ -49,6 +52,15 @@ pub enum Mail {
         /// To be asked for next.
         rest: Option<Replay>,
     },
+    /// Messages that were read from the log, and those that could not be.
+    Fetched {
+        /// In their order.
+        fetched: Vec<Delivery>,
+        /// They are gone.
+        lost: Vec<Stored>,
+    },
+    /// Something that the session wrote into its journal is safe.
+    Safe,
     /// Messages that wait may have expired: drop them.
     Expire,
     /// Another connection wants the session. Meant for every owner with an older ticket: the mail may
@@ -70,10 +82,20 @@ pub struct QueueLimits {
     pub bytes_max: usize,
 }
 
+/// Where the messages of a session live.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Home {
+    /// They end with the process.
+    Memory,
+    /// QoS 1 and 2 are in the log, too.
+    Log,
+}
+
 /// The sending half.
 #[derive(Debug)]
 pub struct Mailbox {
     session: SessionId,
+    home: Home,
     sender: flume::Sender<Mail>,
     limits: QueueLimits,
     messages: AtomicU64,
@@ -82,6 +104,8 @@ pub struct Mailbox {
     /// A message that expires may wait, and `expiring` has been told.
     may_expire: AtomicBool,
     expiring: Option<Expiring>,
+    /// Bytes that came while the client was away, since somebody has looked.
+    crowd_bytes: AtomicUsize,
     bell: Bell,
     metrics: Arc<Metrics>,
 }
@@ -93,6 +117,8 @@ pub struct Expiring {
     pub client_id: ClientId,
     /// Unbounded, and each client is in it a few times at most: it is looked at once all the same.
     pub clients: flume::Sender<ClientId>,
+    /// Where it says that much waits in memory that is in the log, too. The same holds for it.
+    pub crowded: flume::Sender<ClientId>,
 }
 
 /// The receiving half; there is one.
@@ -105,6 +131,7 @@ pub struct Inbox {
 /// A new mailbox for `session`, whose client is connected.
 pub fn mailbox(
     session: SessionId,
+    home: Home,
     expiring: Option<Expiring>,
     limits: QueueLimits,
     metrics: Arc<Metrics>,
@@ -112,6 +139,7 @@ pub fn mailbox(
     let (sender, receiver) = flume::unbounded();
     let mailbox = Mailbox {
         session,
+        home,
         sender,
         limits,
         messages: AtomicU64::new(0),
@@ -119,6 +147,7 @@ pub fn mailbox(
         is_connected: AtomicBool::new(true),
         may_expire: AtomicBool::new(false),
         expiring,
+        crowd_bytes: AtomicUsize::new(0),
         bell: Bell::default(),
         metrics,
     };
@@ -129,6 +158,11 @@ impl Mailbox {
     /// Whose mailbox this is.
     pub fn session(&self) -> SessionId {
         self.session
+    }
+
+    /// Where its messages live.
+    pub fn home(&self) -> Home {
+        self.home
     }
 
     /// The client whose session it is; `None` for the broker's own.
@@ -154,27 +188,51 @@ impl Mailbox {
 
     /// Queues messages, to be followed by a ring, or drops and counts them: at the limit, and at QoS 0 while the client is away.
     /// Messages of a shared subscription have been given to this session because it had room: they
-    /// are not dropped for another shard's having filled it since.
-    pub fn deliver(&self, delivery: Delivery) {
+    /// are not dropped for another shard's having filled it since. Returns what was dropped.
+    pub fn deliver(&self, delivery: Delivery) -> Option<Delivery> {
         let messages = u64::from(delivery.messages);
         if delivery.kind == Kind::Unacknowledged && !self.is_connected() {
-            return self.metrics.dropped(DropReason::Offline, messages);
+            self.metrics.dropped(DropReason::Offline, messages);
+            return Some(delivery);
         }
         // Shards may pass the test at the same time: the limit can be overrun by one delivery of each.
         if !self.has_room(0, 0) && !delivery.is_shared() {
-            return self.metrics.dropped(DropReason::QueueFull, messages);
+            self.metrics.dropped(DropReason::QueueFull, messages);
+            return Some(delivery);
         }
-        self.charge(&delivery);
+        self.charge(messages, delivery.held_bytes);
+        let held_bytes = delivery.held_bytes;
         let expires = delivery.expires;
         self.post(Mail::Delivery(delivery));
         if expires {
             self.expect_expiry();
         }
+        if self.home == Home::Log && !self.is_connected() {
+            self.tell_crowded(held_bytes);
+        }
+        None
+    }
+
+    /// So many bytes more wait for a client that is away: let somebody leave them to the log.
+    fn tell_crowded(&self, bytes: usize) {
+        let before = self.crowd_bytes.fetch_add(bytes, AcqRel);
+        if before < CROWD_BYTES
+            && before + bytes >= CROWD_BYTES
+            && let Some(Expiring { client_id, crowded, .. }) = &self.expiring
+        {
+            // Without a receiver the broker is going down.
+            let _ = crowded.send(client_id.clone());
+        }
+    }
+
+    /// Call it before taking the mail of a client that is away.
+    pub fn forget_crowd(&self) {
+        self.crowd_bytes.store(0, Release);
     }
 
     /// A message waits that will expire. Behind it is in the channel: whoever is told finds it.
     pub fn expect_expiry(&self) {
-        if let Some(Expiring { client_id, clients }) = &self.expiring
+        if let Some(Expiring { client_id, clients, .. }) = &self.expiring
             && !self.may_expire.swap(true, AcqRel)
         {
             // Without a receiver the broker is going down.
@@ -202,7 +260,9 @@ impl Mailbox {
     pub fn post(&self, mail: Mail) {
         if let Mail::Chunk { deliveries, .. } = &mail {
             // Asked for by the session, one chunk at a time: counted, never dropped.
-            deliveries.iter().for_each(|delivery| self.charge(delivery));
+            for delivery in deliveries {
+                self.charge(delivery.messages.into(), delivery.held_bytes);
+            }
         }
         if let Err(flume::SendError(mail)) = self.sender.send(mail) {
             self.refund(&mail);
@@ -240,13 +300,15 @@ impl Mailbox {
     /// The client came or went.
     pub fn set_connected(&self, is_connected: bool) {
         self.is_connected.store(is_connected, Release);
+        self.forget_crowd();
     }
 
-    fn charge(&self, delivery: &Delivery) {
-        self.messages.fetch_add(u64::from(delivery.messages), Relaxed);
-        self.bytes.fetch_add(delivery.held_bytes, Relaxed);
-        self.metrics.queued_messages.add(i64::from(delivery.messages));
-        self.metrics.queued_bytes.add(delivery.held_bytes as i64);
+    /// Takes into the account what waits for the session.
+    pub fn charge(&self, messages: u64, bytes: usize) {
+        self.messages.fetch_add(messages, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+        self.metrics.queued_messages.add(messages as i64);
+        self.metrics.queued_bytes.add(bytes as i64);
     }
 
     /// The session has ended: nobody will read `mail`.

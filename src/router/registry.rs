@@ -17,8 +17,9 @@
 //! the first of all ([`Registry::due`]). Who holds the lock of the slot decides by the clock: the task and a
 //! claim that come at the same moment do the same, each of them once.
 //!
-//! When the broker stops, all sessions end with it, for they are in memory only: the wills that
-//! wait are published before the clients are told to go ([`Registry::take_wills`]).
+//! When the broker stops, sessions that are in memory only end with it: the wills that wait with them are
+//! published before the clients are told to go ([`Registry::take_wills`]). The others are in the log with their
+//! wills and deadlines, and the next process parks them again.
 //!
 //! # Invariants
 //!
@@ -38,7 +39,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::ids::{ClientId, SessionId};
 use crate::router::deadline::{Deadline, Deadlines};
-use crate::router::mailbox::{Inbox, Mail, Mailbox};
+use crate::router::mailbox::{Home, Inbox, Mail, Mailbox};
 use crate::session::{Session, Will};
 
 /// What [`Registry::due`] takes out at once; the rest follows.
@@ -71,10 +72,17 @@ pub struct WaitingWill {
 /// Something whose time has come.
 #[derive(Debug)]
 pub enum Due {
-    /// The will of a session that goes on.
-    Will(Will, Arc<Mailbox>),
+    /// The will of a session that goes on. Nobody claims the session before it is dropped: the next connection may
+    /// bring another will.
+    Will(Will, Arc<Mailbox>, Held),
     /// A session that has ended, with its will if that still waited.
     End(Parked),
+}
+
+/// Keeps a session where it is.
+#[derive(Debug)]
+pub struct Held {
+    _place: OwnedMutexGuard<Place>,
 }
 
 /// See the module comment.
@@ -139,6 +147,11 @@ pub struct Claim {
 pub struct Superseded;
 
 impl Registry {
+    /// Sessions of earlier processes have had the identifiers up to `greatest`.
+    pub fn go_on_behind(&self, greatest: SessionId) {
+        self.sessions.fetch_max(greatest.0.saturating_add(1), Relaxed);
+    }
+
     /// A session identifier that was never used.
     pub fn fresh_session_id(&self) -> SessionId {
         SessionId(self.sessions.fetch_add(1, Relaxed))
@@ -206,15 +219,17 @@ impl Registry {
         }
     }
 
-    /// Takes out the wills that wait, whose sessions are about to end with the process.
+    /// Takes out the wills that wait with sessions in memory, which are about to end with the process.
     pub fn take_wills(&self) -> Vec<Due> {
         let mut wills = Vec::new();
         for (_, slot) in self.deadlines().items() {
             if let Ok(mut place) = slot.place.clone().try_lock_owned()
                 && let Place::Parked { parked, .. } = &mut *place
+                && parked.inbox.mailbox().home() == Home::Memory
                 && let Some(waiting) = parked.will.take()
             {
-                wills.push(Due::Will(waiting.will, parked.inbox.mailbox().clone()));
+                let mailbox = parked.inbox.mailbox().clone();
+                wills.push(Due::Will(waiting.will, mailbox, Held { _place: place }));
             }
         }
         wills
@@ -237,12 +252,14 @@ impl Registry {
                     leaving.push((client_id, slot, place));
                 }
                 Place::Parked { mut parked, .. } => {
-                    if let Some(waiting) = parked.will.take_if(|will| will.due_at <= now) {
-                        due.push(Due::Will(waiting.will, parked.inbox.mailbox().clone()));
-                    }
+                    let will = parked.will.take_if(|will| will.due_at <= now);
+                    let mailbox = parked.inbox.mailbox().clone();
                     let next = parked.next_deadline();
                     let deadline = next.map(|at| deadlines.enter(at, (client_id, slot)));
                     *place = Place::Parked { parked, deadline };
+                    if let Some(waiting) = will {
+                        due.push(Due::Will(waiting.will, mailbox, Held { _place: place }));
+                    }
                 }
                 other => *place = other,
             }
@@ -434,8 +451,13 @@ mod tests {
             Box::new(WaitingWill { will, due_at })
         });
         let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
-        let inbox =
-            mailbox(registry.fresh_session_id(), None, limits, Arc::new(Metrics::default()));
+        let inbox = mailbox(
+            registry.fresh_session_id(),
+            Home::Memory,
+            None,
+            limits,
+            Arc::new(Metrics::default()),
+        );
         Parked { session, inbox, expires_at, will }
     }
 
@@ -638,7 +660,7 @@ mod tests {
                         for due in registry.take_due(now) {
                             match due {
                                 Due::End(parked) => ended.push(id_of(&parked)),
-                                Due::Will(_, mailbox) => published.push(mailbox.session()),
+                                Due::Will(_, mailbox, _) => published.push(mailbox.session()),
                             }
                         }
                         let (mut to_end, mut to_publish) = (Vec::new(), Vec::new());

@@ -76,6 +76,8 @@ pub(super) struct Route {
     pub(super) targets: Vec<Target>,
     /// One member of each of these.
     pub(super) groups: Vec<Group>,
+    /// Messages of some of them are in the log.
+    pub(super) is_durable: bool,
 }
 
 /// The subscriptions of one session that match a topic.
@@ -217,14 +219,17 @@ impl Routes {
 
         let matched = order.iter().filter_map(|session| found.remove(session));
         let target = |matched: Matched| matched.target(self.outbox(&matched.mailbox, outboxes));
-        let targets = matched.map(target).collect();
+        let targets: Vec<Target> = matched.map(target).collect();
         let groups = matches.groups.into_iter().map(|found| self.group_of(found, outboxes));
-        let groups = groups.collect();
+        let groups: Vec<Group> = groups.collect();
+        let is_durable = targets.iter().chain(groups.iter().flat_map(|group| &group.members)).any(
+            |target: &Target| outboxes.get(target.outbox as usize).is_some_and(Outbox::is_durable),
+        );
         if let Ok(stale) = self.table.find_entry(hash, |route| *route.topic == *topic) {
             self.bytes -= stale.remove().0.bytes();
         }
         let topic = topic.into();
-        let route = Route { hash, topic, generation, is_used: true, targets, groups };
+        let route = Route { hash, topic, generation, is_used: true, targets, groups, is_durable };
         self.forget_old(generation);
         self.make_room(route.bytes());
         self.bytes += route.bytes();
@@ -324,7 +329,7 @@ fn union(a: Grant, b: Grant) -> Grant {
 mod tests {
     use super::*;
     use crate::ids::Qos;
-    use crate::router::mailbox::{QueueLimits, mailbox};
+    use crate::router::mailbox::{Home, QueueLimits, mailbox};
 
     /// Random topics, while subscriptions come and go, must not leave their routes behind.
     #[test]
@@ -333,7 +338,7 @@ mod tests {
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let mut routes = Routes::new(trie.clone(), hasher.clone());
         let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
-        let inbox = mailbox(SessionId(1), None, limits, Arc::default());
+        let inbox = mailbox(SessionId(1), Home::Memory, None, limits, Arc::default());
         let (qos, no_local, retain_as_published) = (Qos::AtMostOnce, false, false);
         let grant = Grant { qos, no_local, retain_as_published, identifier: None };
         let mut find = |number: usize| {
@@ -362,7 +367,7 @@ mod tests {
             let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
             let mut routes = Routes::new(trie.clone(), hasher.clone());
             let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
-            let inbox = mailbox(SessionId(1), None, limits, Arc::default());
+            let inbox = mailbox(SessionId(1), Home::Memory, None, limits, Arc::default());
             let (qos, no_local, retain_as_published) = (Qos::AtMostOnce, false, false);
             let grant = Grant { qos, no_local, retain_as_published, identifier };
             for text in ["a/b", "a/+", "+/b", "+/+", "a/#", "+/#", "#", "$share/g/a/b"] {

@@ -1,8 +1,8 @@
 //! One router shard: all topics whose hash leads here. Floor 4, one task each.
 //!
 //! A shard owns the exact subscriptions and the retained messages of its topics. Connections reach it
-//! through its bounded command channel; it reaches sessions through their mailboxes and never waits for
-//! anyone, so it cannot be part of a deadlock.
+//! through its bounded command channel; it reaches sessions through their mailboxes. It waits for nobody but
+//! the disk, when that is far behind, so it cannot be part of a deadlock.
 //!
 //! # A turn
 //!
@@ -21,15 +21,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::codec::PublishView;
-use crate::ids::{PacketId, ProtocolVersion, SessionId};
-use crate::message::{Batch, Grant, Replay, Run};
+use crate::ids::{LogPosition, PacketId, ProtocolVersion, SessionId};
+use crate::message::{Batch, Grant, Logged, Replay, Run};
 use crate::metrics::{DropReason, Metrics};
+use crate::record::Record;
 use crate::router::bell::Bell;
 use crate::router::keeper::{Keeper, RetainedLimits};
+use crate::router::log::{self, Publisher};
 use crate::router::mailbox::{Mail, Mailbox};
 use crate::router::route::{Route, Routes, Subscriber};
 use crate::router::sharing::{Group, Strategy};
 use crate::router::turn::Turn;
+use crate::store::handle::Store;
 use crate::subscriptions::Subscribers;
 use crate::topic::TopicFilter;
 
@@ -79,15 +82,10 @@ pub enum Command {
         /// Its exact filters of this shard.
         exact: Vec<TopicFilter>,
     },
+    /// A retained message of an earlier process.
+    Keep(Batch),
     /// Give messages of a shared subscription, which one member did not get, to another one.
-    Share {
-        /// One run of one topic.
-        batch: Batch,
-        /// The shared subscription.
-        filter: TopicFilter,
-        /// Who did not get them: has them again if no other member's client is there to take them.
-        from: SessionId,
-    },
+    Share(Box<ShareAgain>),
     /// Send the next chunk of retained messages.
     Replay {
         /// To whom.
@@ -99,6 +97,18 @@ pub enum Command {
     Barrier(flume::Sender<()>),
     /// The broker is going down: end when everything before this has been done.
     Stop,
+}
+
+/// Messages of a shared subscription that one member did not get.
+pub struct ShareAgain {
+    /// One run of one topic.
+    pub batch: Batch,
+    /// The shared subscription.
+    pub filter: TopicFilter,
+    /// Who did not get them: has them again if no other member's client is there to take them.
+    pub from: SessionId,
+    /// Where they are in the log, if they are.
+    pub logged: Option<Logged>,
 }
 
 /// A batch and who has to be told that it is owned.
@@ -154,6 +164,7 @@ pub(super) struct Shard {
     bytes: usize,
     /// Publishers to be told at the end of this turn.
     receipts: Vec<Receipt>,
+    store: Option<Store>,
     metrics: Arc<Metrics>,
 }
 
@@ -163,6 +174,15 @@ struct Receipt {
     turn: u64,
     /// Messages for nobody, see [`Mail::Accepted`].
     unmatched: Vec<PacketId>,
+    /// Some of it has to be safe in the log before.
+    is_logged: bool,
+}
+
+impl Receipt {
+    fn give(self) {
+        let Self { mailbox, turn, unmatched, .. } = self;
+        mailbox.send(Mail::Accepted { turn, unmatched });
+    }
 }
 
 /// A shard and the handle to it; spawn [`Shard::run`].
@@ -171,6 +191,7 @@ pub(super) fn shard(
     routes: Routes,
     retained_limits: RetainedLimits,
     strategy: Strategy,
+    store: Option<Store>,
     metrics: Arc<Metrics>,
 ) -> (Shard, ShardHandle) {
     let (sender, receiver) = flume::bounded(COMMANDS_MAX);
@@ -187,6 +208,7 @@ pub(super) fn shard(
         is_single: false,
         bytes: 0,
         receipts: Vec::new(),
+        store,
         metrics,
     };
     (shard, handle)
@@ -207,6 +229,10 @@ impl Shard {
                 taken += 1;
             }
             self.end_turn();
+            if let Some(store) = self.store.as_ref().filter(|store| store.is_behind()) {
+                // The disk is the limit: publishers are not read meanwhile, for this channel fills up.
+                store.settle().await;
+            }
             if taken == TURN_COMMANDS_MAX {
                 tokio::task::yield_now().await;
             } else {
@@ -222,6 +248,7 @@ impl Shard {
         let Some(expiry) = self.keeper.next_expiry() else { return commands.await };
         if tokio::time::timeout_at(expiry.into(), commands).await.is_err() {
             self.keeper.expire(Instant::now());
+            self.log_gone();
         }
     }
 
@@ -247,10 +274,18 @@ impl Shard {
                 self.unsubscribe(session, &exact);
                 self.routes.forget(session, &mut self.turn.outboxes);
             }
-            Command::Share { batch, filter, from } => self.share_again(&batch, &filter, from),
+            Command::Keep(batch) => {
+                for run in &batch.runs {
+                    self.keeper.keep(&batch, run, None);
+                }
+            }
+            Command::Share(again) => self.share_again(&again),
             Command::Replay { mailbox, replay } => {
                 let now = Instant::now();
-                let (deliveries, rest) = self.keeper.replay(replay, mailbox.client_id(), now);
+                let (mut deliveries, rest) = self.keeper.replay(replay, mailbox.client_id(), now);
+                if let Some(store) = &self.store {
+                    log::replayed(&mut deliveries, &mailbox, store);
+                }
                 mailbox.send(Mail::Chunk { deliveries, rest });
             }
             // Whoever asked may have given up waiting.
@@ -265,15 +300,22 @@ impl Shard {
         self.bytes += batch.frames.len();
         let tells_unmatched = turn.is_some() && batch.version == ProtocolVersion::V5;
         let mut unmatched = Vec::new();
+        let mut is_logged = false;
+        let from = Publisher { mailbox: &mailbox, is_acknowledged: turn.is_some() };
         for run in &batch.runs {
-            if run.retain {
-                self.keeper.keep(&batch, run, mailbox.client_id());
+            let kept = run.retain.then(|| self.keeper.keep(&batch, run, mailbox.client_id()));
+            if kept.is_some() {
+                self.log_gone();
             }
             let topic = batch.topic(run);
             let outboxes = &mut self.turn.outboxes;
             let route = self.routes.find(run.hash, topic, &self.exact, outboxes);
+            let publisher = mailbox.session();
+            if let Some(store) = &self.store {
+                let is_durable = route.is_some_and(|route| route.is_durable);
+                log::begin(&mut self.turn, store, &batch, run, from, kept, is_durable);
+            }
             if let Some(Route { targets, groups, .. }) = route {
-                let publisher = mailbox.session();
                 self.turn.add_all(run, targets, &batch, publisher);
                 for group in groups {
                     if let Some((left, why)) = self.turn.share(run, group, &batch, publisher) {
@@ -285,24 +327,38 @@ impl Shard {
                     unmatched.extend(packet_ids(&batch, run));
                 }
             }
+            if self.store.is_some() {
+                is_logged |= log::end(&mut self.turn, &batch, run, from, kept);
+            }
             if self.turn.pieces() >= TURN_PIECES_MAX {
                 self.end_turn();
             }
         }
         if let Some(turn) = turn {
-            self.receipts.push(Receipt { mailbox, turn, unmatched });
+            self.receipts.push(Receipt { mailbox, turn, unmatched, is_logged });
         }
-        if self.bytes >= TURN_BYTES_MAX {
+        if self.bytes + self.turn.records().len() >= TURN_BYTES_MAX {
             self.end_turn();
         }
     }
 
+    /// Writes down which retained messages have expired, before anything takes their place.
+    fn log_gone(&mut self) {
+        let is_durable = self.store.is_some();
+        for topic in self.keeper.take_gone().filter(|_| is_durable) {
+            Record::RetainedGone { topic: &topic }.encode(self.turn.records());
+        }
+    }
+
     /// See [`Command::Share`].
-    fn share_again(&mut self, batch: &Batch, filter: &TopicFilter, from: SessionId) {
+    fn share_again(&mut self, again: &ShareAgain) {
+        let ShareAgain { batch, filter, from, logged } = again;
+        let (from, logged) = (*from, *logged);
         self.turn.begin_batch();
         let Some(group) = self.routes.group(filter, &mut self.turn.outboxes) else {
             let messages = batch.runs.iter().map(|run| u64::from(run.count)).sum();
-            return self.metrics.dropped(DropReason::SessionEnded, messages);
+            self.metrics.dropped(DropReason::SessionEnded, messages);
+            return log::moved(&mut self.turn, batch, from, logged);
         };
         let Group { members, cursor } = group;
         let (own, others): (Vec<_>, Vec<_>) =
@@ -313,21 +369,28 @@ impl Shard {
         for run in &batch.runs {
             let mut left = Some((*run, DropReason::QueueFull));
             for group in choices.iter().filter(|group| !group.members.is_empty()) {
+                // A record for each of them: numbers count from the first message that is left.
+                if let (Some(store), Some((left, _))) = (&self.store, left) {
+                    log::begin_again(&mut self.turn, store, batch, &left);
+                }
                 left = left.and_then(|(run, _)| self.turn.share(&run, group, batch, from));
+                self.turn.end_record(false);
             }
             if let Some((left, why)) = left {
                 self.metrics.dropped(why, left.count.into());
             }
         }
+        log::moved(&mut self.turn, batch, from, logged);
     }
 
     /// Sends what the turn has gathered: first the deliveries, for a receipt says that they are in the mailboxes.
     fn end_turn(&mut self) {
+        let logged_from = self.log_turn();
         let is_small = self.is_single && self.turn.touched() == 1 && self.receipts.len() == 1;
         // A publisher that runs after its only subscriber, see `bell`.
         let mut last = if is_small { self.receipts.pop() } else { None };
-        self.turn.flush(|subscriber| match last.take() {
-            Some(Receipt { mailbox, turn, unmatched }) => {
+        self.turn.flush(logged_from, |subscriber| match last.take() {
+            Some(Receipt { mailbox, turn, unmatched, .. }) => {
                 mailbox.post(Mail::Accepted { turn, unmatched });
                 subscriber.ring_before(&mailbox);
             }
@@ -335,9 +398,24 @@ impl Shard {
         });
         self.bytes = 0;
         self.receipts.extend(last);
-        for Receipt { mailbox, turn, unmatched } in self.receipts.drain(..) {
-            mailbox.send(Mail::Accepted { turn, unmatched });
+        self.receipts.drain(..).for_each(Receipt::give);
+        if let Some(store) = self.store.as_ref().filter(|_| !self.turn.records().is_empty()) {
+            store.append(self.turn.records(), None);
+            self.turn.records().clear();
         }
+    }
+
+    /// Hands the records of this turn to the log, and with them the receipts that have to wait for it. Returns
+    /// where the records begin.
+    fn log_turn(&mut self) -> LogPosition {
+        let Some(store) = &self.store else { return LogPosition(0) };
+        let waiting: Vec<Receipt> =
+            self.receipts.extract_if(.., |receipt| receipt.is_logged).collect();
+        if waiting.is_empty() && self.turn.records().is_empty() {
+            return LogPosition(0);
+        }
+        let give = move || waiting.into_iter().for_each(Receipt::give);
+        store.append(self.turn.records(), Some(Box::new(give)))
     }
 
     fn subscribe(&mut self, mailbox: &Arc<Mailbox>, filter: &TopicFilter, grant: Grant) {
@@ -361,7 +439,7 @@ impl Shard {
 }
 
 /// The publisher's identifiers of the messages of `run`; none at QoS 0.
-fn packet_ids(batch: &Batch, run: &Run) -> impl Iterator<Item = PacketId> {
+pub(super) fn packet_ids(batch: &Batch, run: &Run) -> impl Iterator<Item = PacketId> {
     let start = run.offset as usize;
     let mut frames = batch.frames.get(start..start + run.len as usize).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -379,7 +457,7 @@ mod tests {
     use crate::ids::ProtocolVersion::{V5, V311};
     use crate::ids::Qos;
     use crate::message::{Collector, Incoming, TopicHasher};
-    use crate::router::mailbox::{Inbox, QueueLimits, mailbox};
+    use crate::router::mailbox::{Home, Inbox, QueueLimits, mailbox};
     use crate::subscriptions::Trie;
 
     /// A shard without a task, and the publisher.
@@ -395,13 +473,13 @@ mod tests {
         let trie = Arc::new(Trie::new());
         let routes = Routes::new(trie.clone(), hasher.clone());
         let limits = RetainedLimits { messages_max: 10, bytes_max: 1_000 };
-        let (shard, _) = shard(0, routes, limits, Strategy::RoundRobin, Arc::default());
+        let (shard, _) = shard(0, routes, limits, Strategy::RoundRobin, None, Arc::default());
         Pair { shard, trie, hasher, publisher: inbox(1) }
     }
 
     fn inbox(session: u64) -> Inbox {
         let limits = QueueLimits { messages_max: 100, bytes_max: 10_000 };
-        mailbox(SessionId(session), None, limits, Arc::default())
+        mailbox(SessionId(session), Home::Memory, None, limits, Arc::default())
     }
 
     fn grant(no_local: bool) -> Grant {

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use crate::codec::next_frame;
-use crate::ids::{Qos, SessionId};
-use crate::message::{Batch, Buffer, Delivery, Grant, Kind, Piece, Run, Via};
+use crate::ids::{LogPosition, Qos, SessionId};
+use crate::message::{Batch, Buffer, Delivery, Grant, Kind, Logged, Piece, Run, Via};
 use crate::metrics::DropReason;
-use crate::router::mailbox::Mailbox;
+use crate::record::{Messages, MessagesWriter, Recipient, Record, Span};
+use crate::router::mailbox::{Home, Mailbox};
 use crate::router::route::Target;
 use crate::router::sharing::{Group, Member, Room, Strategy};
+use crate::topic::TopicFilter;
 
 /// Outboxes by index, and which of them this turn has put something into.
 pub(super) struct Turn {
@@ -19,12 +21,24 @@ pub(super) struct Turn {
     /// Number of the batch that is being routed; never used twice.
     batch: u64,
     strategy: Strategy,
+    /// For the log.
+    records: Vec<u8>,
+    /// The record of the run that is being routed, where it needs one.
+    open: Option<MessagesWriter>,
 }
 
 impl Turn {
     /// Nothing yet.
     pub(super) fn new(strategy: Strategy) -> Self {
-        Self { outboxes: Vec::new(), touched: Vec::new(), pieces: 0, batch: 0, strategy }
+        Self {
+            outboxes: Vec::new(),
+            touched: Vec::new(),
+            pieces: 0,
+            batch: 0,
+            strategy,
+            records: Vec::new(),
+            open: None,
+        }
     }
 
     /// Sessions that get something.
@@ -42,6 +56,28 @@ impl Turn {
         self.batch += 1;
     }
 
+    /// What has to be in the log.
+    pub(super) fn records(&mut self) -> &mut Vec<u8> {
+        &mut self.records
+    }
+
+    /// The run that is routed next has these messages, and durable sessions may be among those that get it.
+    pub(super) fn begin_record(&mut self, messages: &Messages<'_>) {
+        self.open = Some(MessagesWriter::begin(messages, &mut self.records));
+    }
+
+    /// The run is routed: its record stays if anybody needs it. Returns whether it does.
+    pub(super) fn end_record(&mut self, is_retained: bool) -> bool {
+        let Some(record) = self.open.take() else { return false };
+        let is_needed = is_retained || record.targets() > 0;
+        if is_needed {
+            record.end(&mut self.records);
+        } else {
+            self.records.truncate(record.start());
+        }
+        is_needed
+    }
+
     /// `run` of `batch` goes to each of `targets`.
     pub(super) fn add_all(
         &mut self,
@@ -52,9 +88,9 @@ impl Turn {
     ) {
         for target in targets {
             match &target.own {
-                Some(own) if self.is_for(target, publisher) => self.add(run, own, batch),
+                Some(own) if self.is_for(target, publisher) => self.add(run, own, batch, None),
                 None if target.grant.no_local && self.is_for(target, publisher) => (),
-                _ => self.add(run, target, batch),
+                _ => self.add(run, target, batch, None),
             }
         }
     }
@@ -74,11 +110,13 @@ impl Turn {
         };
         let stretch = group.stretch(strategy, run.count);
         let mut rest = Some(*run);
+        let mut first = 0;
         while let Some(run) = rest {
             let target = group.pick(strategy, key, |target| self.as_member(target, run.qos));
             let Some(target) = target else { break };
-            let (first, others) = cut(run, stretch, batch);
-            self.add(&first, target, batch);
+            let (part, others) = cut(run, stretch, batch);
+            self.add(&part, target, batch, Some(first));
+            first += part.count;
             rest = others;
         }
         let run = rest?;
@@ -101,11 +139,13 @@ impl Turn {
         outbox.and_then(|it| it.mailbox.as_ref()).is_some_and(|mailbox| mailbox.is_connected())
     }
 
-    /// Puts what there is into the mailboxes; `wake` is called for each and has to ring it.
-    pub(super) fn flush(&mut self, mut wake: impl FnMut(&Mailbox)) {
+    /// Puts what there is into the mailboxes; `wake` is called for each and has to ring it. The records of
+    /// this turn are in the log from `logged_from` on; what has to follow them is in [`Turn::records`] then.
+    pub(super) fn flush(&mut self, logged_from: LogPosition, mut wake: impl FnMut(&Mailbox)) {
+        self.records.clear();
         for index in self.touched.drain(..) {
             if let Some(outbox) = self.outboxes.get_mut(index as usize)
-                && let Some(mailbox) = outbox.flush()
+                && let Some(mailbox) = outbox.flush(logged_from, &mut self.records)
             {
                 wake(mailbox);
             }
@@ -113,12 +153,20 @@ impl Turn {
         self.pieces = 0;
     }
 
-    fn add(&mut self, run: &Run, target: &Target, batch: &Batch) {
+    /// `run` is a part of the run that is being routed if `first` says where it begins.
+    fn add(&mut self, run: &Run, target: &Target, batch: &Batch, first: Option<u32>) {
         let Some(outbox) = self.outboxes.get_mut(target.outbox as usize) else { return };
         if outbox.is_empty() {
             self.touched.push(target.outbox);
         }
-        outbox.add(run, target, batch, self.batch);
+        let mut record = 0;
+        if let Some(open) = &mut self.open
+            && let Some(recipient) = outbox.as_recipient(run, target, first)
+        {
+            open.add(&recipient, &mut self.records);
+            record = open.start() as u32 + 1;
+        }
+        outbox.add(run, target, batch, self.batch, (record, first.unwrap_or(0)));
         self.pieces += 1;
     }
 
@@ -197,8 +245,41 @@ impl Outbox {
         Some(Member { session: mailbox.session(), room, load: mailbox.held_bytes() + self.bytes })
     }
 
-    /// Appends `run` of `batch`, which is number `number` of this shard, as `target` wants it.
-    fn add(&mut self, run: &Run, target: &Target, batch: &Batch, number: u64) {
+    /// Whether its messages are in the log, too.
+    pub(super) fn is_durable(&self) -> bool {
+        self.mailbox.as_ref().is_some_and(|mailbox| mailbox.home() == Home::Log)
+    }
+
+    /// As the log has to know the session; `None` where it need not.
+    fn as_recipient<'a>(
+        &self,
+        run: &Run,
+        target: &'a Target,
+        first: Option<u32>,
+    ) -> Option<Recipient<'a>> {
+        let Target { grant, via, .. } = target;
+        let qos = run.qos.min(grant.qos);
+        let mailbox = self.mailbox.as_ref().filter(|mailbox| mailbox.home() == Home::Log)?;
+        (qos != Qos::AtMostOnce).then(|| Recipient {
+            session: mailbox.session(),
+            qos,
+            retain: run.retain && grant.retain_as_published,
+            identifiers: via.as_ref().map_or(&[], |via| &via.identifiers),
+            share: via.as_ref().and_then(|via| via.share.as_ref()).map(TopicFilter::as_str),
+            part: first.map(|first| (first, run.count)),
+        })
+    }
+
+    /// Appends `run` of `batch`, which is number `number` of this shard, as `target` wants it. `record` says
+    /// where it is in the log, see [`Piece`].
+    fn add(
+        &mut self,
+        run: &Run,
+        target: &Target,
+        batch: &Batch,
+        number: u64,
+        (record, first): (u32, u32),
+    ) {
         let Grant { qos, retain_as_published, .. } = target.grant;
         let qos = run.qos.min(qos);
         let pile = match qos {
@@ -222,13 +303,15 @@ impl Outbox {
             retain: run.retain && retain_as_published,
             expires: run.expires,
             via: target.via.as_ref().map_or(0, |via| place_of(via, &mut pile.vias)),
+            record,
+            first,
         });
         self.messages += u64::from(run.count);
         self.bytes += run.len as usize;
     }
 
-    /// Returns the mailbox that has it now.
-    fn flush(&mut self) -> Option<&Arc<Mailbox>> {
+    /// Returns the mailbox that has it now. What that has no room for is done with in the log, too.
+    fn flush(&mut self, logged_from: LogPosition, records: &mut Vec<u8>) -> Option<&Arc<Mailbox>> {
         let mailbox = self.mailbox.as_ref()?;
         let piles = [
             (Kind::Unacknowledged, &mut self.unacknowledged),
@@ -237,12 +320,24 @@ impl Outbox {
         for (kind, pile) in piles {
             if !pile.pieces.is_empty() {
                 let Pile { buffers, pieces, vias, .. } = std::mem::take(pile);
-                mailbox.deliver(Delivery::new(kind, buffers, pieces, vias));
+                let mut delivery = Delivery::new(kind, buffers, pieces, vias);
+                delivery.logged_from = logged_from;
+                if let Some(dropped) = mailbox.deliver(delivery) {
+                    write_dropped(&dropped, mailbox.session(), records);
+                }
             }
         }
         self.messages = 0;
         self.bytes = 0;
         Some(mailbox)
+    }
+}
+
+/// The session does not wait for what was dropped.
+fn write_dropped(dropped: &Delivery, session: SessionId, records: &mut Vec<u8>) {
+    for (Logged { at, number }, count) in dropped.logged_runs() {
+        let span = Span { at, first: number, count };
+        Record::Done { session, span }.encode(records);
     }
 }
 

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
-use crate::ids::{ClientId, ProtocolVersion};
+use crate::ids::{ClientId, ProtocolVersion, SessionId};
 use crate::session::Limits;
 use crate::session::authentication::Authenticated;
 use crate::session::refusal::has_wrong_format;
@@ -35,6 +35,8 @@ pub struct Link {
     /// Whether the client wants reason strings and user properties also outside of CONNACK and
     /// DISCONNECT, and of PUBLISH, which always keeps them [MQTT-3.1.2-29].
     pub problem_information: bool,
+    /// The session outlives the process, and this is its name in the log.
+    pub durable: Option<SessionId>,
 }
 
 impl Link {
@@ -78,7 +80,7 @@ impl Expiry {
     }
 
     /// As the property carries it.
-    fn as_seconds(self) -> u32 {
+    pub fn as_seconds(self) -> u32 {
         match self {
             Self::WithConnection => 0,
             Self::After(duration) => duration.as_secs().try_into().unwrap_or(u32::MAX),
@@ -152,6 +154,7 @@ pub fn negotiate(
         packet_bytes_max: properties.maximum_packet_size(),
         topic_alias_max: properties.topic_alias_maximum().unwrap_or(0).min(limits.topic_alias_max),
         problem_information: properties.request_problem_information().unwrap_or(true),
+        durable: None,
     };
     let will = settle_will(connect, &link, limits)
         .map_err(|(reason, explanation)| refusal(reason, explanation))?;

@@ -94,6 +94,11 @@ impl Incoming {
         self.received.retain(|_, verdict| !matches!(verdict, Verdict::Refused(_)));
     }
 
+    /// These messages were routed by an earlier process.
+    pub(super) fn remember(&mut self, accepted: Vec<PacketId>) {
+        self.received.extend(accepted.into_iter().map(|id| (id, Verdict::Accepted)));
+    }
+
     /// A QoS 1 message came; an answer is due once the present turn is complete.
     pub(super) fn receive_once(&mut self, id: PacketId, verdict: Verdict) {
         self.waiting_pubacks += 1;

@@ -18,7 +18,7 @@ use crate::codec::{
     Forward, PACKET_BYTES_MAX, Packet, Properties, PublishView, ReasonCode, TopicAlias, next_frame,
 };
 use crate::ids::{PacketId, Qos};
-use crate::message::{Delivery, Kind, Piece, Undelivered};
+use crate::message::{Delivery, Kind, Logged, Piece, Stored, Undelivered};
 use crate::session::aliases::SentAliases;
 use crate::session::queue::{Queue, Stretch};
 use crate::session::refusal::NO_OPEN_MESSAGE;
@@ -46,6 +46,34 @@ impl Outgoing {
         }
     }
 
+    /// What an earlier process has sent.
+    pub(super) fn remember(
+        &mut self,
+        sent: Vec<(PacketId, Delivery)>,
+        awaits_pubcomp: &[PacketId],
+    ) {
+        let body = |delivery: &Delivery| {
+            let piece = delivery.pieces.first()?;
+            let buffer = delivery.buffers.first()?;
+            let body = Body {
+                frames: buffer.frames.clone(),
+                version: piece.version,
+                qos: piece.qos,
+                retain: piece.retain,
+                expires: piece.expires,
+                received_at: buffer.received_at,
+                via: delivery.via(piece).cloned(),
+                charged_bytes: 0,
+                logged: delivery.logged(piece),
+            };
+            Some((body, piece.count as usize))
+        };
+        let sent = sent
+            .iter()
+            .filter_map(|(id, delivery)| body(delivery).map(|(body, count)| (*id, body, count)));
+        self.window.remember(sent.collect(), awaits_pubcomp);
+    }
+
     /// A connection begins.
     pub(super) fn attach(&mut self, link: &Link) {
         self.window.attach(link.send_max);
@@ -58,16 +86,43 @@ impl Outgoing {
     }
 
     /// Queues what a shard sent. [`Outgoing::fill`] puts it on the wire.
-    pub(super) fn push(&mut self, delivery: Delivery) {
+    pub(super) fn push(&mut self, delivery: Delivery, is_away: bool, out: &mut Output) {
         match delivery.kind {
-            Kind::Unacknowledged => self.unacknowledged.deliveries.push_back(delivery),
-            Kind::Acknowledged => self.acknowledged.deliveries.push_back(delivery),
+            Kind::Unacknowledged => self.unacknowledged.push(delivery, is_away, out),
+            Kind::Acknowledged => self.acknowledged.push(delivery, is_away, out),
         }
+    }
+
+    /// Queues what waited when an earlier process ended.
+    pub(super) fn push_stored(&mut self, stored: Stored) {
+        self.acknowledged.push_stored(stored);
+    }
+
+    /// The chunk that was asked for has been read; `lost` could not be.
+    pub(super) fn push_fetched(
+        &mut self,
+        fetched: Vec<Delivery>,
+        lost: Vec<Stored>,
+        link: &Link,
+        out: &mut Output,
+    ) {
+        for Stored { at, first, count, len, .. } in lost {
+            out.journal.done(link.durable, Logged { at, number: first }, count);
+            out.tally.unreadable += u64::from(count);
+            out.tally.released_messages += u64::from(count);
+            out.tally.released_bytes += len as usize;
+        }
+        self.acknowledged.push_fetched(fetched);
+    }
+
+    /// What has to be read from the log next, if it is time.
+    pub(super) fn next_chunk(&mut self) -> Option<Vec<Stored>> {
+        self.acknowledged.next_chunk()
     }
 
     /// Whether everything that was pushed has been sent.
     pub(super) fn is_drained(&self) -> bool {
-        self.unacknowledged.deliveries.is_empty() && self.acknowledged.deliveries.is_empty()
+        self.unacknowledged.is_empty() && self.acknowledged.is_empty()
     }
 
     /// Sent and not complete.
@@ -93,9 +148,9 @@ impl Outgoing {
     }
 
     /// Drops what has expired and was not sent. Returns whether anything else may expire.
-    pub(super) fn drop_expired(&mut self, now: Instant, out: &mut Output) -> bool {
-        let acknowledged = self.acknowledged.drop_expired(now, out);
-        self.unacknowledged.drop_expired(now, out) || acknowledged
+    pub(super) fn drop_expired(&mut self, now: Instant, link: &Link, out: &mut Output) -> bool {
+        let acknowledged = self.acknowledged.drop_expired(now, link.durable, out);
+        self.unacknowledged.drop_expired(now, link.durable, out) || acknowledged
     }
 
     /// The client acknowledged something with PUBACK, PUBREC or PUBCOMP.
@@ -114,8 +169,12 @@ impl Outgoing {
             Step::Completed => self.window.pubcomp(ack.id),
         };
         match outcome {
-            Acknowledged::Expected { released_bytes } => {
+            Acknowledged::Expected { released_bytes, done } => {
                 out.tally.released_bytes += released_bytes;
+                if let Some(logged) = done {
+                    out.journal.done(link.durable, logged, 1);
+                }
+                out.journal.step(link.durable, step, ack.id, refused);
                 // A PUBCOMP that says no is about its identifier: the client has the message since its PUBREC.
                 out.tally.refused += u64::from(refused && step != Step::Completed);
             }
@@ -165,7 +224,7 @@ impl Outgoing {
                     .is_some_and(|view| writer.write(&view, flow(qos, id, true), out));
                 if !is_sent {
                     self.window.resent();
-                    self.leave_out(id, qos, out);
+                    self.leave_out(id, qos, link, out);
                     return true;
                 }
             }
@@ -175,13 +234,16 @@ impl Outgoing {
     }
 
     /// Too large for this client, or out of date: as if it had been sent and acknowledged [MQTT-3.1.2-25].
-    fn leave_out(&mut self, id: PacketId, qos: Qos, out: &mut Output) {
+    fn leave_out(&mut self, id: PacketId, qos: Qos, link: &Link, out: &mut Output) {
         let outcome = match qos {
             Qos::AtMostOnce | Qos::AtLeastOnce => self.window.puback(id),
             Qos::ExactlyOnce => self.window.pubrec_refused(id),
         };
-        if let Acknowledged::Expected { released_bytes } = outcome {
+        if let Acknowledged::Expected { released_bytes, done } = outcome {
             out.tally.released_bytes += released_bytes;
+            if let Some(logged) = done {
+                out.journal.done(link.durable, logged, 1);
+            }
         }
     }
 
@@ -199,10 +261,15 @@ impl Outgoing {
             return false;
         };
         let first = self.window.next_id();
+        if piece.qos == Qos::ExactlyOnce
+            && let Some(logged) = body.logged
+        {
+            out.journal.sent(link.durable, logged, piece.count, first);
+        }
         let left_out = send_stretch(&piece, &body, first, &mut self.aliases, link, now, out);
         self.window.push(body, piece.count as usize);
         for id in left_out {
-            self.leave_out(id, piece.qos, out);
+            self.leave_out(id, piece.qos, link, out);
         }
         true
     }

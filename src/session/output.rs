@@ -6,7 +6,8 @@ use crate::codec::{
     Ack, Disconnect, Packet, Properties, PropertiesBuf, Property, SubAck, UnsubAck,
 };
 use crate::ids::ProtocolVersion;
-use crate::message::{Collector, Grant, Replay};
+use crate::message::{Collector, Grant, Replay, Stored};
+use crate::session::journal::Journal;
 use crate::session::{CloseReason, Link};
 use crate::topic::TopicFilter;
 
@@ -19,6 +20,8 @@ pub struct Output {
     pub routes: Collector,
     /// For the router, after `routes`.
     pub requests: VecDeque<Request>,
+    /// For the log, after `routes`.
+    pub journal: Journal,
     /// Set once; nothing is handled after it.
     pub close: Option<CloseReason>,
     /// For the counters.
@@ -44,6 +47,8 @@ pub enum Request {
     },
     /// The next chunk of retained messages.
     Replay(Replay),
+    /// Messages that wait in the log only.
+    Fetch(Vec<Stored>),
 }
 
 /// Whether a subscription gets the retained messages.
@@ -80,6 +85,8 @@ pub struct Tally {
     pub not_authorized: u64,
     /// Messages that say they are text and are not.
     pub payload_format_invalid: u64,
+    /// Messages that the log could not give back.
+    pub unreadable: u64,
     /// Acknowledgements with a packet identifier under which nothing is open.
     pub acks_unknown: u64,
     /// Messages that left the queue.
@@ -105,6 +112,7 @@ impl Output {
             bytes: Vec::new(),
             routes,
             requests: VecDeque::new(),
+            journal: Journal::default(),
             close: None,
             tally: Tally::default(),
         }

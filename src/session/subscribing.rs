@@ -56,6 +56,15 @@ struct Pending {
     /// Shards that have to; known with the first answer, zero parts with `Some(0)`.
     parts_due: Option<usize>,
     replays: Vec<Replay>,
+    /// What the answer says about each filter that it is about; written down when it leaves.
+    changes: Vec<(TopicFilter, Option<Grant>)>,
+}
+
+/// What the client will be told, and what of it has to be remembered.
+struct Told {
+    reasons: Vec<u8>,
+    why: Option<String>,
+    changes: Vec<(TopicFilter, Option<Grant>)>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -68,6 +77,17 @@ impl Subscribing {
     /// Requests of a connection that is gone are not answered; replays go on with the next one.
     pub(super) fn detach(&mut self) {
         self.requests.clear();
+    }
+
+    /// The filters of an earlier process.
+    pub(super) fn remember(&mut self, filters: Vec<TopicFilter>) {
+        for filter in filters {
+            self.has_shared |= filter.is_shared();
+            self.filter_bytes += filter.as_str().len();
+            self.filters.insert(filter, self.next_token);
+            // Shards know the session.
+            self.next_token = self.next_token.max(1);
+        }
     }
 
     /// What the session is subscribed to.
@@ -136,7 +156,12 @@ impl Subscribing {
                 }
             });
         }
-        let token = self.enqueue(packet.id, Answer::SubAck, (reasons, why), wanted.is_empty());
+        let changes = match link.durable {
+            Some(_) => wanted.iter().map(|it| (it.0.clone(), Some(it.1))).collect(),
+            None => Vec::new(),
+        };
+        let told = Told { reasons, why, changes };
+        let token = self.enqueue(packet.id, Answer::SubAck, told, wanted.is_empty());
         if wanted.is_empty() {
             self.answer(link, out);
         } else {
@@ -147,6 +172,7 @@ impl Subscribing {
     /// UNSUBSCRIBE: forgets the filters and asks the router to.
     pub(super) fn unsubscribe(&mut self, packet: &Unsubscribe<'_>, link: &Link, out: &mut Output) {
         let mut gone = Vec::new();
+        let mut changes = Vec::new();
         let mut reasons = Vec::with_capacity(packet.filters.len());
         let mut why = None;
         for text in packet.filters.iter() {
@@ -163,12 +189,19 @@ impl Subscribing {
                 }
             };
             reasons.push(reason.as_u8());
+            if link.durable.is_some()
+                && let Ok(filter) = &filter
+            {
+                // Also of one that is not known: perhaps the connection was lost before UNSUBACK, and nothing written.
+                changes.push((filter.clone(), None));
+            }
             if let (Ok(filter), true) = (filter, known) {
                 gone.push(filter);
             }
         }
         out.tally.subscriptions -= gone.len() as i64;
-        let token = self.enqueue(packet.id, Answer::UnsubAck, (reasons, why), gone.is_empty());
+        let told = Told { reasons, why, changes };
+        let token = self.enqueue(packet.id, Answer::UnsubAck, told, gone.is_empty());
         if gone.is_empty() {
             self.answer(link, out);
         } else {
@@ -208,6 +241,12 @@ impl Subscribing {
             match &pending.why {
                 Some(why) => out.send_explained(&packet, why, link),
                 None => out.send(&packet, link),
+            }
+            for (filter, grant) in &pending.changes {
+                match grant {
+                    Some(grant) => out.journal.subscribed(link.durable, filter.as_str(), *grant),
+                    None => out.journal.unsubscribed(link.durable, filter.as_str()),
+                }
             }
             self.replays.extend(pending.replays);
         }
@@ -300,7 +339,7 @@ impl Subscribing {
         &mut self,
         id: PacketId,
         answer: Answer,
-        (reasons, why): (Vec<u8>, Option<String>),
+        Told { reasons, why, changes }: Told,
         is_complete: bool,
     ) -> u64 {
         let token = self.next_token;
@@ -316,6 +355,7 @@ impl Subscribing {
             parts: 0,
             parts_due,
             replays,
+            changes,
         });
         token
     }

@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use crate::codec::next_frame;
 use crate::ids::{PacketId, ProtocolVersion, Qos};
-use crate::message::{Undelivered, Via};
+use crate::message::{Logged, Undelivered, Via};
 
 /// Packet identifiers that exist: all 16-bit numbers but zero.
 const IDENTIFIERS: usize = 65_535;
@@ -80,12 +80,19 @@ pub(super) struct Body {
     pub(super) via: Option<Arc<Via>>,
     /// What the queue limit was charged for them.
     pub(super) charged_bytes: usize,
+    /// The first of them, where they are in the log.
+    pub(super) logged: Option<Logged>,
 }
 
 impl Body {
     /// Of the subscriptions that they match.
     pub(super) fn identifiers(&self) -> &[NonZeroU32] {
         self.via.as_ref().map_or(&[], |via| &via.identifiers)
+    }
+
+    /// Frame number `index` of it, where it is in the log.
+    fn logged_at(&self, index: usize) -> Option<Logged> {
+        self.logged.map(|Logged { at, number }| Logged { at, number: number + index as u32 })
     }
 }
 
@@ -110,8 +117,13 @@ pub(super) enum Resend<'w> {
 /// What an acknowledgement meant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Acknowledged {
-    /// It was awaited. Bytes that the queue limit gets back.
-    Expected { released_bytes: usize },
+    /// It was awaited.
+    Expected {
+        /// Bytes that the queue limit gets back.
+        released_bytes: usize,
+        /// The message, where it is in the log and the session is done with it.
+        done: Option<Logged>,
+    },
     /// No message awaits it.
     Unknown,
 }
@@ -129,6 +141,38 @@ impl Window {
             resend_from: 0,
             pubrels: VecDeque::new(),
             pubrecs: 0,
+        }
+    }
+
+    /// What an earlier process has sent: bodies with the identifier of their first message, and how many
+    /// they are; and identifiers whose PUBCOMP is due, in the order of their PUBRECs. The window is empty before.
+    pub(super) fn remember(
+        &mut self,
+        sent: Vec<(PacketId, Body, usize)>,
+        awaits_pubcomp: &[PacketId],
+    ) {
+        let spans = sent.iter().map(|(id, _, count)| (*id, *count));
+        let spans: Vec<_> = spans.chain(awaits_pubcomp.iter().map(|id| (*id, 1))).collect();
+        let Some((first, len)) = enclosing(&spans) else { return };
+        self.first = first;
+        self.slots = vec![Slot { state: State::Complete, body: 0 }; len].into();
+        for id in awaits_pubcomp {
+            if let Some(slot) = self.slots.get_mut(distance(first, *id)) {
+                *slot = Slot { state: State::AwaitsPubComp, body: self.pubrecs };
+                self.pubrecs = self.pubrecs.wrapping_add(1);
+            }
+        }
+        for (id, body, count) in sent {
+            let state = match body.qos {
+                Qos::AtMostOnce | Qos::AtLeastOnce => State::AwaitsPubAck,
+                Qos::ExactlyOnce => State::AwaitsPubRec,
+            };
+            let number = self.bodies.len() as u32;
+            let start = distance(first, id);
+            for slot in self.slots.iter_mut().skip(start).take(count) {
+                *slot = Slot { state, body: number };
+            }
+            self.bodies.push_back(Held { body, first: id, open: count });
         }
     }
 
@@ -189,7 +233,9 @@ impl Window {
     /// The client has a QoS 2 message. `Expected` means that PUBREL is due, also for a repeated PUBREC.
     pub(super) fn pubrec(&mut self, id: PacketId) -> Acknowledged {
         match self.index_in(id, &[State::AwaitsPubRec, State::AwaitsPubComp]) {
-            Some(index) => Acknowledged::Expected { released_bytes: self.half_complete(index) },
+            Some(index) => {
+                Acknowledged::Expected { released_bytes: self.half_complete(index), done: None }
+            }
             None => Acknowledged::Unknown,
         }
     }
@@ -257,9 +303,20 @@ impl Window {
                     version: body.version,
                     expires: body.expires,
                     received_at: body.received_at,
+                    logged: body.logged_at(distance(*first, self.id_at(index))),
                 });
             }
         }
+    }
+
+    /// The message of the slot, if the log has it and its PUBREC has not come.
+    fn logged(&self, index: usize) -> Option<Logged> {
+        let slot = self.slots.get(index)?;
+        if !matches!(slot.state, State::AwaitsPubAck | State::AwaitsPubRec) {
+            return None;
+        }
+        let held = self.bodies.get(slot.body.wrapping_sub(self.bodies_gone) as usize)?;
+        held.body.logged_at(distance(held.first, self.id_at(index)))
     }
 
     fn id_at(&self, index: usize) -> PacketId {
@@ -289,6 +346,7 @@ impl Window {
     }
 
     fn complete(&mut self, index: usize) -> Acknowledged {
+        let done = self.logged(index);
         let slot = self.slots.get_mut(index);
         let earlier =
             slot.map(|slot| std::mem::replace(slot, Slot { state: State::Complete, ..*slot }));
@@ -307,7 +365,7 @@ impl Window {
             }
             _ => 0,
         };
-        Acknowledged::Expected { released_bytes }
+        Acknowledged::Expected { released_bytes, done }
     }
 
     /// One message of `body` will not be sent again. Lets go of the bodies that nobody needs;
@@ -323,6 +381,16 @@ impl Window {
         }
         released_bytes
     }
+}
+
+/// A stretch of identifiers that holds all `spans`: its first one and its length. The first span is the oldest, or
+/// younger than some of those that await PUBCOMP: these lie less than half the ring before it.
+fn enclosing(spans: &[(PacketId, usize)]) -> Option<(PacketId, usize)> {
+    let (origin, _) = *spans.first()?;
+    let back = |id: PacketId| Some(distance(id, origin)).filter(|back| *back < IDENTIFIERS / 2);
+    let oldest = spans.iter().max_by_key(|(id, _)| back(*id))?.0;
+    let ends = spans.iter().map(|(id, count)| distance(oldest, *id) + count);
+    Some((oldest, ends.max()?.min(IDENTIFIERS)))
 }
 
 /// Frame number `index` of `frames`.
@@ -377,18 +445,24 @@ mod tests {
     fn body_is_given_back_with_its_last_message() {
         let mut window = window(10);
         window.push(body(Qos::AtLeastOnce), 2);
-        assert_eq!(window.puback(id(1)), Acknowledged::Expected { released_bytes: 0 });
-        assert_eq!(window.puback(id(2)), Acknowledged::Expected { released_bytes: 100 });
+        assert_eq!(window.puback(id(1)), Acknowledged::Expected { released_bytes: 0, done: None });
+        assert_eq!(
+            window.puback(id(2)),
+            Acknowledged::Expected { released_bytes: 100, done: None }
+        );
     }
 
     #[test]
     fn qos_2_body_is_given_back_at_pubrec_and_the_window_at_pubcomp() {
         let mut window = window(1);
         window.push(body(Qos::ExactlyOnce), 1);
-        assert_eq!(window.pubrec(id(1)), Acknowledged::Expected { released_bytes: 100 });
-        assert_eq!(window.pubrec(id(1)), Acknowledged::Expected { released_bytes: 0 });
+        assert_eq!(
+            window.pubrec(id(1)),
+            Acknowledged::Expected { released_bytes: 100, done: None }
+        );
+        assert_eq!(window.pubrec(id(1)), Acknowledged::Expected { released_bytes: 0, done: None });
         assert_eq!(window.free(), 0);
-        assert_eq!(window.pubcomp(id(1)), Acknowledged::Expected { released_bytes: 0 });
+        assert_eq!(window.pubcomp(id(1)), Acknowledged::Expected { released_bytes: 0, done: None });
         assert_eq!(window.free(), 1);
         assert_eq!(window.pubcomp(id(1)), Acknowledged::Unknown);
     }
@@ -418,6 +492,37 @@ mod tests {
         assert!(matches!(window.next_resend(), Some(Resend::Publish { index: 0, .. })));
     }
 
+    #[test]
+    fn what_an_earlier_process_has_sent_is_sent_again_in_its_order_over_the_end_of_the_ring() {
+        let mut window = Window::new();
+        let sent =
+            vec![(id(65_534), body(Qos::ExactlyOnce), 3), (id(5), body(Qos::ExactlyOnce), 1)];
+        window.remember(sent, &[id(65_530), id(3)]);
+        window.attach(10);
+        let mut again = Vec::new();
+        while let Some(resend) = window.next_resend() {
+            again.push(match resend {
+                Resend::Publish { id, index, .. } => (id.get(), Some(index)),
+                Resend::PubRel { id } => (id.get(), None),
+            });
+            window.resent();
+        }
+        let publishes = [(65_534, Some(0)), (65_535, Some(1)), (1, Some(2)), (5, Some(0))];
+        assert_eq!(again[..2], [(65_530, None), (3, None)]);
+        assert_eq!(again[2..], publishes);
+        assert_eq!(window.next_id(), id(6));
+        assert_eq!(window.len(), 6);
+        // Between them nothing is open.
+        assert_eq!(window.pubrec(id(4)), Acknowledged::Unknown);
+        for raw in [65_534, 65_535, 1, 5] {
+            assert_ne!(window.pubrec(id(raw)), Acknowledged::Unknown, "{raw}");
+        }
+        for raw in [65_530, 65_534, 65_535, 1, 3, 5] {
+            assert_ne!(window.pubcomp(id(raw)), Acknowledged::Unknown, "{raw}");
+        }
+        assert_eq!(window.len(), 0);
+    }
+
     fn window(max: u16) -> Window {
         let mut window = Window::new();
         window.attach(max);
@@ -434,6 +539,7 @@ mod tests {
             received_at: Instant::now(),
             via: None,
             charged_bytes: 100,
+            logged: None,
         }
     }
 

@@ -37,6 +37,8 @@ pub(crate) struct Broker {
     addr: SocketAddr,
     /// `None` when the broker is not ours.
     process: Option<Process>,
+    /// Its data, for as long as it runs.
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Broker {
@@ -45,7 +47,11 @@ impl Broker {
         match std::env::var(TEST_ADDR) {
             Ok(addr) => {
                 let addr = addr.to_socket_addrs().ok().and_then(|mut all| all.next());
-                Self { addr: addr.expect("MAILBOXQTT_TEST_ADDR must be HOST:PORT"), process: None }
+                Self {
+                    addr: addr.expect("MAILBOXQTT_TEST_ADDR must be HOST:PORT"),
+                    process: None,
+                    _folder: None,
+                }
             }
             Err(_) => Self::start_with(&[]),
         }
@@ -56,13 +62,17 @@ impl Broker {
         assert!(!is_pointed_elsewhere(), "{SKIPPED}needs a broker of our own, with settings");
         let built_here = || env!("CARGO_BIN_EXE_mailboxqtt").into();
         let mut command = Command::new(std::env::var_os(TEST_BINARY).unwrap_or_else(built_here));
-        command.args(["--listen", "127.0.0.1:0"]).args(args).stdin(Stdio::null());
+        let folder = tempfile::tempdir().unwrap();
+        command.args(["--listen", "127.0.0.1:0", "--data-dir"]).arg(folder.path());
+        // Many brokers, and little data in each.
+        command.env("MAILBOXQTT_LOG_SEGMENT_BYTES", "262144");
+        command.args(args).stdin(Stdio::null());
         let mut process = Process::spawn(&mut command);
         let addr = process.wait_for("it served", |line| {
             let (_, rest) = line.split_once(" listening on ")?;
             rest.split(' ').next()?.parse().ok()
         });
-        Self { addr, process: Some(process) }
+        Self { addr, process: Some(process), _folder: Some(folder) }
     }
 
     /// A broker of our own with this text as its settings file.

@@ -162,7 +162,7 @@ fn printed_settings_are_a_settings_file() {
 
 fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mailboxqtt"));
-    command.env_remove("SOCKET_ADDR").stdin(Stdio::null());
+    command.env_remove("SOCKET_ADDR").env("MAILBOXQTT_DURABILITY", "none").stdin(Stdio::null());
     command
 }
 

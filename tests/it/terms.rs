@@ -224,10 +224,10 @@ fn will_arrives_with_its_properties_in_order_and_without_its_delay() {
     broker.stop();
 }
 
-/// Sessions are in memory and end with the process, and so does the wait of their wills [MQTT-3.1.2-8].
+/// Where sessions end with the process, the wait of their wills does, too [MQTT-3.1.2-8].
 #[test]
 fn wills_that_wait_are_published_before_the_clients_are_told_of_the_shutdown() {
-    let broker = Broker::start_with(&[]);
+    let broker = Broker::start_with(&["--durability", "none"]);
     let topic = unique("wills");
     let mut witness = witness(&broker, &topic);
     let ids = ["one", "two", "three"].map(unique);

@@ -162,6 +162,8 @@ fn run(count: u32, expiry: Option<(u32, Instant)>, via: Option<Via>) -> Delivery
         retain: false,
         expires: expiry.is_some(),
         via: u32::from(via.is_some()),
+        record: 0,
+        first: 0,
     };
     let received_at = expiry.map_or_else(Instant::now, |(_, at)| at);
     let buffer = Buffer { frames: Bytes::from(frames), received_at };

@@ -313,6 +313,8 @@ impl Message {
             retain: false,
             expires: self.expiry.is_some(),
             via: u32::from(self.via.is_some()),
+            record: 0,
+            first: 0,
         };
         let received_at = self.expiry.map_or_else(Instant::now, |(_, at)| at);
         let vias = self.via.into_iter().map(Arc::new).collect();

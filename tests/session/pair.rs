@@ -255,7 +255,7 @@ impl Pair {
     pub(crate) fn deliver(&mut self, delivery: Delivery) {
         self.charged_bytes += delivery.held_bytes;
         self.charged_messages += u64::from(delivery.messages);
-        self.session.handle_delivery(delivery);
+        self.session.handle_delivery(delivery, &mut self.out);
     }
 
     /// The session writes what it can, and the client reads all of it.
@@ -516,6 +516,8 @@ pub(crate) fn delivery_of(runs: &[Run]) -> Delivery {
             retain: false,
             expires: false,
             via: 0,
+            record: 0,
+            first: 0,
         });
         buffers.push(Buffer { frames: Bytes::from(frames), received_at: Instant::now() });
     }

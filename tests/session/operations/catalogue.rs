@@ -136,6 +136,8 @@ impl Catalogue {
                 retain,
                 expires: false,
                 via: 0,
+                record: 0,
+                first: 0,
             };
             // The lower one of the publisher's QoS and the subscription's is delivered.
             let to = piece.qos as usize;

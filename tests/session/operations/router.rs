@@ -70,6 +70,7 @@ impl Router {
                 let replays = VecDeque::new();
                 self.asked.push(Asked { token, parts_due, parts: 0, replays });
             }
+            Request::Fetch(wanted) => panic!("there is no log: {wanted:?}"),
             Request::Replay(replay) => {
                 assert!(self.replay.is_none(), "one chunk of one replay at a time");
                 self.replay = Some(replay);
