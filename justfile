@@ -61,6 +61,12 @@ storm SECONDS='60':
     STORM_SECONDS={{ SECONDS }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
         cargo test --test storm -- --nocapture
 
+# Kill the broker N times at random moments while clients use it; nothing that it has acknowledged may be lost.
+kill N='100':
+    cargo build --release --bin mailboxqtt
+    RECOVERY_KILLS={{ N }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
+        cargo test --test recovery -- --nocapture
+
 # Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
 bench *ARGS:
     cargo bench --workspace --bench '*' -- {{ ARGS }}

@@ -1,0 +1,83 @@
+//! The broker with a directory, and its end by SIGKILL.
+//!
+//! `RECOVERY_ARGS` replaces the arguments that make it durable, `{dir}` in them stands for the directory. With
+//! `RECOVERY_ARGS='--durability none'` the broker keeps nothing, and whatever kills it has to fail.
+//! `MAILBOXQTT_TEST_BINARY` names another build of the broker.
+
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::process::Process;
+
+const ARGS: &str = "--data-dir {dir} --durability always";
+
+/// A broker that serves.
+pub(crate) struct Server {
+    process: Process,
+    addr: SocketAddr,
+    start_time: Duration,
+}
+
+impl Server {
+    /// Starts on `dir`, whatever is in it, or fails the test.
+    pub(crate) fn start(dir: &Path) -> Self {
+        let begun = Instant::now();
+        let mut process = spawn(dir);
+        let addr = process.wait_for("it served", |line| {
+            let (_, rest) = line.split_once(" listening on ")?;
+            rest.split(' ').next()?.parse().ok()
+        });
+        Self { process, addr, start_time: begun.elapsed() }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// From nothing to serving.
+    pub(crate) fn start_time(&self) -> Duration {
+        self.start_time
+    }
+
+    /// SIGKILL; fails the test if it was not alive.
+    pub(crate) fn kill(self) {
+        kill(self.process);
+    }
+
+    /// SIGTERM, and its end.
+    pub(crate) fn stop(mut self) {
+        self.process.signal(Signal::TERM);
+        self.process.succeed();
+    }
+}
+
+/// Starts on `dir` and kills it after `time`, wherever it is then.
+pub(crate) fn kill_while_starting(dir: &Path, time: Duration) {
+    let process = spawn(dir);
+    thread::sleep(time);
+    kill(process);
+}
+
+fn kill(mut process: Process) {
+    process.signal(Signal::KILL);
+    let (status, _, stderr) = process.finish_with_stderr();
+    let killed = Some(Signal::KILL.as_raw());
+    assert_eq!(status.signal(), killed, "it had ended by itself, with {status}: {stderr}");
+}
+
+fn spawn(dir: &Path) -> Process {
+    let built_here = || env!("CARGO_BIN_EXE_mailboxqtt").into();
+    let binary = std::env::var_os("MAILBOXQTT_TEST_BINARY").unwrap_or_else(built_here);
+    let args = std::env::var("RECOVERY_ARGS").unwrap_or_else(|_| ARGS.to_owned());
+    let dir = dir.to_str().unwrap();
+    let mut command = Command::new(binary);
+    command.args(["--listen", "127.0.0.1:0"]).stdin(Stdio::null());
+    command.args(args.split_whitespace().map(|word| word.replace("{dir}", dir)));
+    Process::spawn(&mut command)
+}
