@@ -9,6 +9,7 @@ use clap::Parser;
 use mailboxqtt::auth::{self, Credential};
 use mailboxqtt::broker::Broker;
 use mailboxqtt::config::{Arguments, Command};
+use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
@@ -20,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
+    end_on_panic();
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -27,6 +29,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A panic is a bug, and a broker that has lost one of its tasks would only seem to serve.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !is_panic_expected() {
+            report(panic);
+            std::process::abort();
+        }
+    }));
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 //! and files, knows nothing of sessions and routes.
 
 pub use bodies::{Bodies, Body, Kept};
-pub use database::{SetAside, TablesError};
+pub use database::{SetAside, TablesError, is_panic_expected};
 pub use place::Place;
 pub use recovered::{
     RecoveredRetained, RecoveredRun, RecoveredSent, RecoveredSession, RecoveredState, RecoveredWill,

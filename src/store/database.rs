@@ -3,7 +3,8 @@
 //! Called by the other files of the tables, which know what the bytes mean.
 //!
 //! All checksums are verified at opening, before any row is believed. What the engine itself reads before
-//! that, its list of free pages, it trusts if the file was closed in order; damage there can end the process.
+//! that, its list of free pages, it trusts if the file was closed in order, and panics on damage there: that
+//! counts as damage found.
 //!
 //! # Invariants
 //!
@@ -12,9 +13,11 @@
 //! - A [`Reader`] sees one moment; while it lives the pages of that moment cannot be used again, so the
 //!   owner takes a new one after each commit.
 
+use std::cell::Cell;
 use std::error::Error as StdError;
 use std::fs::{self, File};
 use std::io;
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -113,6 +116,16 @@ pub struct SetAside {
     pub why: String,
 }
 
+thread_local! {
+    static IS_PANIC_EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic on this thread says that a file is damaged, and is dealt with. Any other one is a bug of ours, and
+/// the process had better end.
+pub fn is_panic_expected() -> bool {
+    IS_PANIC_EXPECTED.get()
+}
+
 /// See the module comment. A clone is the same database.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
@@ -131,7 +144,7 @@ impl Database {
     /// Opens the file in `dir`, or makes it; see the module comment for what happens to one that is damaged.
     pub(super) fn open(dir: &Path) -> Result<(Self, Option<SetAside>), TablesError> {
         let path = dir.join(FILE_NAME);
-        let set_aside = match Self::open_file(&path) {
+        let set_aside = match Self::open_perhaps_damaged(&path) {
             Ok(database) => return Ok((database.created(dir)?, None)),
             Err(Refusal::Unusable(error)) => return Err(error),
             Err(Refusal::Damaged(why)) => SetAside { to: set_aside(&path)?, why },
@@ -143,6 +156,16 @@ impl Database {
                 Err(io::Error::new(io::ErrorKind::InvalidData, why).into())
             }
         }
+    }
+
+    /// The engine panics on some files that are damaged: on this thread, for this moment, that is an answer.
+    fn open_perhaps_damaged(path: &Path) -> Result<Self, Refusal> {
+        IS_PANIC_EXPECTED.set(true);
+        let opened = panic::catch_unwind(|| Self::open_file(path));
+        IS_PANIC_EXPECTED.set(false);
+        opened.unwrap_or_else(|_| {
+            Err(Refusal::Damaged("the database engine cannot make sense of it".to_owned()))
+        })
     }
 
     fn open_file(path: &Path) -> Result<Self, Refusal> {

@@ -118,6 +118,36 @@ fn bit_that_has_flipped_in_a_row_is_noticed_when_the_file_was_closed_in_order_to
     history.check_recovered();
 }
 
+/// Whatever the disk makes of the file, there are tables: those that were in it, or empty ones and a word about it.
+#[test]
+fn file_with_damage_anywhere_opens_or_is_set_aside() {
+    let mut history = History::new();
+    history.step(Step::Began { session: 1 });
+    for _ in 0..20 {
+        four(&mut history);
+        history.tables.flush(history.end).unwrap();
+    }
+    let path = history.dir.path().join("state.redb");
+    let dir = std::mem::replace(&mut history.dir, TempDir::new().unwrap());
+    // Dropped, so closed in order.
+    history.tables = Tables::open(history.dir.path()).unwrap().0;
+    let whole = fs::read(&path).unwrap();
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut set_aside = 0;
+    for _ in 0..100 {
+        let mut bytes = whole.clone();
+        let start = random.usize(..bytes.len());
+        let end = bytes.len().min(start + random.usize(1..=512));
+        bytes[start..end].fill_with(|| random.u8(..));
+        fs::write(&path, &bytes).unwrap();
+        let (mut tables, aside) = Tables::open(dir.path()).unwrap();
+        set_aside += usize::from(aside.is_some());
+        let applied = tables.applied();
+        assert_eq!(tables.recovered(applied).unwrap().sessions.is_empty(), aside.is_some());
+    }
+    assert!(set_aside > 10, "{set_aside}");
+}
+
 #[test]
 fn record_of_a_newer_version_stops_the_fold_and_changes_nothing() {
     let mut history = History::new();
