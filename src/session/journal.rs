@@ -58,20 +58,18 @@ impl Journal {
     }
 
     /// The client acknowledged a QoS 2 message. PUBREL says that the message is over.
-    pub(super) fn step(
-        &mut self,
-        durable: Option<SessionId>,
-        step: Step,
-        id: PacketId,
-        is_refused: bool,
-    ) {
+    pub(super) fn step(&mut self, durable: Option<SessionId>, step: Step, id: PacketId) {
         match step {
-            Step::Received if !is_refused => {
-                self.hold(durable, |session| Record::Received { session, id });
-            }
+            Step::Acknowledged => (),
+            Step::Received => self.hold(durable, |session| Record::Received { session, id }),
             Step::Completed => self.add(durable, |session| Record::Completed { session, id }),
-            Step::Acknowledged | Step::Received => (),
         }
+    }
+
+    /// A QoS 2 message that was sent is over without PUBREL: refused, or left out after all.
+    pub(super) fn given_up(&mut self, durable: Option<SessionId>, id: PacketId) {
+        self.add(durable, |session| Record::Received { session, id });
+        self.add(durable, |session| Record::Completed { session, id });
     }
 
     /// PUBREL came: after PUBCOMP the client may use the identifier for another message.

@@ -171,10 +171,11 @@ impl Outgoing {
         match outcome {
             Acknowledged::Expected { released_bytes, done } => {
                 out.tally.released_bytes += released_bytes;
-                if let Some(logged) = done {
-                    out.journal.done(link.durable, logged, 1);
+                match done {
+                    Some(_) if step == Step::Received => out.journal.given_up(link.durable, ack.id),
+                    Some(logged) => out.journal.done(link.durable, logged, 1),
+                    None => out.journal.step(link.durable, step, ack.id),
                 }
-                out.journal.step(link.durable, step, ack.id, refused);
                 // A PUBCOMP that says no is about its identifier: the client has the message since its PUBREC.
                 out.tally.refused += u64::from(refused && step != Step::Completed);
             }
@@ -241,8 +242,10 @@ impl Outgoing {
         };
         if let Acknowledged::Expected { released_bytes, done } = outcome {
             out.tally.released_bytes += released_bytes;
-            if let Some(logged) = done {
-                out.journal.done(link.durable, logged, 1);
+            match done {
+                Some(_) if qos == Qos::ExactlyOnce => out.journal.given_up(link.durable, id),
+                Some(logged) => out.journal.done(link.durable, logged, 1),
+                None => (),
             }
         }
     }

@@ -149,9 +149,18 @@ impl Entry {
         })
     }
 
-    /// Takes these messages out, each from the first delivery that has it, and returns what they were.
+    /// Takes these messages out and returns what they were: each from the first delivery where it waits, or
+    /// else from the first that has it. What was sent at QoS 2 ends by its identifier, so where a session has
+    /// both it is the other one that is over.
     pub(super) fn take(&mut self, numbers: Range<u32>) -> Vec<Part> {
-        self.change(numbers, Some, |_| None)
+        let is_waiting = |part: Part| part.sent.is_none().then_some(part);
+        let mut taken = self.change(numbers.clone(), is_waiting, |_| None);
+        let mut found = taken.clone();
+        found.sort_unstable_by_key(|part| part.first);
+        for numbers in missing(numbers, &found) {
+            taken.extend(self.change(numbers, Some, |_| None));
+        }
+        taken
     }
 
     /// Takes out the message that was sent with this identifier.
@@ -418,7 +427,7 @@ mod tests {
     fn messages_are_taken_out_in_any_order_and_the_rest_keeps_its_numbers_and_identifiers() {
         let mut entry = entry(10);
         assert_eq!(sent_ids(&entry.send(2..6, sent(65_534))), [(2, 4, Some(65_534))]);
-        assert_eq!(sent_ids(&entry.take(4..8)), [(4, 2, Some(1)), (6, 2, None)]);
+        assert_eq!(sent_ids(&entry.take(4..8)), [(6, 2, None), (4, 2, Some(1))]);
         let left: Vec<Part> = entry.parts().map(|(_, part)| part).collect();
         assert_eq!(sent_ids(&left), [(0, 2, None), (2, 2, Some(65_534)), (8, 2, None)]);
         assert_eq!(entry.live(), 6);
@@ -442,6 +451,18 @@ mod tests {
             entry.parts().map(|(delivery, part)| (delivery.via.is_some(), part.first)).collect();
         assert_eq!(left, [(true, 0), (true, 2)]);
         assert_eq!(decoded(&entry), entry, "an empty delivery before one that is not");
+    }
+
+    #[test]
+    fn what_is_done_is_rather_the_copy_that_has_no_identifier() {
+        let mut entry = entry(2);
+        entry.add(target(Some("$share/g/a")));
+        entry.send(0..2, sent(7));
+        entry.take(0..2);
+        let left: Vec<Part> = entry.parts().map(|(_, part)| part).collect();
+        assert_eq!(sent_ids(&left), [(0, 2, Some(7))]);
+        entry.take(0..2);
+        assert!(entry.is_empty());
     }
 
     #[test]

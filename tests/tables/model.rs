@@ -170,6 +170,7 @@ impl Session {
             it.at == span.at && it.number >= span.first && it.number - span.first < span.count
         };
         let mut gone = BTreeSet::new();
+        self.messages.retain(|it| !(wanted(it) && it.sent.is_none() && gone.insert(it.number)));
         self.messages.retain(|it| !(wanted(it) && gone.insert(it.number)));
     }
 
