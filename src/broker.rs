@@ -170,9 +170,10 @@ fn open(durability: &Durability) -> Result<Durable, StartError> {
     let (tell, failure) = oneshot::channel();
     // Nobody listens any more when the broker is about to end.
     let on_failure = move |why| drop(tell.send(why));
-    let Durability { dir, level, log_segment_bytes } = durability;
+    let Durability { dir, level, log_segment_bytes, overrides } = durability;
     let log = Settings { segment_bytes: *log_segment_bytes, ..Settings::default() };
-    let started = store::start::start(dir, *level, log, on_failure)?;
+    let mut started = store::start::start(dir, *level, log, on_failure)?;
+    started.store = started.store.with_overrides(overrides.clone());
     Ok(Durable { started, failure })
 }
 

@@ -24,9 +24,10 @@ use crate::router::sharing::Strategy;
 use crate::session;
 use crate::session::Availability;
 use crate::session::authentication::{Access, Anonymous, Authenticator};
+use crate::store::handle::Override;
 use crate::store::log::Level;
 use crate::store::start::default_dir;
-use crate::topic::check_topic_name;
+use crate::topic::{TopicFilter, check_topic_name};
 use crate::{net, router};
 
 /// An MQTT broker for 3.1.1 and 5.0 that uses all cores.
@@ -82,6 +83,17 @@ pub enum DurabilityLevel {
     /// It is on the disk and survives a power cut
     #[default]
     Always,
+}
+
+impl DurabilityLevel {
+    /// `None` where nothing is kept.
+    fn level(self) -> Option<Level> {
+        match self {
+            Self::None => None,
+            Self::Os => Some(Level::Os),
+            Self::Always => Some(Level::Always),
+        }
+    }
 }
 
 /// What the command does instead of serving.
@@ -198,6 +210,8 @@ pub struct File {
     pub shared_strategy: Strategy,
     /// Seconds between two rounds of `$SYS` messages.
     pub sys_interval_s: u16,
+    /// Levels for the messages to some topics, in place of `durability`; the first filter that matches counts.
+    pub durability_overrides: Vec<DurabilityOverride>,
     /// Who may log in by SCRAM-SHA-256, with what `mailboxqtt scram-user` prints for each.
     pub scram_users: BTreeMap<String, String>,
 }
@@ -236,9 +250,20 @@ impl Default for File {
             retained_bytes_max: 1024 * 1024 * 1024,
             shared_strategy: Strategy::RoundRobin,
             sys_interval_s: 10,
+            durability_overrides: Vec::new(),
             scram_users: BTreeMap::new(),
         }
     }
+}
+
+/// Messages to some topics are kept at a level of their own.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DurabilityOverride {
+    /// Which topics.
+    pub filter: String,
+    /// At which level.
+    pub level: DurabilityLevel,
 }
 
 /// Checked settings, split by owner. No part of the broker sees another part's settings.
@@ -269,6 +294,8 @@ pub struct Durability {
     pub level: Level,
     /// Size of each file of the message log.
     pub log_segment_bytes: u64,
+    /// Other levels for some topics.
+    pub overrides: Vec<Override>,
 }
 
 /// Why there are no settings. Names the key and the rule, so that the operator need not read code.
@@ -388,15 +415,25 @@ impl File {
         if !self.scram_users.is_empty() {
             authenticators.push(Arc::new(Scram::new(&self.scram_users)?));
         }
-        let level = match self.durability {
-            DurabilityLevel::None => None,
-            DurabilityLevel::Os => Some(Level::Os),
-            DurabilityLevel::Always => Some(Level::Always),
-        };
+        let level = self.durability.level();
+        let mut overrides = Vec::new();
+        for DurabilityOverride { filter, level: own_level } in &self.durability_overrides {
+            let parsed = TopicFilter::parse(filter).ok().filter(|filter| !filter.is_shared());
+            let Some(filter) = parsed else {
+                let rule = "has a filter that is none: see section 4.7 of the standard";
+                return Err(InvalidConfig::Value { key: "durability_overrides", rule });
+            };
+            overrides.push(Override { filter, level: own_level.level() });
+        }
+        if level.is_none() && !overrides.is_empty() {
+            let rule = "means nothing with durability `none`: set that to `os` or `always`";
+            return Err(InvalidConfig::Value { key: "durability_overrides", rule });
+        }
         let durability = level.map(|level| Durability {
             dir: self.data_dir,
             level,
             log_segment_bytes: self.log_segment_bytes,
+            overrides,
         });
         if durability.as_ref().is_some_and(|it| it.dir.as_os_str().is_empty()) {
             return Err(InvalidConfig::NoDataDir);
@@ -538,6 +575,28 @@ mod tests {
         let durability = file.check(1024).unwrap().durability.unwrap();
         assert_eq!((durability.dir, durability.level), ("data".into(), Level::Always));
         assert!(in_memory().check(1024).unwrap().durability.is_none());
+    }
+
+    #[test]
+    fn levels_of_topics_are_read_in_their_order_and_wrong_ones_are_refused_by_key() {
+        let text = "data_dir = \"data\"\n[[durability_overrides]]\nfilter = \"telemetry/#\"\n\
+                    level = \"none\"\n[[durability_overrides]]\nfilter = \"a/+\"\nlevel = \"os\"";
+        let file: File = toml::from_str(text).unwrap();
+        let overrides = file.clone().check(1024).unwrap().durability.unwrap().overrides;
+        let read = overrides.iter().map(|it| (it.filter.as_str(), it.level));
+        assert_eq!(read.collect::<Vec<_>>(), [("telemetry/#", None), ("a/+", Some(Level::Os))]);
+        let printed = toml::to_string(&file).unwrap();
+        let again: File = toml::from_str(&printed).unwrap();
+        assert_eq!(toml::to_string(&again).unwrap(), printed);
+
+        for filter in ["a/#/b", "", "$share/g/a"] {
+            let mut wrong = file.clone();
+            wrong.durability_overrides[0].filter = filter.to_owned();
+            let error = wrong.check(1024).unwrap_err().to_string();
+            assert!(error.contains("`durability_overrides`"), "{filter}: {error}");
+        }
+        let error = File { durability: DurabilityLevel::None, ..file }.check(1024).unwrap_err();
+        assert!(error.to_string().contains("`durability_overrides`"), "{error}");
     }
 
     /// Nothing outlives the process, so no place is needed.

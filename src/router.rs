@@ -80,7 +80,7 @@ impl Router {
     ) -> Self {
         let trie = Arc::new(Trie::new());
         let handles = (0..shards.max(1)).map(|index| {
-            let routes = Routes::new(trie.clone(), hasher.clone());
+            let routes = Routes::new(trie.clone(), hasher.clone(), store.clone());
             let Limits { retained, sharing, .. } = limits;
             let (shard, handle) =
                 shard::shard(index, routes, retained, sharing, store.clone(), metrics.clone());

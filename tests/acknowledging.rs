@@ -20,6 +20,7 @@ use mailboxqtt::router::sharing::Strategy;
 use mailboxqtt::router::{Limits, Router};
 use mailboxqtt::session::{Request, Retained};
 use mailboxqtt::store::files::{Directory, Files, StoredFile};
+use mailboxqtt::store::handle::Override;
 use mailboxqtt::store::log::{Level, Settings};
 use mailboxqtt::store::start::{Started, start_with};
 use mailboxqtt::topic::TopicFilter;
@@ -75,6 +76,30 @@ async fn at_level_os_the_system_has_it_and_the_sync_comes_later() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_may_have_a_level_of_their_own() {
+    let mut broker = Broker::start(Level::Always).await;
+    let topics = ["durable", "fast/one", "volatile/one"];
+    let mut subscribers = Vec::new();
+    for topic in topics {
+        subscribers.push(broker.subscriber(topic, Home::Log).await);
+    }
+    broker.publish("durable", Qos::AtLeastOnce, 1).await;
+    broker.disk.wait_until_syncing();
+    broker.publish("volatile/one", Qos::AtLeastOnce, 2).await;
+    assert!(matches!(next(&broker.publisher).await, Mail::Accepted { turn: 2, .. }));
+    let Mail::Delivery(delivery) = next(&subscribers[2]).await else { panic!("a delivery") };
+    assert_eq!(delivery.logged_runs().count(), 0, "it is in memory only");
+
+    // It is written when the sync before it is over, and waits for none of its own.
+    broker.publish("fast/one", Qos::AtLeastOnce, 3).await;
+    let Mail::Delivery(delivery) = next(&subscribers[1]).await else { panic!("a delivery") };
+    assert_eq!(delivery.logged_runs().count(), 1);
+    broker.disk.sync_once();
+    assert!(matches!(next(&broker.publisher).await, Mail::Accepted { turn: 1, .. }));
+    assert!(matches!(next(&broker.publisher).await, Mail::Accepted { turn: 3, .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_sync_that_failed_nothing_is_accepted_any_more() {
     let mut broker = Broker::start(Level::Always).await;
     let subscriber = broker.subscriber("durable", Home::Log).await;
@@ -117,6 +142,11 @@ impl Broker {
         let started =
             start_with(Arc::new(files), folder.path(), level, settings, on_failure).unwrap();
         let Started { store, checkpointer, .. } = started;
+        let filter = |text| TopicFilter::parse(text).unwrap();
+        let store = store.with_overrides(vec![
+            Override { filter: filter("fast/#"), level: Some(Level::Os) },
+            Override { filter: filter("volatile/#"), level: None },
+        ]);
         disk.close();
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let metrics = Arc::new(Metrics::default());
@@ -194,6 +224,7 @@ struct State {
     is_open: bool,
     has_failed: bool,
     is_syncing: bool,
+    syncs_allowed: u32,
     written: u64,
 }
 
@@ -205,6 +236,11 @@ impl Disk {
 
     fn open(&self) {
         self.change(|state| state.is_open = true);
+    }
+
+    /// The sync that waits goes on, and no other.
+    fn sync_once(&self) {
+        self.change(|state| state.syncs_allowed += 1);
     }
 
     fn close(&self) {
@@ -234,8 +270,10 @@ impl Disk {
     fn sync(&self) -> io::Result<()> {
         self.change(|state| state.is_syncing = true);
         let state = self.state.lock().unwrap();
-        let is_waiting = |state: &mut State| !state.is_open && !state.has_failed;
-        let state = self.changed.wait_while(state, is_waiting).unwrap();
+        let is_waiting =
+            |state: &mut State| !state.is_open && !state.has_failed && state.syncs_allowed == 0;
+        let mut state = self.changed.wait_while(state, is_waiting).unwrap();
+        state.syncs_allowed = state.syncs_allowed.saturating_sub(1);
         if state.has_failed { Err(io::Error::other("the disk is broken")) } else { Ok(()) }
     }
 }

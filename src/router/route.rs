@@ -20,6 +20,8 @@ use crate::message::{Grant, TopicHasher, Via};
 use crate::router::mailbox::Mailbox;
 use crate::router::sharing::Group;
 use crate::router::turn::Outbox;
+use crate::store::handle::Store;
+use crate::store::log::Level;
 use crate::subscriptions::{GroupMatch, Subscribers, Trie};
 use crate::topic::TopicFilter;
 
@@ -57,6 +59,7 @@ pub(super) struct Target {
 pub(super) struct Routes {
     trie: Arc<Trie<Subscriber>>,
     hasher: TopicHasher,
+    store: Option<Store>,
     table: HashTable<Route>,
     /// Bytes of topics and targets in `table`.
     bytes: usize,
@@ -78,6 +81,8 @@ pub(super) struct Route {
     pub(super) groups: Vec<Group>,
     /// Messages of some of them are in the log.
     pub(super) is_durable: bool,
+    /// At which level, if at all.
+    pub(super) level: Option<Level>,
 }
 
 /// The subscriptions of one session that match a topic.
@@ -132,10 +137,15 @@ impl Matched {
 
 impl Routes {
     /// No routes yet.
-    pub(super) fn new(trie: Arc<Trie<Subscriber>>, hasher: TopicHasher) -> Self {
+    pub(super) fn new(
+        trie: Arc<Trie<Subscriber>>,
+        hasher: TopicHasher,
+        store: Option<Store>,
+    ) -> Self {
         Self {
             trie,
             hasher,
+            store,
             table: HashTable::new(),
             bytes: 0,
             sweep_at: SWEEP_MIN,
@@ -228,8 +238,10 @@ impl Routes {
         if let Ok(stale) = self.table.find_entry(hash, |route| *route.topic == *topic) {
             self.bytes -= stale.remove().0.bytes();
         }
+        let level = self.store.as_ref().and_then(|store| store.level_of(text));
         let topic = topic.into();
-        let route = Route { hash, topic, generation, is_used: true, targets, groups, is_durable };
+        let route =
+            Route { hash, topic, generation, is_used: true, targets, groups, is_durable, level };
         self.forget_old(generation);
         self.make_room(route.bytes());
         self.bytes += route.bytes();
@@ -336,7 +348,7 @@ mod tests {
     fn routes_of_earlier_generations_are_forgotten() {
         let trie = Arc::new(Trie::new());
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
-        let mut routes = Routes::new(trie.clone(), hasher.clone());
+        let mut routes = Routes::new(trie.clone(), hasher.clone(), None);
         let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
         let inbox = mailbox(SessionId(1), Home::Memory, None, limits, Arc::default());
         let (qos, no_local, retain_as_published) = (Qos::AtMostOnce, false, false);
@@ -365,7 +377,7 @@ mod tests {
         let bytes = |identifier| {
             let trie = Arc::new(Trie::new());
             let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
-            let mut routes = Routes::new(trie.clone(), hasher.clone());
+            let mut routes = Routes::new(trie.clone(), hasher.clone(), None);
             let limits = QueueLimits { messages_max: 1, bytes_max: 1 };
             let inbox = mailbox(SessionId(1), Home::Memory, None, limits, Arc::default());
             let (qos, no_local, retain_as_published) = (Qos::AtMostOnce, false, false);

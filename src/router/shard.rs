@@ -33,6 +33,7 @@ use crate::router::route::{Route, Routes, Subscriber};
 use crate::router::sharing::{Group, Strategy};
 use crate::router::turn::Turn;
 use crate::store::handle::Store;
+use crate::store::log::Level;
 use crate::subscriptions::Subscribers;
 use crate::topic::TopicFilter;
 
@@ -174,8 +175,8 @@ struct Receipt {
     turn: u64,
     /// Messages for nobody, see [`Mail::Accepted`].
     unmatched: Vec<PacketId>,
-    /// Some of it has to be safe in the log before.
-    is_logged: bool,
+    /// Some of it has to be in the log before, at this level.
+    level: Option<Level>,
 }
 
 impl Receipt {
@@ -300,7 +301,7 @@ impl Shard {
         self.bytes += batch.frames.len();
         let tells_unmatched = turn.is_some() && batch.version == ProtocolVersion::V5;
         let mut unmatched = Vec::new();
-        let mut is_logged = false;
+        let mut level: Option<Level> = None;
         let from = Publisher { mailbox: &mailbox, is_acknowledged: turn.is_some() };
         for run in &batch.runs {
             let kept = run.retain.then(|| self.keeper.keep(&batch, run, mailbox.client_id()));
@@ -311,7 +312,8 @@ impl Shard {
             let outboxes = &mut self.turn.outboxes;
             let route = self.routes.find(run.hash, topic, &self.exact, outboxes);
             let publisher = mailbox.session();
-            if let Some(store) = &self.store {
+            let own_level = route.and_then(|route| route.level);
+            if let (Some(store), Some(_)) = (&self.store, own_level) {
                 let is_durable = route.is_some_and(|route| route.is_durable);
                 log::begin(&mut self.turn, store, &batch, run, from, kept, is_durable);
             }
@@ -327,15 +329,15 @@ impl Shard {
                     unmatched.extend(packet_ids(&batch, run));
                 }
             }
-            if self.store.is_some() {
-                is_logged |= log::end(&mut self.turn, &batch, run, from, kept);
+            if own_level.is_some() && log::end(&mut self.turn, &batch, run, from, kept) {
+                level = stricter(level, own_level);
             }
             if self.turn.pieces() >= TURN_PIECES_MAX {
                 self.end_turn();
             }
         }
         if let Some(turn) = turn {
-            self.receipts.push(Receipt { mailbox, turn, unmatched, is_logged });
+            self.receipts.push(Receipt { mailbox, turn, unmatched, level });
         }
         if self.bytes + self.turn.records().len() >= TURN_BYTES_MAX {
             self.end_turn();
@@ -410,12 +412,14 @@ impl Shard {
     fn log_turn(&mut self) -> LogPosition {
         let Some(store) = &self.store else { return LogPosition(0) };
         let waiting: Vec<Receipt> =
-            self.receipts.extract_if(.., |receipt| receipt.is_logged).collect();
+            self.receipts.extract_if(.., |receipt| receipt.level.is_some()).collect();
         if waiting.is_empty() && self.turn.records().is_empty() {
             return LogPosition(0);
         }
+        let level = waiting.iter().fold(None, |level, receipt| stricter(level, receipt.level));
+        let Some(level) = level else { return store.append(self.turn.records(), None) };
         let give = move || waiting.into_iter().for_each(Receipt::give);
-        store.append(self.turn.records(), Some(Box::new(give)))
+        store.append_at(level, self.turn.records(), Some(Box::new(give)))
     }
 
     fn subscribe(&mut self, mailbox: &Arc<Mailbox>, filter: &TopicFilter, grant: Grant) {
@@ -435,6 +439,14 @@ impl Shard {
             }
             self.routes.invalidate(filter.as_str());
         }
+    }
+}
+
+/// The one that promises more.
+fn stricter(one: Option<Level>, other: Option<Level>) -> Option<Level> {
+    match (one, other) {
+        (Some(Level::Always), _) | (_, Some(Level::Always)) => Some(Level::Always),
+        (one, other) => one.or(other),
     }
 }
 
@@ -471,7 +483,7 @@ mod tests {
     fn pair() -> Pair {
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let trie = Arc::new(Trie::new());
-        let routes = Routes::new(trie.clone(), hasher.clone());
+        let routes = Routes::new(trie.clone(), hasher.clone(), None);
         let limits = RetainedLimits { messages_max: 10, bytes_max: 1_000 };
         let (shard, _) = shard(0, routes, limits, Strategy::RoundRobin, None, Arc::default());
         Pair { shard, trie, hasher, publisher: inbox(1) }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::ids::LogPosition;
 use crate::store::log::{Completion, Level, Log};
 use crate::store::{Bodies, Place, start};
+use crate::topic::TopicFilter;
 
 /// What may wait for the disk before those who append wait, too.
 const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -18,7 +19,17 @@ pub struct Store {
     log: Arc<Log>,
     bodies: Bodies,
     level: Level,
+    overrides: Arc<[Override]>,
     clock: Clock,
+}
+
+/// Messages to the topics of a filter are kept at a level of their own.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Override {
+    /// Which topics.
+    pub filter: TopicFilter,
+    /// `None`: they are not kept.
+    pub level: Option<Level>,
 }
 
 /// One moment on both clocks: what is written down must mean something to the next process.
@@ -31,13 +42,29 @@ pub struct Clock {
 impl Store {
     /// Records are safe when they are in `log` at `level`.
     pub(super) fn new(log: Arc<Log>, bodies: Bodies, level: Level, clock: Clock) -> Self {
-        Self { log, bodies, level, clock }
+        Self { log, bodies, level, overrides: Arc::default(), clock }
+    }
+
+    /// With other levels for some topics: the first one whose filter matches counts.
+    pub fn with_overrides(self, overrides: Vec<Override>) -> Self {
+        Self { overrides: overrides.into(), ..self }
+    }
+
+    /// At which level messages to `topic` are kept; `None` for not at all.
+    pub fn level_of(&self, topic: &str) -> Option<Level> {
+        let found = self.overrides.iter().find(|it| it.filter.matches(topic));
+        found.map_or(Some(self.level), |it| it.level)
     }
 
     /// Appends `records`, which stay together; `then` runs when they are safe, on a thread that must not be
     /// kept. Where nobody waits they are synced with what comes next, or in a second. Returns where they begin.
     pub fn append(&self, records: &[u8], then: Option<Completion>) -> LogPosition {
-        let level = if then.is_some() { self.level } else { Level::Os };
+        self.append_at(self.level, records, then)
+    }
+
+    /// As [`Store::append`], with an idea of its own of what is safe.
+    pub fn append_at(&self, level: Level, records: &[u8], then: Option<Completion>) -> LogPosition {
+        let level = if then.is_some() { level } else { Level::Os };
         self.log.append(records, level, then)
     }
 

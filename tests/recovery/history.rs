@@ -219,7 +219,7 @@ impl Inbox {
             }
             if *count == 1 && !self.is_shared {
                 let last = last.entry((key.publisher, &sent.topic)).or_insert(key.number);
-                if key.number < *last {
+                if key.number < *last && !self.may_have_missed(sent) {
                     violations.push(Violation::OutOfOrder(key, Key { number: *last, ..key }));
                 }
                 *last = key.number.max(*last);
@@ -279,6 +279,11 @@ impl Inbox {
             && self.granted(&sent.topic).is_some()
     }
 
+    /// It was perhaps not subscribed when the message was sent first: what came by sending it again came later.
+    fn may_have_missed(&self, sent: &Sent) -> bool {
+        sent.again.first().is_some_and(|again| !self.was(Cover::In, sent.first, *again))
+    }
+
     fn is_excluded(&self, sent: &Sent) -> bool {
         sent.accepted.is_some_and(|at| self.was(Cover::Out, sent.first, at))
             || self.granted(&sent.topic).is_none()
@@ -326,6 +331,19 @@ mod tests {
         inbox.arrived(arrival(2, 2));
         assert!(inbox.is_satisfied());
         assert_eq!(inbox.violations(&published), []);
+    }
+
+    #[test]
+    fn order_is_not_asked_of_what_was_sent_again_to_somebody_who_subscribed_meanwhile() {
+        let again = Sent { again: vec![when(9)], ..sent(1, 1) };
+        let published = published([again, sent(1, 7)]);
+        let mut inbox = Inbox { cover: vec![(2, Cover::Out), (5, Cover::In)], ..inbox() };
+        for number in [1, 0] {
+            inbox.arrived(arrival(number, 1));
+        }
+        assert_eq!(inbox.violations(&published), []);
+        inbox.cover = vec![(0, Cover::In)];
+        assert_eq!(inbox.violations(&published), [OutOfOrder(key(0), key(1))]);
     }
 
     #[test]

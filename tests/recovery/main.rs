@@ -148,7 +148,7 @@ fn trial(ends: u64, start: impl FnMut(&mut Rng) -> Life) {
     }
     stage.begin(Act::Draining);
     subscribers.into_iter().for_each(|subscriber| subscriber.join().unwrap());
-    let retained = retained::read(last.addr);
+    let retained = retained::read(last.addr, &published);
     drop(last);
 
     let inboxes: Vec<_> = inboxes.iter().map(|inbox| inbox.lock().unwrap()).collect();

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use mailboxqtt::ids::ProtocolVersion::V5;
 
 use crate::history::{Published, Sent};
 use crate::message::Key;
+use crate::stage::STALL;
 use crate::wire::{Got, Hello};
 
 /// Rounds without a message, after which nothing more is expected.
@@ -19,14 +21,21 @@ struct Topic<'p> {
     messages: Vec<(Key, &'p Sent)>,
 }
 
-/// The retained messages under `keep/`, by their topics.
-pub(crate) fn read(addr: SocketAddr) -> BTreeMap<String, Vec<u8>> {
+/// The retained messages under `keep/`, by their topics. Those that have to be there are waited for.
+pub(crate) fn read(addr: SocketAddr, published: &Published) -> BTreeMap<String, Vec<u8>> {
+    let topics = topics(published);
+    let due: Vec<&str> =
+        topics.iter().filter(|(_, it)| !it.may_be_absent()).map(|(topic, _)| *topic).collect();
+    let deadline = Instant::now() + STALL;
     let mut reader = Hello::new(V5, "retained-reader").open(addr).0;
     reader.subscribe("keep/#", 1);
     let mut found = BTreeMap::new();
     // They come chunk by chunk, and a ping may be answered before the first of them.
     let mut silent = 0;
-    while silent < SILENT_ROUNDS {
+    let is_missing = |found: &BTreeMap<String, Vec<u8>>| {
+        due.iter().any(|topic| !found.contains_key(*topic)) && Instant::now() < deadline
+    };
+    while silent < SILENT_ROUNDS || is_missing(&found) {
         silent += 1;
         reader.send(&[0xC0, 0]);
         loop {
@@ -47,10 +56,7 @@ pub(crate) fn read(addr: SocketAddr) -> BTreeMap<String, Vec<u8>> {
 
 /// All that is wrong with what was `found`.
 pub(crate) fn violations(published: &Published, found: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
-    let mut topics: BTreeMap<&str, Topic<'_>> = BTreeMap::new();
-    for (key, sent) in published.iter().filter(|(_, sent)| sent.topic.starts_with("keep/")) {
-        topics.entry(&sent.topic).or_default().messages.push((key, sent));
-    }
+    let topics = topics(published);
     let mut violations = Vec::new();
     for (topic, of_topic) in &topics {
         let payload = found.get(*topic);
@@ -66,6 +72,14 @@ pub(crate) fn violations(published: &Published, found: &BTreeMap<String, Vec<u8>
         violations.push(format!("{topic} was never published"));
     }
     violations
+}
+
+fn topics(published: &Published) -> BTreeMap<&str, Topic<'_>> {
+    let mut topics: BTreeMap<&str, Topic<'_>> = BTreeMap::new();
+    for (key, sent) in published.iter().filter(|(_, sent)| sent.topic.starts_with("keep/")) {
+        topics.entry(&sent.topic).or_default().messages.push((key, sent));
+    }
+    topics
 }
 
 impl<'p> Topic<'p> {
