@@ -17,7 +17,6 @@
 //! - A message is named by the position of its [`Messages`] record and its number among the frames in it.
 
 use std::num::NonZeroU32;
-use std::ops::Range;
 
 use bytes::{Buf, BufMut};
 
@@ -447,11 +446,6 @@ fn take_version(body: &mut &[u8]) -> Option<ProtocolVersion> {
     }
 }
 
-/// Where the body of a record of `len` bytes after its header lies, if it starts at `start`.
-pub fn content(start: usize, len: usize) -> Range<usize> {
-    start + HEADER_BYTES..start + HEADER_BYTES + len
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -462,7 +456,7 @@ mod tests {
             let mut bytes = Vec::new();
             record.encode(&mut bytes);
             let len = u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize;
-            assert_eq!(content(0, len).end, bytes.len());
+            assert_eq!(HEADER_BYTES + len, bytes.len());
             assert_eq!(Record::decode(&bytes[HEADER_BYTES..]), Ok(record));
         }
     }
