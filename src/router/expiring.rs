@@ -9,7 +9,6 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::ids::ClientId;
-use crate::metrics::DropReason;
 use crate::router::Router;
 use crate::router::handover::take_mail;
 use crate::router::mailbox::Mail;
@@ -48,10 +47,7 @@ impl Router {
             if session.drop_expired(Instant::now(), &mut out) {
                 mailbox.expect_expiry();
             }
-            self.write_journal(&mut out, mailbox);
-            let tally = out.tally;
-            let _ = mailbox.release(tally.released_messages, tally.released_bytes);
-            self.metrics.dropped(DropReason::Expired, tally.expired);
+            self.settle_away(&mut out, mailbox);
         });
         match visit {
             Visit::Done | Visit::NoSession => false,
@@ -78,7 +74,7 @@ mod tests {
     use crate::codec::{Connect, Packet, Properties, PropertiesBuf, Property, Publish};
     use crate::ids::{PacketId, ProtocolVersion, Qos};
     use crate::message::{Buffer, Delivery, Kind, Piece, TopicHasher};
-    use crate::metrics::Metrics;
+    use crate::metrics::{DropReason, Metrics};
     use crate::router::keeper::RetainedLimits;
     use crate::router::mailbox::{Home, QueueLimits};
     use crate::router::registry::Claim;

@@ -44,9 +44,7 @@ impl Router {
                 mailbox.forget_crowd();
                 let mut out = Output::new(self.collector());
                 take_mail(session, inbox, &mut out);
-                let tally = out.tally;
-                let _ = mailbox.release(tally.released_messages, tally.released_bytes);
-                self.write_journal(&mut out, mailbox);
+                self.settle_away(&mut out, mailbox);
             });
             match visit {
                 // It is changing hands. This router has the receiver, too.

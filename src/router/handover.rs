@@ -10,12 +10,14 @@
 //! came from, as long as that may wait for its client.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::codec::PublishView;
 use crate::ids::SessionId;
 use crate::message::{Batch, Run, Undelivered, shard_of};
+use crate::metrics::DropReason;
 use crate::router::Router;
-use crate::router::mailbox::{Inbox, Mail};
+use crate::router::mailbox::{Inbox, Mail, Mailbox};
 use crate::router::shard::{Command, ShareAgain};
 use crate::session::{Output, Session};
 use crate::topic::TopicFilter;
@@ -37,12 +39,20 @@ impl Router {
             *known.entry(filter.clone()).or_insert_with(found)
         };
         let undelivered = session.take_shared(has_ended, are_takers, &mut out);
-        let tally = std::mem::take(&mut out.tally);
-        let _ = inbox.mailbox().release(tally.released_messages, tally.released_bytes);
-        self.write_journal(&mut out, inbox.mailbox());
+        self.settle_away(&mut out, inbox.mailbox());
         for messages in undelivered {
             self.share_again(messages, inbox).await;
         }
+    }
+
+    /// Does what `net::connection` would with the output of a session, for a client that is away: accounts,
+    /// counters and journal.
+    pub(super) fn settle_away(&self, out: &mut Output, mailbox: &Arc<Mailbox>) {
+        let tally = std::mem::take(&mut out.tally);
+        let _ = mailbox.release(tally.released_messages, tally.released_bytes);
+        self.metrics.dropped(DropReason::Expired, tally.expired);
+        self.metrics.dropped(DropReason::Unreadable, tally.unreadable);
+        self.write_journal(out, mailbox);
     }
 
     fn is_anybody_else_there(&self, filter: &TopicFilter, session: SessionId) -> bool {

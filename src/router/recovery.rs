@@ -118,8 +118,7 @@ impl Router {
         for run in &recovered.waiting {
             self.wait_again(run, store, &mut parked_session, inbox.mailbox(), &mut out);
         }
-        let _ = inbox.mailbox().release(0, out.tally.released_bytes);
-        self.write_journal(&mut out, inbox.mailbox());
+        self.settle_away(&mut out, inbox.mailbox());
         // Behind what waits already: what comes from now on comes later.
         self.subscribe_again(subscriptions, &inbox).await;
         let expires_at = parked_session.expiry().ends_at(left_at);
