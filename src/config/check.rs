@@ -59,7 +59,9 @@ impl File {
         }
         let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
         if !self.scram_users.is_empty() {
-            authenticators.push(Arc::new(Scram::new(&self.scram_users)?));
+            let users = self.scram_users.iter();
+            let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
+            authenticators.push(Arc::new(Scram::new(&users.collect())?));
         }
         let level = self.durability.level();
         let mut overrides = Vec::new();
@@ -144,7 +146,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use crate::auth;
-    use crate::config::DurabilityLevel;
+    use crate::config::{DurabilityLevel, Secret};
     use crate::store::log::Level;
 
     use super::*;
@@ -233,8 +235,8 @@ mod tests {
         File { durability: DurabilityLevel::None, ..File::default() }
     }
 
-    fn alice() -> BTreeMap<String, String> {
+    fn alice() -> BTreeMap<String, Secret> {
         let credential = auth::Credential::new("secret", auth::ITERATIONS_MIN).unwrap();
-        BTreeMap::from([("alice".to_owned(), credential.to_string())])
+        BTreeMap::from([("alice".to_owned(), credential.to_string().into())])
     }
 }
