@@ -18,6 +18,9 @@ use crate::store::handle::Override;
 use crate::topic::{TopicFilter, check_topic_name};
 use crate::{net, router};
 
+/// Most router shards.
+const SHARDS_MAX: u16 = 1024;
+
 impl File {
     /// Checks the values. `files_max` is how many files the process may open.
     pub fn check(self, files_max: usize) -> Result<Config, InvalidConfig> {
@@ -32,6 +35,9 @@ impl File {
         not_zero("queue_bytes_max", self.queue_bytes_max as u64)?;
         not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
         not_zero("sessions_max", self.sessions_max)?;
+        if self.shards > SHARDS_MAX {
+            return Err(InvalidConfig::Value { key: "shards", rule: "must be at most 1024" });
+        }
         if !(64 * 1024..=1 << 32).contains(&self.log_segment_bytes) {
             let rule = "must be from 65536 to 4294967296";
             return Err(InvalidConfig::Value { key: "log_segment_bytes", rule });
