@@ -10,6 +10,7 @@
 mod arguments;
 mod check;
 mod file;
+mod import;
 mod layers;
 mod print;
 mod read;
@@ -32,6 +33,9 @@ pub use arguments::Command;
 pub use file::DurabilityLevel;
 pub use file::DurabilityOverride;
 pub use file::File;
+pub use import::Import;
+pub use import::ImportError;
+pub use import::import;
 pub use layers::Origin;
 pub use layers::Settings;
 pub use layers::variable;

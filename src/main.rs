@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
@@ -54,8 +55,10 @@ fn end_on_panic() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(Command::ScramUser { name, iterations }) = &arguments.command {
-        return scram_user(name, *iterations);
+    match &arguments.command {
+        Some(Command::ScramUser { name, iterations }) => return scram_user(name, *iterations),
+        Some(Command::Import { file }) => return import(file),
+        None => (),
     }
     let settings = arguments.settings()?;
     if arguments.print_config {
@@ -97,6 +100,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         Ok(broker.run(shutdown).await?)
     })
+}
+
+/// Prints a settings file, and on standard error what is not in it.
+fn import(path: &Path) -> anyhow::Result<()> {
+    let imported = config::import(path)?;
+    imported.left_out.iter().for_each(|left_out| eprintln!("{left_out}"));
+    print(&imported.settings)
 }
 
 /// Prints a line for the settings file; the password is nowhere but in the client's hands.
