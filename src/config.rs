@@ -10,13 +10,14 @@
 mod arguments;
 mod check;
 mod file;
+mod listeners;
 mod secret;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::net::accept;
 use crate::session::authentication::Access;
 use crate::store::handle::Override;
 use crate::store::log::Level;
@@ -27,13 +28,15 @@ pub use arguments::Command;
 pub use file::DurabilityLevel;
 pub use file::DurabilityOverride;
 pub use file::File;
+pub use listeners::InvalidListener;
+pub use listeners::Listener;
 pub use secret::Secret;
 
 /// Checked settings, split by owner. No part of the broker sees another part's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// For `broker`.
-    pub listen: SocketAddr,
+    /// For `net`, at least one.
+    pub listeners: Vec<accept::Settings>,
     /// For `broker`, at least one.
     pub shards: usize,
     /// For `broker`; `None` keeps everything in memory.
@@ -97,11 +100,7 @@ pub enum InvalidConfig {
          with --durability none"
     )]
     NoDataDir,
-    /// Everybody could connect.
-    #[error(
-        "listening on {0} would let anybody on the network in without a password; listen on a loopback \
-         address, name users below [scram_users] in the settings file (`mailboxqtt scram-user`), or say \
-         --allow-anonymous (in the settings file: allow_anonymous = true)"
-    )]
-    OpenToTheWorld(SocketAddr),
+    /// A listener that cannot be.
+    #[error(transparent)]
+    Listener(#[from] InvalidListener),
 }
