@@ -109,7 +109,12 @@ pub fn start_with(
     }
     let on_failure = |failure: &Failure| on_failure(failure.to_string());
     let (log, found) = Log::open(files, settings, tables.applied(), on_failure)?;
-    if let Some(cut) = found.cut {
+    if let Some(cut) = found.cut.filter(|_| found.has_more_behind_cut) {
+        warn!(
+            position = cut.0,
+            "the end of the log is cut before records that are whole: its last write was torn, or the file is damaged"
+        );
+    } else if let Some(cut) = found.cut {
         info!(
             position = cut.0,
             "the end of the log was being written: cut, it was never acknowledged"
@@ -253,26 +258,29 @@ impl Work {
     }
 }
 
+/// At least the first `len` bytes of the frames of the record at `at`, checked.
 fn read_frames(log: &Log, at: LogPosition, len: u32) -> io::Result<Vec<u8>> {
-    let mut frames = vec![0; len as usize];
-    let from = LogPosition(at.0 + Messages::FRAMES_AT as u64);
-    log.read_at(from, &mut frames).map_err(io::Error::other)?;
-    Ok(frames)
+    let wanted = Messages::FRAMES_AT + len as usize;
+    let mut record = log.read_record(at, wanted).map_err(io::Error::other)?;
+    if record.len() < wanted {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    record.drain(..Messages::FRAMES_AT);
+    Ok(record)
 }
 
-/// The frames at `place`, wherever they are now; `None`, and a word in the log of the broker, where they cannot be
-/// read.
+/// The frames at `place`, wherever they are now, once they have been checked; `None`, and a word in the log of the
+/// broker, where they cannot be read.
 pub(super) fn read(log: &Log, bodies: &Bodies, place: &Place) -> Option<Bytes> {
-    let from = LogPosition(place.at.0 + Messages::FRAMES_AT as u64 + u64::from(place.offset));
-    let mut read = vec![0; place.len as usize];
-    let mut outcome = log.read_at(from, &mut read);
+    let start = Messages::FRAMES_AT + place.offset as usize;
+    let end = start + place.len as usize;
+    let mut outcome = log.read_record(place.at, end);
     if let Err(ReadError::Pending) = outcome {
         wait_until_written(log);
-        outcome = log.read_at(from, &mut read);
+        outcome = log.read_record(place.at, end);
     }
     let why = match outcome {
-        Ok(()) => match place.cut(&read) {
-            Some(frames) if frames.len() == read.len() => return Some(read.into()),
+        Ok(record) => match record.get(start..end).and_then(|read| place.cut(read)) {
             Some(frames) => return Some(Bytes::copy_from_slice(frames)),
             None => "it holds something else".to_owned(),
         },

@@ -13,7 +13,8 @@
 //! - the wills of the clients that were connected at a kill were published ([`mourner`]);
 //! - the broker has ended no connection by itself ([`stage`]).
 //!
-//! What time does while the broker is down is tested in [`downtime`], step by step.
+//! What time does while the broker is down is tested in [`downtime`], step by step, and what becomes of a message whose
+//! bytes have changed on the disk in [`damage`].
 //!
 //! The same clients also run while nothing but their connections is cut ([`proxy`]), which shows that they are right.
 //!
@@ -32,6 +33,7 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../it/broker.rs"]
 mod broker;
+mod damage;
 mod downtime;
 mod history;
 mod link;

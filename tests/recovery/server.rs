@@ -55,6 +55,14 @@ impl Server {
         self.process.signal(Signal::TERM);
         self.process.succeed();
     }
+
+    /// SIGTERM, and what it has written to standard error.
+    pub(crate) fn stop_and_say(mut self) -> String {
+        self.process.signal(Signal::TERM);
+        let (status, _, stderr) = self.process.finish_with_stderr();
+        assert!(status.success(), "{status}: {stderr}");
+        stderr
+    }
 }
 
 /// Starts on `dir` and kills it after `time`, wherever it is then.
