@@ -12,7 +12,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ const CHECKPOINT_BYTES: u64 = 16 << 20;
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the length of the log is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// A read that has failed is repeated after this time.
+const SECOND_READ_AFTER: Duration = Duration::from_secs(2);
 /// Segments behind which an old one is emptied: what it still holds is copied into the tables.
 const SEGMENTS_MAX: usize = 16;
 
@@ -178,7 +180,7 @@ impl Checkpointer {
     fn start(log: Arc<Log>, tables: Tables) -> io::Result<Self> {
         let (stop, stopped) = flume::bounded(1);
         let work = Work { log: log.clone(), tables, stopped };
-        let thread = std::thread::Builder::new().name("checkpoint".into());
+        let thread = thread::Builder::new().name("checkpoint".into());
         let thread = thread.spawn(move || work.run())?;
         Ok(Self { stop, thread, log })
     }
@@ -270,7 +272,8 @@ fn read_frames(log: &Log, at: LogPosition, len: u32) -> io::Result<Vec<u8>> {
 }
 
 /// The frames at `place`, wherever they are now, once they have been checked; `None`, and a word in the log of the
-/// broker, where they cannot be read.
+/// broker, where they cannot be read. `None` also when the log has failed, whatever is there: a disk that goes away
+/// fails to read at first, and what it holds is not lost.
 pub(super) fn read(log: &Log, bodies: &Bodies, place: &Place) -> Option<Bytes> {
     let start = Messages::FRAMES_AT + place.offset as usize;
     let end = start + place.len as usize;
@@ -278,6 +281,13 @@ pub(super) fn read(log: &Log, bodies: &Bodies, place: &Place) -> Option<Bytes> {
     if let Err(ReadError::Pending) = outcome {
         wait_until_written(log);
         outcome = log.read_record(place.at, end);
+    }
+    if matches!(outcome, Err(ReadError::Io(_))) && log.failure().is_none() {
+        thread::sleep(SECOND_READ_AFTER);
+        outcome = log.read_record(place.at, end);
+    }
+    if log.failure().is_some() {
+        return None;
     }
     let why = match outcome {
         Ok(record) => match record.get(start..end).and_then(|read| place.cut(read)) {

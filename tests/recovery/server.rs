@@ -91,6 +91,8 @@ impl Starting {
         let (status, _, stderr) = self.0.finish_with_stderr();
         let is_killed = status.signal() == Some(Signal::KILL.as_raw());
         assert!(is_killed || status.code() == Some(1), "it has ended with {status}: {stderr}");
+        let is_given_up = stderr.contains("cannot be read and is lost");
+        assert!(!is_given_up, "what cannot be read for the moment is not lost: {stderr}");
         !is_killed
     }
 }
