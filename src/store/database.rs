@@ -15,9 +15,10 @@
 
 use std::cell::Cell;
 use std::error::Error as StdError;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +27,8 @@ use redb::{
     DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageError,
     TableDefinition, WriteTransaction,
 };
+
+use crate::store::files::FILE_MODE;
 
 /// Name of the file in the directory.
 const FILE_NAME: &str = "state.redb";
@@ -171,7 +174,10 @@ impl Database {
     }
 
     fn open_file(path: &Path) -> Result<Self, Refusal> {
-        let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+        let file = options.open(path).map_err(|error| Refusal::Unusable(error.into()))?;
+        let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_file(file);
         let mut engine = opened.map_err(refusal)?;
         // The engine trusts the pages of a file that was closed in order: it would take damaged rows for good
         // ones, or panic on them later.
