@@ -2,6 +2,7 @@
 //! `main` and by tests.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ pub enum BindError {
     #[error(
         "{0}; choose another directory with --data-dir, or keep nothing with --durability none"
     )]
-    Data(#[from] StartError),
+    Data(StartError),
 }
 
 impl Broker {
@@ -62,13 +63,21 @@ impl Broker {
     pub fn bind(mut config: Config) -> Result<Self, BindError> {
         let listeners = std::mem::take(&mut config.listeners).into_iter();
         let bound = listeners.map(Bound::bind).collect::<Result<_, _>>()?;
-        let durable = config.durability.as_ref().map(open).transpose()?;
+        let durable = config.durability.as_ref().map(open).transpose().map_err(BindError::Data)?;
         Ok(Self { config, bound, durable })
     }
 
-    /// Where it listens, in the order of the settings: ports are the real ones where 0 was asked for.
-    pub fn listening(&self) -> impl Iterator<Item = &Listen> {
-        self.bound.iter().map(Bound::local)
+    /// Its listeners, in the order of the settings.
+    pub fn listening(&self) -> impl Iterator<Item = &Bound> {
+        self.bound.iter()
+    }
+
+    /// The address of the first that is not a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.bound.iter().find_map(|bound| match bound.local() {
+            Listen::Tcp(addr) => Some(*addr),
+            Listen::Unix(_) => None,
+        })
     }
 
     /// How many router shards it will have.

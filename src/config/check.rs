@@ -14,10 +14,13 @@ use crate::router::keeper::RetainedLimits;
 use crate::router::mailbox::QueueLimits;
 use crate::session;
 use crate::session::Availability;
-use crate::session::authentication::{Access, Authenticator};
+use crate::session::authentication::{Access, Anonymous, Authenticator};
 use crate::store::handle::Override;
 use crate::topic::{TopicFilter, check_topic_name};
 use crate::{net, router};
+
+/// Most router shards.
+const SHARDS_MAX: u16 = 1024;
 
 impl File {
     /// Checks the values. `files_max` is how many files the process may open.
@@ -33,6 +36,9 @@ impl File {
         not_zero("queue_bytes_max", self.queue_bytes_max as u64)?;
         not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
         not_zero("sessions_max", self.sessions_max)?;
+        if self.shards > SHARDS_MAX {
+            return Err(InvalidConfig::Value { key: "shards", rule: "must be at most 1024" });
+        }
         if !(64 * 1024..=1 << 32).contains(&self.log_segment_bytes) {
             let rule = "must be from 65536 to 4294967296";
             return Err(InvalidConfig::Value { key: "log_segment_bytes", rule });
@@ -62,7 +68,9 @@ impl File {
         let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
         let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
         if !self.scram_users.is_empty() {
-            authenticators.push(Arc::new(Scram::new(&self.scram_users)?));
+            let users = self.scram_users.iter();
+            let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
+            authenticators.push(Arc::new(Scram::new(&users.collect())?));
         }
         let level = self.durability.level();
         let mut overrides = Vec::new();
@@ -125,7 +133,7 @@ impl File {
                     check_payload_format: self.check_payload_format,
                 },
             },
-            access: Access { authenticators },
+            access: Access { authenticators, anonymous: Anonymous::Refused },
             router: router::Limits {
                 queue: QueueLimits {
                     messages_max: self.queue_messages_max,
@@ -147,8 +155,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use crate::auth;
-    use crate::config::DurabilityLevel;
-    use crate::session::authentication::Anonymous;
+    use crate::config::{DurabilityLevel, Secret};
     use crate::store::log::Level;
 
     use super::*;
@@ -237,8 +244,8 @@ mod tests {
         File { durability: DurabilityLevel::None, ..File::default() }
     }
 
-    fn alice() -> BTreeMap<String, String> {
+    fn alice() -> BTreeMap<String, Secret> {
         let credential = auth::Credential::new("secret", auth::ITERATIONS_MIN).unwrap();
-        BTreeMap::from([("alice".to_owned(), credential.to_string())])
+        BTreeMap::from([("alice".to_owned(), credential.to_string().into())])
     }
 }

@@ -78,6 +78,17 @@ impl Bound {
     pub fn local(&self) -> &Listen {
         &self.local
     }
+
+    /// What connections to it are made of, in words.
+    pub fn transport(&self) -> &'static str {
+        match (&self.settings.websocket, &self.settings.tls, &self.local) {
+            (None, None, Listen::Tcp(_)) => "TCP",
+            (None, Some(_), _) => "TLS",
+            (Some(_), None, _) => "WebSocket",
+            (Some(_), Some(_), _) => "WebSocket and TLS",
+            (None, None, Listen::Unix(_)) => "a Unix socket",
+        }
+    }
 }
 
 /// All listeners of a broker that serves.

@@ -109,7 +109,11 @@ impl Serving {
         let by_certificate = peer.certificate_user.is_some();
         let admission = match connect.properties.authentication_method() {
             None if by_certificate => Admission::Anonymous,
-            _ => self.access.handle_connect(&connect, peer.listener.anonymous).map_err(failed)?,
+            _ => {
+                let anonymous = peer.listener.anonymous;
+                let access = Access { anonymous, ..self.access.clone() };
+                access.handle_connect(&connect).map_err(failed)?
+            }
         };
         let mut rest = hello.into_rest();
         let link = &opening.link;

@@ -96,6 +96,8 @@ impl fmt::Display for UserName {
 pub struct Access {
     /// The methods that a CONNECT may name.
     pub authenticators: Vec<Arc<dyn Authenticator>>,
+    /// What becomes of a CONNECT that names none.
+    pub anonymous: Anonymous,
 }
 
 /// Whether clients may connect that do not say who they are.
@@ -209,15 +211,10 @@ impl AuthenticationError {
 }
 
 impl Access {
-    /// The first step, with the Authentication Data of the CONNECT. `anonymous` says what becomes of one that
-    /// names no method.
-    pub fn handle_connect(
-        &self,
-        connect: &Connect<'_>,
-        anonymous: Anonymous,
-    ) -> Result<Admission, AuthenticationError> {
+    /// The first step, with the Authentication Data of the CONNECT.
+    pub fn handle_connect(&self, connect: &Connect<'_>) -> Result<Admission, AuthenticationError> {
         let Some(method) = connect.properties.authentication_method() else {
-            return match anonymous {
+            return match self.anonymous {
                 Anonymous::Allowed => Ok(Admission::Anonymous),
                 Anonymous::Refused => Err(AuthenticationError::Anonymous),
             };
