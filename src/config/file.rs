@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Secret;
+use crate::config::{Listener, Secret};
 use crate::router::sharing::Strategy;
 use crate::store::log::Level;
 
@@ -85,6 +85,8 @@ pub struct File {
     pub durability_overrides: Vec<DurabilityOverride>,
     /// Who may log in by SCRAM-SHA-256, with what `mailboxqtt scram-user` prints for each.
     pub scram_users: BTreeMap<String, Secret>,
+    /// Listeners with settings of their own, see [listeners](listeners.md).
+    pub listeners: Vec<Listener>,
 }
 
 impl Default for File {
@@ -123,6 +125,7 @@ impl Default for File {
             sys_interval_s: 10,
             durability_overrides: Vec::new(),
             scram_users: BTreeMap::new(),
+            listeners: Vec::new(),
         }
     }
 }
