@@ -60,10 +60,12 @@ pub(super) enum Table {
     Bodies,
     /// Position -> how many messages need its row in [`Table::Bodies`].
     BodiesLive,
+    /// Session -> whose it is, of those that belong to somebody. Files of earlier versions lack it.
+    Owners,
 }
 
 /// All of them, each at the place of its number.
-const TABLES: [(Table, Definition); 11] = [
+const TABLES: [(Table, Definition); 12] = [
     (Table::Meta, Definition::new("meta")),
     (Table::Sessions, Definition::new("sessions")),
     (Table::Terms, Definition::new("terms")),
@@ -75,6 +77,7 @@ const TABLES: [(Table, Definition); 11] = [
     (Table::Segments, Definition::new("segments")),
     (Table::Bodies, Definition::new("bodies")),
     (Table::BodiesLive, Definition::new("bodies_live")),
+    (Table::Owners, Definition::new("owners")),
 ];
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -177,6 +180,9 @@ impl Database {
         let database = Self { engine: Arc::new(engine) };
         if database.is_new().map_err(Refusal::Unusable)? {
             database.write(Self::make_tables).map_err(Refusal::Unusable)?;
+        } else if database.lacks_owners().map_err(Refusal::Unusable)? {
+            let add = |writer: &Writer| writer.rows(Table::Owners, |_| Ok(()));
+            database.write(add).map_err(Refusal::Unusable)?;
         }
         let damaged = |error: TablesError| Refusal::Damaged(error.to_string());
         let reader = database.reader().map_err(damaged)?;
@@ -192,6 +198,18 @@ impl Database {
 
     fn is_new(&self) -> Result<bool, TablesError> {
         Ok(self.engine.begin_read()?.list_tables()?.next().is_none())
+    }
+
+    /// Whether it is a file of ours, and of a version in which sessions belonged to nobody.
+    fn lacks_owners(&self) -> Result<bool, TablesError> {
+        let names: Vec<String> = self
+            .engine
+            .begin_read()?
+            .list_tables()?
+            .map(|table| redb::TableHandle::name(&table).to_owned())
+            .collect();
+        let has = |name: &str| names.iter().any(|other| other == name);
+        Ok(has("bodies_live") && !has("owners"))
     }
 
     fn make_tables(writer: &Writer) -> Result<(), TablesError> {
