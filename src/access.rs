@@ -98,7 +98,7 @@ pub enum Source {
 }
 
 /// All rules of the broker. See the module comment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// Without it there are no rules, and everything is allowed.
     are_in_force: bool,

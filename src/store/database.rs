@@ -402,6 +402,26 @@ mod tests {
     }
 
     #[test]
+    fn file_of_a_version_in_which_sessions_belonged_to_nobody_gets_the_table_of_owners() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let (database, _) = Database::open(dir.path()).unwrap();
+            let add = |rows: &mut Rows<'_>| put(rows, b"12345678", b"client");
+            database.write(|writer| writer.rows(Table::Sessions, add)).unwrap();
+            let transaction = database.engine.begin_write().unwrap();
+            assert!(transaction.delete_table(TABLES[Table::Owners as usize].1).unwrap());
+            transaction.commit().unwrap();
+        }
+        for _ in 0..2 {
+            let (database, set_aside) = Database::open(dir.path()).unwrap();
+            assert_eq!(set_aside, None);
+            let reader = database.reader().unwrap();
+            assert_eq!(reader.get(Table::Sessions, b"12345678", <[u8]>::len).unwrap(), Some(6));
+            assert_eq!(reader.get(Table::Owners, b"12345678", <[u8]>::len).unwrap(), None);
+        }
+    }
+
+    #[test]
     fn file_of_another_format_is_set_aside() {
         for format in [&b"short"[..], &2_u64.to_le_bytes()] {
             let dir = tempfile::tempdir().unwrap();
