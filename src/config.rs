@@ -10,6 +10,7 @@
 mod arguments;
 mod check;
 mod file;
+mod limits;
 mod secret;
 
 use std::io;
@@ -17,6 +18,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::net::admission::AdmissionLimits;
+use crate::router::queues::QueuesLimits;
 use crate::session::authentication::Access;
 use crate::store::handle::Override;
 use crate::store::log::Level;
@@ -44,8 +47,23 @@ pub struct Config {
     pub access: Access,
     /// For `router`.
     pub router: router::Limits,
+    /// For `router`: what may change while it runs.
+    pub limits: Limits,
     /// For `sys`.
     pub sys_interval: Duration,
+}
+
+/// Limits that take effect at once when they change.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of queues.
+    pub queues: QueuesLimits,
+    /// Of the data directory; 0 is none.
+    pub disk_bytes_max: u64,
+    /// Of the process; 0 is none.
+    pub memory_bytes_max: u64,
+    /// Of those who connect.
+    pub admission: AdmissionLimits,
 }
 
 /// What outlives the process.

@@ -31,6 +31,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// Bytes of the process that are in memory, as the system counts them against its limits. Linux only.
+fn memory_in_use() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let (_, rest) = status.split_once("VmRSS:")?;
+    let kibibytes: u64 = rest.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// A panic is a bug, and a broker that has lost one of its tasks would only seem to serve.
 fn end_on_panic() {
     let report = std::panic::take_hook();
@@ -65,7 +73,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
-        let broker = Broker::bind(config)?;
+        let broker = Broker::bind(config)?.with_memory_in_use(memory_in_use);
         print(&format!(
             "mailboxqtt {} listening on {} with {} router shards\n",
             env!("CARGO_PKG_VERSION"),

@@ -3,9 +3,11 @@
 //! [`listener`] accepts, `handshake` reads the CONNECT, `connection` serves the session until it
 //! ends. One driver serves every transport.
 
+pub mod admission;
 mod connection;
 mod handshake;
 pub mod listener;
+pub mod pace;
 mod scratch;
 
 use std::time::Duration;
@@ -25,6 +27,8 @@ pub struct Limits {
     pub handshake_max: Duration,
     /// What response topics begin with, before the client identifier; empty where clients are told none.
     pub response_topic_prefix: Box<str>,
+    /// How much one client may publish.
+    pub publish: pace::PublishRates,
     /// Of each session.
     pub session: session::Limits,
 }

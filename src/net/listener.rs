@@ -14,9 +14,10 @@ use tracing::{debug, info, warn};
 
 use crate::codec::ReasonCode;
 use crate::ids::ClientId;
-use crate::net::Limits;
+use crate::net::admission::Gatekeeper;
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{HandshakeError, authenticate, read_hello};
+use crate::net::{Limits, admission};
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, Parked, WaitingWill};
@@ -36,6 +37,7 @@ pub async fn run(
     router: Router,
     limits: Limits,
     access: Access,
+    gatekeeper: Arc<Gatekeeper>,
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
@@ -51,10 +53,22 @@ pub async fn run(
                 serving.router.metrics().sockets_opened.add(1);
                 if tasks.len() >= connections_max {
                     warn!(%peer, max = connections_max, "connection refused: too many");
+                    serving.router.metrics().connections_refused.add(1);
                     continue;
                 }
+                let admitted = match gatekeeper.admit(Some(peer.ip())) {
+                    Ok(admitted) => admitted,
+                    Err(why) => {
+                        debug!(%peer, %why, "connection refused");
+                        serving.router.metrics().connections_refused.add(1);
+                        continue;
+                    }
+                };
                 let serving = serving.clone();
-                tasks.spawn(async move { serving.serve_tcp(stream, peer).await });
+                tasks.spawn(async move {
+                    serving.serve_tcp(stream, peer).await;
+                    drop(admitted);
+                });
             }
             Err(error) if is_of_one_peer(&error) => debug!(%error, "connection lost in accept"),
             Err(error) => {
@@ -207,6 +221,11 @@ impl Serving {
             let explanation = "the broker holds as many sessions as it may: try again later";
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
         }
+        if let Some(explanation) = admission::lacks_room(&self.router, opening) {
+            claim.end(self.router.registry());
+            metrics.connects_refused.add(1);
+            return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
+        }
         metrics.sessions.add(1);
         let mut session = Box::new(Session::new(self.limits.session, opening, now));
         let home = match opening.expiry {
@@ -245,6 +264,7 @@ impl Serving {
         let start = Start { connack, received, packet_bytes_max };
         let connected = self.router.write_connected(&parked, opening, was_present);
         let mut connection = Connection::new(stream, claim, parked, self.router.clone(), start);
+        connection.limit(self.limits.publish);
         if let Some(at) = connected {
             connection.hold(at);
         }
@@ -275,6 +295,11 @@ impl Serving {
         }
         let Connection { mut stream, claim, mut session, inbox, mut links, .. } = connection;
         std::future::poll_fn(|cx| links.poll_flush(cx)).await;
+        if inbox.mailbox().is_refused() {
+            // What the client had sent behind the message that was refused is refused before it may send that again.
+            self.router.settle().await;
+            inbox.mailbox().forget_refusal();
+        }
         self.router.metrics().clients_connected.add(-1);
         inbox.mailbox().set_connected(false);
         let now = Instant::now();
