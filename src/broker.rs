@@ -67,7 +67,7 @@ pub enum BindError {
     #[error(
         "{0}; choose another directory with --data-dir, or keep nothing with --durability none"
     )]
-    Data(#[from] StartError),
+    Data(StartError),
     /// Anything else.
     #[error("cannot listen on {addr}: {error}")]
     Other {
@@ -88,7 +88,8 @@ impl Broker {
         })?;
         let disk_bytes_max = config.limits.disk_bytes_max;
         let durability = config.durability.as_ref();
-        let durable = durability.map(|it| open(it, disk_bytes_max)).transpose()?;
+        let durable =
+            durability.map(|it| open(it, disk_bytes_max)).transpose().map_err(BindError::Data)?;
         Ok(Self { config, listener, local_addr, durable, memory_in_use: || None })
     }
 

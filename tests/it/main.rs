@@ -21,6 +21,7 @@ mod abuse;
 mod auth;
 mod bounds;
 mod broker;
+mod config;
 mod conformance;
 mod handing_over;
 mod lifecycle;
