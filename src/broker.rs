@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::auth::Gatekeeper;
 use crate::config::{Config, Durability};
 use crate::message::TopicHasher;
 use crate::metrics::Metrics;
@@ -125,7 +126,7 @@ impl Broker {
             self.listener,
             router.clone(),
             self.config.net,
-            self.config.access,
+            Arc::new(Gatekeeper::new(self.config.authentication)),
             connections.clone(),
             stop.clone(),
         ));

@@ -8,6 +8,7 @@
 //! check makes of it has a field in [`Config`]. What must not be printed is a [`Secret`].
 
 mod arguments;
+mod authentication;
 mod check;
 mod file;
 mod secret;
@@ -15,15 +16,16 @@ mod secret;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::session::authentication::Access;
 use crate::store::handle::Override;
 use crate::store::log::Level;
 use crate::{auth, net, router};
 
 pub use arguments::Arguments;
 pub use arguments::Command;
+pub use authentication::Authentication;
 pub use file::DurabilityLevel;
 pub use file::DurabilityOverride;
 pub use file::File;
@@ -41,7 +43,7 @@ pub struct Config {
     /// For `net`.
     pub net: net::Limits,
     /// For `net`.
-    pub access: Access,
+    pub authentication: Arc<auth::Methods>,
     /// For `router`.
     pub router: router::Limits,
     /// For `sys`.
@@ -89,8 +91,8 @@ pub enum InvalidConfig {
         rule: &'static str,
     },
     /// Users that cannot be.
-    #[error("setting `scram_users`: {0}")]
-    User(#[from] auth::InvalidUser),
+    #[error(transparent)]
+    Authentication(#[from] auth::InvalidMethods),
     /// Neither said nor to be found out.
     #[error(
         "there is no place for the data: set `data_dir` (--data-dir DIR), or HOME, or keep nothing \
@@ -100,8 +102,9 @@ pub enum InvalidConfig {
     /// Everybody could connect.
     #[error(
         "listening on {0} would let anybody on the network in without a password; listen on a loopback \
-         address, name users below [scram_users] in the settings file (`mailboxqtt scram-user`), or say \
-         --allow-anonymous (in the settings file: allow_anonymous = true)"
+         address, give it users (in the settings file [authentication] with a password_file, which \
+         `mailboxqtt passwd FILE USER` makes, or [scram_users], or tokens, or a call-out), or say --allow-anonymous \
+         (in the settings file: allow_anonymous = true)"
     )]
     OpenToTheWorld(SocketAddr),
 }

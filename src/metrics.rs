@@ -125,6 +125,12 @@ pub struct Metrics {
     pub acks_unknown: Counter,
     /// Clients that did not prove, on connecting or anew, who they are, where they have to.
     pub authentications_failed: Counter,
+    /// Clients that had to wait before anybody looked at who they are, as their address had failed too often.
+    pub authentications_delayed: Counter,
+    /// Clients that were refused because too many logged in at once.
+    pub authentications_busy: Counter,
+    /// Clients that were refused because nobody could say who they are.
+    pub authentications_unavailable: Counter,
     /// Clients that are connected.
     pub clients_connected: Gauge,
     /// Sessions, with and without a client.

@@ -1,4 +1,4 @@
-//! The password file: one user per line, `name:hash`, as Mosquitto has it. Floor 3, read by `auth::methods` and
+//! The password file: one user per line, `name:hash`, as Mosquitto has it. Floor 3, read by `auth::gatekeeper` and
 //! changed by `main`.
 //!
 //! Empty lines and lines that begin with `#` are comments. What a hash may be is in `auth::password`.
@@ -172,7 +172,6 @@ impl PasswordFile {
     }
 
     /// The users who may log in by SCRAM-SHA-256 as well.
-    #[allow(dead_code, reason = "for SCRAM")]
     pub(super) fn scram_users(&self) -> impl Iterator<Item = (&str, &Credential)> {
         self.by_name.iter().filter_map(|(name, entry)| match &entry.password {
             StoredPassword::Scram(credential) => Some((&**name, credential)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use crate::auth::Scram;
+use crate::auth::Methods;
 use crate::codec::PACKET_BYTES_MAX;
 use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig};
 use crate::ids::Qos;
@@ -13,7 +13,7 @@ use crate::router::keeper::RetainedLimits;
 use crate::router::mailbox::QueueLimits;
 use crate::session;
 use crate::session::Availability;
-use crate::session::authentication::{Access, Anonymous, Authenticator};
+use crate::session::authentication::Anonymous;
 use crate::store::handle::Override;
 use crate::topic::{TopicFilter, check_topic_name};
 use crate::{net, router};
@@ -49,18 +49,18 @@ impl File {
             let rule = "must be empty or a topic name that does not begin with `$`";
             return Err(InvalidConfig::Value { key: "response_topic_prefix", rule });
         }
-        let anonymous = match self.allow_anonymous || self.scram_users.is_empty() {
+        self.authentication.check()?;
+        let is_open = self.scram_users.is_empty() && !self.authentication.is_some();
+        let anonymous = match self.allow_anonymous || is_open {
             true => Anonymous::Allowed,
             false => Anonymous::Refused,
         };
-        let is_open = self.scram_users.is_empty() && !self.allow_anonymous;
-        if !self.listen.ip().is_loopback() && is_open {
+        if !self.listen.ip().is_loopback() && is_open && !self.allow_anonymous {
             return Err(InvalidConfig::OpenToTheWorld(self.listen));
         }
-        let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
-        if !self.scram_users.is_empty() {
-            authenticators.push(Arc::new(Scram::new(&self.scram_users)?));
-        }
+        let handshake_max = Duration::from_secs(self.handshake_s_max.into());
+        let methods = self.authentication.settings(anonymous, self.scram_users, handshake_max);
+        let authentication = Arc::new(Methods::load(&methods)?);
         let level = self.durability.level();
         let mut overrides = Vec::new();
         for DurabilityOverride { filter, level: own_level } in &self.durability_overrides {
@@ -101,7 +101,7 @@ impl File {
                 sessions_max: self.sessions_max,
                 connect_bytes_max: self.connect_bytes_max.min(self.packet_bytes_max),
                 response_topic_prefix: self.response_topic_prefix.into(),
-                handshake_max: Duration::from_secs(self.handshake_s_max.into()),
+                handshake_max,
                 session: session::Limits {
                     inflight_max: self.inflight_max,
                     receive_max: self.receive_max,
@@ -122,7 +122,7 @@ impl File {
                     check_payload_format: self.check_payload_format,
                 },
             },
-            access: Access { authenticators, anonymous },
+            authentication,
             router: router::Limits {
                 queue: QueueLimits {
                     messages_max: self.queue_messages_max,
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn anonymous_clients_are_refused_where_there_are_users_and_no_consent() {
-        let anonymous = |file: File| file.check(1024).unwrap().access.anonymous;
+        let anonymous = |file: File| file.check(1024).unwrap().authentication.anonymous();
         let users = File { scram_users: alice(), ..in_memory() };
         assert_eq!(anonymous(in_memory()), Anonymous::Allowed);
         assert_eq!(anonymous(users.clone()), Anonymous::Refused);

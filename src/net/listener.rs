@@ -12,15 +12,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::auth::Gatekeeper;
 use crate::codec::ReasonCode;
 use crate::ids::ClientId;
 use crate::net::Limits;
 use crate::net::connection::{Connection, Start};
-use crate::net::handshake::{HandshakeError, authenticate, read_hello};
+use crate::net::handshake::{Desk, HandshakeError, authenticate, read_hello};
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, Parked, WaitingWill};
-use crate::session::authentication::Access;
+use crate::session::authentication::Caller;
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -35,12 +36,12 @@ pub async fn run(
     listener: TcpListener,
     router: Router,
     limits: Limits,
-    access: Access,
+    gatekeeper: Arc<Gatekeeper>,
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
     let connections_max = limits.connections_max;
-    let serving = Arc::new(Serving { router, limits, access, stop: stop.clone() });
+    let serving = Arc::new(Serving { router, limits, gatekeeper, stop: stop.clone() });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -79,7 +80,7 @@ fn is_of_one_peer(error: &io::Error) -> bool {
 struct Serving {
     router: Router,
     limits: Limits,
-    access: Access,
+    gatekeeper: Arc<Gatekeeper>,
     stop: CancellationToken,
 }
 
@@ -110,7 +111,7 @@ impl Serving {
             Ok(None) => return None,
             Ok(Some((opening, claim, rest))) => match self.session_for(&opening, claim).await {
                 Ok((claim, parked, was_present)) => {
-                    let user = opening.authenticated.as_ref().map(|it| it.user.as_str());
+                    let user = opening.user().map(|user| user.as_str());
                     debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
                     return Some(self.begin(stream, &opening, claim, parked, was_present, rest));
                 }
@@ -126,6 +127,8 @@ impl Serving {
         let metrics = self.router.metrics();
         metrics.protocol_errors.add(error.is_protocol_error().into());
         metrics.authentications_failed.add(error.is_failed_authentication().into());
+        metrics.authentications_busy.add(error.is_busy().into());
+        metrics.authentications_unavailable.add(error.is_unavailable().into());
         if let Some(refusal) = error.answer() {
             let mut connack = Vec::new();
             refusal.write(&self.limits.session, &mut connack);
@@ -141,7 +144,7 @@ impl Serving {
         stream: &mut S,
         peer: SocketAddr,
     ) -> Result<Option<(Opening, Claim, Vec<u8>)>, HandshakeError> {
-        let introduction = timeout(self.limits.handshake_max, self.introduce(stream)).await;
+        let introduction = timeout(self.limits.handshake_max, self.introduce(stream, peer)).await;
         let (opening, rest) = introduction.map_err(|_| HandshakeError::TooSlow)??;
         // A claim ends another connection, so whoever makes one has proved who he is.
         let Ok(claim) = self.router.registry().claim(&opening.client_id).await else {
@@ -156,6 +159,7 @@ impl Serving {
     async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
+        peer: SocketAddr,
     ) -> Result<(Opening, Vec<u8>), HandshakeError> {
         let bytes_max = self.limits.connect_bytes_max;
         let metrics = self.router.metrics();
@@ -164,11 +168,13 @@ impl Serving {
         let connect = hello.connect()?;
         let mut opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
         let failed = |error| HandshakeError::authentication(&opening.link, error);
-        let admission = self.access.handle_connect(&connect).map_err(failed)?;
+        let anonymous = self.gatekeeper.anonymous();
+        let caller = Caller { certificate_user: None, anonymous };
+        let admission = self.gatekeeper.admit(&connect, &caller).map_err(failed)?;
         let mut rest = hello.into_rest();
-        let link = &opening.link;
-        opening.authenticated =
-            authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
+        let (gatekeeper, address) = (&*self.gatekeeper, Some(peer.ip()));
+        let desk = Desk { gatekeeper, metrics, address, bytes_max };
+        opening.authenticated = authenticate(stream, admission, &opening, &mut rest, &desk).await?;
         opening.check_room(&self.limits.session)?;
         Ok((opening, rest))
     }

@@ -19,6 +19,7 @@ use crate::ids::{ClientId, PacketId, SessionId};
 use crate::message::{Delivery, Kind, Replay, Stored};
 use crate::metrics::{DropReason, Metrics};
 use crate::router::bell::Bell;
+use crate::session::authentication::Directory;
 
 /// What may wait in memory for a client that is away, if it is in the log.
 const CROWD_BYTES: usize = 256 * 1024;
@@ -69,6 +70,8 @@ pub enum Mail {
         /// Of the connection that wants it.
         ticket: u64,
     },
+    /// Users have changed, and those who are gone have to go.
+    UsersChanged(Arc<dyn Directory>),
     /// The broker stops.
     ShuttingDown,
 }

@@ -55,7 +55,7 @@ pub enum CloseReason {
     /// A QoS 0 message that says it is text and is not (MQTT 5, section 3.3.2.3.2).
     #[error("the payload of a QoS 0 message is not UTF-8, as its format indicator says")]
     PayloadFormatInvalid,
-    /// A re-authentication that failed [MQTT-4.12.1-2].
+    /// A re-authentication that failed [MQTT-4.12.1-2], a proof that has expired, a user who is gone.
     #[error(transparent)]
     Authentication(#[from] AuthenticationError),
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion, SessionId};
 use crate::session::Limits;
-use crate::session::authentication::Authenticated;
+use crate::session::authentication::{Authenticated, UserName};
 use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
 use crate::topic::check_topic_name;
@@ -206,6 +206,11 @@ fn expiry_wish_s(connect: &Connect<'_>) -> u32 {
 }
 
 impl Opening {
+    /// Who the client has proved to be; `None` for an anonymous one.
+    pub fn user(&self) -> Option<&UserName> {
+        self.authenticated.as_ref().map(|it| &it.user)
+    }
+
     /// Refuses a client that has no room for the CONNACK.
     pub fn check_room(&self, limits: &Limits) -> Result<(), Refusal> {
         if self.can_take(&self.connack(false, &self.terms(limits))) {

@@ -19,6 +19,9 @@
 
 mod abuse;
 mod auth;
+mod auth_call_out;
+mod auth_password;
+mod auth_token;
 mod bounds;
 mod broker;
 mod conformance;
