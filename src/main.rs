@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
 use mailboxqtt::auth::{self, Credential};
 use mailboxqtt::broker::Broker;
 use mailboxqtt::config::{self, Arguments, Command};
+use mailboxqtt::net::health;
 use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +21,9 @@ use tracing_subscriber::EnvFilter;
 /// random traffic; see docs/decisions/0004.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
+
+/// Connecting, asking and being answered may take so long each.
+const HEALTH_STEP_MAX: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     end_on_panic();
@@ -54,8 +59,13 @@ fn end_on_panic() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(Command::ScramUser { name, iterations }) = &arguments.command {
-        return scram_user(name, *iterations);
+    match &arguments.command {
+        Some(Command::ScramUser { name, iterations }) => return scram_user(name, *iterations),
+        Some(Command::Health { addr }) => {
+            return health::check(*addr, HEALTH_STEP_MAX)
+                .with_context(|| format!("no broker works at {addr}"));
+        }
+        None => (),
     }
     let settings = arguments.settings()?;
     if arguments.print_config {

@@ -5,6 +5,7 @@
 
 mod connection;
 mod handshake;
+pub mod health;
 pub mod listener;
 mod scratch;
 

@@ -76,6 +76,15 @@ pub enum Command {
         #[arg(value_parser = clap::value_parser!(u32).range(i64::from(auth::ITERATIONS_MIN)..))]
         iterations: u32,
     },
+
+    /// Ask a broker whether it works: exit code 0 if it answers as it should
+    ///
+    /// Nothing is left behind at the broker, and no user is needed.
+    Health {
+        /// Where it accepts MQTT over TCP
+        #[arg(env = "MAILBOXQTT_HEALTH_ADDR", default_value = "127.0.0.1:1883")]
+        addr: SocketAddr,
+    },
 }
 
 const EXAMPLES: &str = "\

@@ -24,6 +24,7 @@ mod broker;
 mod config;
 mod conformance;
 mod handing_over;
+mod health;
 mod lifecycle;
 mod mosquitto;
 mod mqttjs;
