@@ -8,8 +8,8 @@ FROM --platform=$BUILDPLATFORM rust:1.95-slim-bookworm AS build
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates cmake make python3-pip \
     && rm -rf /var/lib/apt/lists/*
-RUN pip install --break-system-packages --no-cache-dir ziglang==0.15.2 \
-    && cargo install --locked cargo-zigbuild@0.23.0
+RUN pip install --break-system-packages --no-cache-dir ziglang==0.17.1 \
+    && cargo install --locked cargo-zigbuild@0.24.1
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
