@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use mailboxqtt::auth::{self, Credential};
 use mailboxqtt::broker::Broker;
-use mailboxqtt::config::{self, Arguments, Command};
+use mailboxqtt::config::{self, AclCommand, Arguments, Command, Explain};
 use mailboxqtt::net::health;
 use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
@@ -27,11 +28,37 @@ const HEALTH_STEP_MAX: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     end_on_panic();
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    if let Some(Command::Acl(AclCommand::Explain(question))) = &arguments.command {
+        return explain(question);
+    }
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mailboxqtt: {}", sentence(&error));
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what the rules say; the exit code says it, too.
+fn explain(question: &Explain) -> ExitCode {
+    let answer = || -> anyhow::Result<bool> {
+        let arguments = Arguments { config: question.config.clone(), ..Arguments::default() };
+        let authorisation = match &question.acl_file {
+            Some(_) => config::Authorisation::default(),
+            None => arguments.settings()?.file.authorisation,
+        };
+        let (is_allowed, sentence) = question.answer(&authorisation)?;
+        print(&format!("{sentence}\n"))?;
+        Ok(is_allowed)
+    };
+    match answer() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("mailboxqtt: {}", sentence(&error));
+            ExitCode::from(2)
         }
     }
 }
@@ -65,6 +92,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             return health::check(*addr, HEALTH_STEP_MAX)
                 .with_context(|| format!("no broker works at {addr}"));
         }
+        Some(Command::Import { file }) => return import(file),
         None => (),
     }
     let settings = arguments.settings()?;
@@ -93,12 +121,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let broker = Broker::bind(config)?;
-        print(&format!(
-            "mailboxqtt {} listening on {} with {} router shards\n",
-            env!("CARGO_PKG_VERSION"),
-            broker.local_addr(),
-            broker.shards()
-        ))?;
+        print(&greeting(&broker))?;
         let shutdown = async {
             tokio::select! {
                 _ = interrupt.recv() => (),
@@ -107,6 +130,28 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         Ok(broker.run(shutdown).await?)
     })
+}
+
+/// Prints a settings file, and on standard error what is not in it.
+fn import(path: &Path) -> anyhow::Result<()> {
+    let imported = config::import(path)?;
+    imported.left_out.iter().for_each(|left_out| eprintln!("{left_out}"));
+    print(&imported.settings)
+}
+
+/// A line for each listener.
+fn greeting(broker: &Broker) -> String {
+    let (version, shards) = (env!("CARGO_PKG_VERSION"), broker.shards());
+    let lines = broker.listening().enumerate().map(|(number, bound)| {
+        let (listen, transport) = (bound.local(), bound.transport());
+        match number {
+            0 => {
+                format!("mailboxqtt {version} listening on {listen} with {shards} router shards\n")
+            }
+            _ => format!("mailboxqtt {version} listening on {listen} over {transport}\n"),
+        }
+    });
+    lines.collect()
 }
 
 /// Prints a line for the settings file; the password is nowhere but in the client's hands.
