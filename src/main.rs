@@ -93,7 +93,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 .with_context(|| format!("no broker works at {addr}"));
         }
         Some(Command::Import { file }) => return import(file),
-        None => (),
+        // `main` has answered, for the exit code says more than whether it could.
+        Some(Command::Acl(_)) | None => (),
     }
     let settings = arguments.settings()?;
     if arguments.print_config {
