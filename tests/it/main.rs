@@ -25,10 +25,11 @@ mod broker;
 mod config;
 mod conformance;
 mod handing_over;
-mod health;
+
 mod lifecycle;
 mod mosquitto;
 mod mqttjs;
+mod packages;
 mod paho;
 mod process;
 mod reasons;
