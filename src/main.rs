@@ -29,10 +29,15 @@ const HEALTH_STEP_MAX: Duration = Duration::from_secs(3);
 fn main() -> ExitCode {
     end_on_panic();
     let arguments = Arguments::parse();
-    if let Some(Command::Acl(AclCommand::Explain(question))) = &arguments.command {
-        return explain(question);
-    }
-    match run(&arguments) {
+    let done = match &arguments.command {
+        None => run(&arguments),
+        Some(Command::ScramUser { name, iterations }) => scram_user(name, *iterations),
+        Some(Command::Import { file }) => import(file),
+        Some(Command::Health { addr }) => health::check(*addr, HEALTH_STEP_MAX)
+            .with_context(|| format!("no broker works at {addr}")),
+        Some(Command::Acl(AclCommand::Explain(question))) => return explain(question),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mailboxqtt: {}", sentence(&error));
@@ -63,6 +68,14 @@ fn explain(question: &Explain) -> ExitCode {
     }
 }
 
+/// Bytes of the process that are in memory, as the system counts them against its limits. Linux only.
+fn memory_in_use() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let (_, rest) = status.split_once("VmRSS:")?;
+    let kibibytes: u64 = rest.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// The error and what led to it, as far as it has not said that itself.
 fn sentence(error: &anyhow::Error) -> String {
     let mut sentence = error.to_string();
@@ -86,16 +99,6 @@ fn end_on_panic() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    match &arguments.command {
-        Some(Command::ScramUser { name, iterations }) => return scram_user(name, *iterations),
-        Some(Command::Health { addr }) => {
-            return health::check(*addr, HEALTH_STEP_MAX)
-                .with_context(|| format!("no broker works at {addr}"));
-        }
-        Some(Command::Import { file }) => return import(file),
-        // `main` has answered, for the exit code says more than whether it could.
-        Some(Command::Acl(_)) | None => (),
-    }
     let settings = arguments.settings()?;
     if arguments.print_config {
         return print(&config::print(&settings)?);
@@ -121,7 +124,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
-        let broker = Broker::bind(config)?;
+        let broker = Broker::bind(config)?.with_memory_in_use(memory_in_use);
         print(&greeting(&broker))?;
         let shutdown = async {
             tokio::select! {

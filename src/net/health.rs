@@ -2,13 +2,16 @@
 //! called by the command alone.
 //!
 //! The question is a CONNECT of a protocol level that does not exist. A broker that works refuses it
-//! [MQTT-3.1.2-2], without a session, a user or a password, so nothing is left behind.
+//! [MQTT-3.1.2-2], without a session, a user or a password, so nothing is left behind. One of ours neither counts it as
+//! an error nor mentions it in its log.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// CONNECT of the protocol `MQTT` at level 127, with an empty client identifier.
+/// The protocol level of the question.
+pub(super) const LEVEL: u8 = 127;
+/// CONNECT of the protocol `MQTT` at [`LEVEL`], with an empty client identifier.
 const QUESTION: &[u8] = b"\x10\x0c\0\x04MQTT\x7f\x02\0\0\0\0";
 /// First byte of a CONNACK.
 const CONNACK: u8 = 0x20;
@@ -41,7 +44,7 @@ mod tests {
     #[test]
     fn question_is_a_connect_of_a_level_that_nobody_serves() {
         let decoded = decode(QUESTION, V311);
-        let expected = DecodeError::UnsupportedProtocolVersion { level: 127 };
+        let expected = DecodeError::UnsupportedProtocolVersion { level: LEVEL };
         assert_eq!(decoded.map(|_| ()), Err(expected));
     }
 

@@ -32,6 +32,7 @@ mod mqttjs;
 mod packages;
 mod paho;
 mod process;
+mod queues;
 mod reasons;
 mod rumqttc;
 mod sharing;

@@ -10,6 +10,8 @@ use crate::process::Process;
 fn broker_that_serves_is_healthy_and_needs_to_know_nobody() {
     let broker = Broker::start();
     assert_eq!(health(broker.addr()), (true, String::new()));
+    let log = broker.stderr();
+    assert!(!log.contains("connection closed"), "it is asked all day: {log}");
     broker.stop();
 }
 
