@@ -11,7 +11,7 @@ use mailboxqtt::ids::ProtocolVersion::{self, V5, V311};
 use mailboxqtt::message::{Collector, TopicHasher};
 use mailboxqtt::session::authentication::{
     Access, Admission, Anonymous, Authenticated, Authenticating, AuthenticationError,
-    Authenticator, Caller, Exchange, Logins, Proof, Refused, Step, UserName,
+    Authenticator, Caller, Directory, Exchange, Logins, Proof, Refused, Step, UserName,
 };
 use mailboxqtt::session::{CloseReason, Opening, Output, Session, negotiate};
 
