@@ -65,7 +65,7 @@ pub enum BindError {
     #[error(
         "{0}; choose another directory with --data-dir, or keep nothing with --durability none"
     )]
-    Data(#[from] StartError),
+    Data(StartError),
     /// Anything else.
     #[error("cannot listen on {addr}: {error}")]
     Other {
@@ -84,7 +84,7 @@ impl Broker {
             io::ErrorKind::AddrInUse => BindError::InUse(addr),
             _ => BindError::Other { addr, error },
         })?;
-        let durable = config.durability.as_ref().map(open).transpose()?;
+        let durable = config.durability.as_ref().map(open).transpose().map_err(BindError::Data)?;
         Ok(Self { config, listener, local_addr, durable })
     }
 

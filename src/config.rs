@@ -11,7 +11,12 @@ mod arguments;
 mod authentication;
 mod check;
 mod file;
+mod layers;
+mod print;
+mod read;
+mod schema;
 mod secret;
+mod unknown;
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,7 +34,16 @@ pub use authentication::Authentication;
 pub use file::DurabilityLevel;
 pub use file::DurabilityOverride;
 pub use file::File;
+pub use layers::Origin;
+pub use layers::Settings;
+pub use layers::variable;
+pub use print::print;
+pub use read::Mistake;
+pub use read::parse;
+pub use schema::Scalar;
+pub use schema::Schema;
 pub use secret::Secret;
+pub use unknown::UnknownKey;
 
 /// Checked settings, split by owner. No part of the broker sees another part's settings.
 #[derive(Clone, Debug)]
@@ -75,12 +89,26 @@ pub enum InvalidConfig {
         error: io::Error,
     },
     /// The file is not what it should be.
-    #[error("settings file {}: {error}", path.display())]
-    Syntax {
+    #[error("settings file {}, {mistake}", path.display())]
+    File {
         /// As given.
         path: PathBuf,
         /// Names line and key.
-        error: Box<toml::de::Error>,
+        mistake: Mistake,
+    },
+    /// A variable is not what it should be.
+    #[error("environment variable {name}: {rule}")]
+    Environment {
+        /// Of the variable.
+        name: String,
+        /// What is wrong with it.
+        rule: String,
+    },
+    /// The layers do not make one whole.
+    #[error("the settings of file, environment and arguments do not go together: {error}")]
+    Layers {
+        /// What is wrong with them.
+        error: String,
     },
     /// A value that cannot be.
     #[error("setting `{key}` {rule}")]

@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use mailboxqtt::auth::{self, Credential, Form, StoredPassword, password_file};
 use mailboxqtt::broker::Broker;
-use mailboxqtt::config::{Arguments, Command};
+use mailboxqtt::config::{self, Arguments, Command};
 use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,10 +26,21 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mailboxqtt: {error:#}");
+            eprintln!("mailboxqtt: {}", sentence(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and what led to it, as far as it has not said that itself.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !sentence.contains(&cause) {
+            sentence.extend([": ", &cause]);
+        }
+    }
+    sentence
 }
 
 /// A panic is a bug, and a broker that has lost one of its tasks would only seem to serve.
@@ -56,7 +67,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let settings = arguments.settings()?;
     if arguments.print_config {
-        return print(&toml::to_string(&settings)?);
+        return print(&config::print(&settings)?);
+    }
+    if arguments.check {
+        settings.doubts.iter().for_each(|doubt| eprintln!("mailboxqtt: {doubt}"));
+        settings.file.check(raise_open_file_limit())?;
+        return print("mailboxqtt: the settings are in order\n");
     }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -65,7 +81,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
 
-    let config = settings.check(raise_open_file_limit())?;
+    settings.doubts.iter().for_each(|doubt| warn!("{doubt}"));
+    let config = settings.file.check(raise_open_file_limit())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -1,13 +1,17 @@
 //! The command line, and the file and the environment below it. Floor 6, read by `main`.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
 use crate::auth;
-use crate::config::{DurabilityLevel, File, InvalidConfig};
+use crate::config::layers::{Layers, Settings};
+use crate::config::read::read;
+use crate::config::{DurabilityLevel, InvalidConfig};
 use crate::store::start::default_dir;
 
 /// An MQTT broker for 3.1.1 and 5.0 that uses all cores.
@@ -15,7 +19,7 @@ use crate::store::start::default_dir;
 #[command(version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     /// Where to accept MQTT over TCP [default: 127.0.0.1:1883]
-    #[arg(long, env = "SOCKET_ADDR", value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
 
     /// Router shards that topics are hashed onto [default: one per core]
@@ -24,28 +28,32 @@ pub struct Arguments {
 
     /// Where sessions, queues and retained messages are kept; a second broker needs another place
     /// [default: $STATE_DIRECTORY, or mailboxqtt in $XDG_STATE_HOME or ~/.local/state]
-    #[arg(long, env = "MAILBOXQTT_DATA_DIR", value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
     /// What an acknowledgement promises [default: always]
-    #[arg(long, env = "MAILBOXQTT_DURABILITY", value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL")]
     pub durability: Option<DurabilityLevel>,
 
     /// Size of each file of the message log, two of which are made at once [default: 67108864]
-    #[arg(long, env = "MAILBOXQTT_LOG_SEGMENT_BYTES", value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES")]
     pub log_segment_bytes: Option<u64>,
 
     /// Settings file in TOML; `--print-config` shows every key with its value
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "MAILBOXQTT_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 
     /// Accept clients that do not say who they are, also from other machines and beside users
     #[arg(long)]
     pub allow_anonymous: bool,
 
-    /// Print the settings that are in force as a settings file, and stop
+    /// Print the settings that are in force as a settings file, each with where it came from, and stop
     #[arg(long)]
     pub print_config: bool,
+
+    /// Read the settings and all files that they name, say whether they are in order, and stop
+    #[arg(long, conflicts_with = "print_config")]
+    pub check: bool,
 
     /// Something else than to serve.
     #[command(subcommand)]
@@ -100,6 +108,7 @@ Examples:
   mailboxqtt --durability none                keep nothing
   SOCKET_ADDR=127.0.0.1:1884 RUST_LOG=debug mailboxqtt
   mailboxqtt --print-config > mailboxqtt.toml; mailboxqtt --config mailboxqtt.toml
+  mailboxqtt --config mailboxqtt.toml --check
 
 Users, who log in with user name and password:
   mailboxqtt passwd users alice
@@ -112,9 +121,12 @@ Users, who log in with MQTT 5 and SCRAM-SHA-256:
   mailboxqtt --config users.toml --listen 0.0.0.0:1883
 
 Environment, over the settings file and under the arguments:
+  MAILBOXQTT_<KEY>
+                every key of the settings file, as in MAILBOXQTT_DATA_DIR; sections are set
+                off by two underscores, as in MAILBOXQTT_<SECTION>__<KEY>
   SOCKET_ADDR   like --listen
-  MAILBOXQTT_DATA_DIR, MAILBOXQTT_DURABILITY, MAILBOXQTT_LOG_SEGMENT_BYTES
-                like --data-dir, --durability, --log-segment-bytes
+  MAILBOXQTT_CONFIG
+                like --config
   RUST_LOG      what is logged to standard error: error, warn, info (default), debug, or
                 per module, as in mailboxqtt::net=debug
 
@@ -124,44 +136,93 @@ Try it:
 
 impl Arguments {
     /// Reads the file that the arguments name, if any, and puts environment and arguments over it.
-    pub fn settings(&self) -> Result<File, InvalidConfig> {
-        let mut file = match &self.config {
-            Some(path) => read(path)?,
-            None => File::default(),
-        };
-        file.listen = self.listen.unwrap_or(file.listen);
-        file.shards = self.shards.unwrap_or(file.shards);
-        file.durability = self.durability.unwrap_or(file.durability);
-        file.log_segment_bytes = self.log_segment_bytes.unwrap_or(file.log_segment_bytes);
-        if let Some(dir) = &self.data_dir {
-            file.data_dir.clone_from(dir);
-        }
-        if file.data_dir.as_os_str().is_empty() {
-            file.data_dir = default_dir(|name| std::env::var(name).ok()).unwrap_or_default();
-        }
-        file.allow_anonymous |= self.allow_anonymous;
-        Ok(file)
+    pub fn settings(&self) -> Result<Settings, InvalidConfig> {
+        let variables = env::vars_os();
+        let named = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        self.settings_in(&named.collect())
     }
-}
 
-fn read(path: &Path) -> Result<File, InvalidConfig> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| InvalidConfig::Unreadable { path: path.into(), error })?;
-    toml::from_str(&text)
-        .map_err(|error| InvalidConfig::Syntax { path: path.into(), error: Box::new(error) })
+    /// [`Arguments::settings`] with this environment.
+    fn settings_in(
+        &self,
+        variables: &BTreeMap<String, OsString>,
+    ) -> Result<Settings, InvalidConfig> {
+        let mut layers = Layers::default();
+        if let Some(path) = &self.config {
+            layers.add_file(path, read(path)?);
+        }
+        layers.add_environment(variables)?;
+        if let Some(listen) = self.listen {
+            layers.add_argument("--listen", "listen", listen.to_string().into());
+        }
+        if let Some(shards) = self.shards {
+            layers.add_argument("--shards", "shards", i64::from(shards).into());
+        }
+        if let Some(dir) = &self.data_dir {
+            let key = "data_dir";
+            let text = dir.to_str().ok_or(InvalidConfig::Value { key, rule: "must be UTF-8" })?;
+            layers.add_argument("--data-dir", key, text.into());
+        }
+        if let Some(level) = self.durability {
+            layers.add_argument("--durability", "durability", level.name().into());
+        }
+        if let Some(bytes) = self.log_segment_bytes {
+            // Too many are refused as such.
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            layers.add_argument("--log-segment-bytes", "log_segment_bytes", bytes.into());
+        }
+        if self.allow_anonymous {
+            layers.add_argument("--allow-anonymous", "allow_anonymous", true.into());
+        }
+        let mut settings = layers.settle()?;
+        if settings.file.data_dir.as_os_str().is_empty() {
+            let variable = |name: &str| variables.get(name)?.to_str().map(str::to_owned);
+            settings.file.data_dir = default_dir(variable).unwrap_or_default();
+        }
+        Ok(settings)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn arguments_win_over_the_file() {
+    fn arguments_win_over_the_environment_and_that_over_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mailboxqtt.toml");
-        fs::write(&path, "shards = 3\ninflight_max = 7").unwrap();
+        fs::write(&path, "shards = 3\ninflight_max = 7\nreceive_max = 7").unwrap();
+        let variables = [("MAILBOXQTT_SHARDS", "4"), ("MAILBOXQTT_RECEIVE_MAX", "8")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.into()));
         let arguments = Arguments { shards: Some(5), config: Some(path), ..Arguments::default() };
-        let file = arguments.settings().unwrap();
-        assert_eq!((file.shards, file.inflight_max), (5, 7));
+        let file = arguments.settings_in(&BTreeMap::from(variables)).unwrap().file;
+        assert_eq!((file.shards, file.inflight_max, file.receive_max), (5, 7, 8));
+    }
+
+    #[test]
+    fn every_argument_gets_to_the_setting_of_its_name() {
+        let words = "mailboxqtt --listen [::1]:7 --shards 3 --data-dir d --durability os \
+                     --log-segment-bytes 65536 --allow-anonymous";
+        let arguments = Arguments::parse_from(words.split_whitespace());
+        let settings = arguments.settings_in(&BTreeMap::new()).unwrap();
+        let file = &settings.file;
+        assert_eq!((file.listen.to_string().as_str(), file.shards), ("[::1]:7", 3));
+        assert_eq!((file.data_dir.to_str(), file.durability), (Some("d"), DurabilityLevel::Os));
+        assert_eq!((file.log_segment_bytes, file.allow_anonymous), (65536, true));
+        for key in
+            ["listen", "shards", "data_dir", "durability", "log_segment_bytes", "allow_anonymous"]
+        {
+            let origin = settings.origin(key).to_string();
+            assert_eq!(origin, format!("argument --{}", key.replace('_', "-")));
+        }
+    }
+
+    #[test]
+    fn place_of_the_data_is_found_out_where_nothing_names_it() {
+        let variables = BTreeMap::from([("STATE_DIRECTORY".to_owned(), "/var/lib/x".into())]);
+        let settings = Arguments::default().settings_in(&variables).unwrap();
+        assert_eq!(settings.file.data_dir, PathBuf::from("/var/lib/x"));
     }
 }

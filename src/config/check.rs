@@ -18,6 +18,9 @@ use crate::store::handle::Override;
 use crate::topic::{TopicFilter, check_topic_name};
 use crate::{net, router};
 
+/// Most router shards.
+const SHARDS_MAX: u16 = 1024;
+
 impl File {
     /// Checks the values. `files_max` is how many files the process may open.
     pub fn check(self, files_max: usize) -> Result<Config, InvalidConfig> {
@@ -32,6 +35,9 @@ impl File {
         not_zero("queue_bytes_max", self.queue_bytes_max as u64)?;
         not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
         not_zero("sessions_max", self.sessions_max)?;
+        if self.shards > SHARDS_MAX {
+            return Err(InvalidConfig::Value { key: "shards", rule: "must be at most 1024" });
+        }
         if !(64 * 1024..=1 << 32).contains(&self.log_segment_bytes) {
             let rule = "must be from 65536 to 4294967296";
             return Err(InvalidConfig::Value { key: "log_segment_bytes", rule });
@@ -59,7 +65,9 @@ impl File {
             return Err(InvalidConfig::OpenToTheWorld(self.listen));
         }
         let handshake_max = Duration::from_secs(self.handshake_s_max.into());
-        let methods = self.authentication.settings(anonymous, self.scram_users, handshake_max);
+        let users = self.scram_users.iter();
+        let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
+        let methods = self.authentication.settings(anonymous, users.collect(), handshake_max);
         let authentication = Arc::new(Methods::load(&methods)?);
         let level = self.durability.level();
         let mut overrides = Vec::new();
@@ -144,7 +152,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use crate::auth;
-    use crate::config::DurabilityLevel;
+    use crate::config::{DurabilityLevel, Secret};
     use crate::store::log::Level;
 
     use super::*;
@@ -233,8 +241,8 @@ mod tests {
         File { durability: DurabilityLevel::None, ..File::default() }
     }
 
-    fn alice() -> BTreeMap<String, String> {
+    fn alice() -> BTreeMap<String, Secret> {
         let credential = auth::Credential::new("secret", auth::ITERATIONS_MIN).unwrap();
-        BTreeMap::from([("alice".to_owned(), credential.to_string())])
+        BTreeMap::from([("alice".to_owned(), credential.to_string().into())])
     }
 }

@@ -9,8 +9,8 @@ use mailboxqtt::ids::ProtocolVersion::{V5, V311};
 use rustix::process::Signal;
 
 use crate::broker::Broker;
-use crate::process::{Process, unique};
-use crate::wire::{Client, Got, Hello, PUBACK, VERSIONS, publish};
+use crate::process::Process;
+use crate::wire::{Client, Got, PUBACK, publish};
 
 /// [MQTT-4.13.2-1]; 0x8B is Server shutting down.
 #[test]
@@ -137,27 +137,6 @@ fn socket_addr_in_the_environment_says_where_to_listen_and_an_argument_wins() {
     both.env("SOCKET_ADDR", "127.0.0.2:0").args(["--listen", "127.0.0.3:0"]);
     let by_argument = addr_of(&mut both);
     assert!(by_argument.starts_with("127.0.0.3:"), "{by_argument}");
-}
-
-#[test]
-fn printed_settings_are_a_settings_file() {
-    let print = |arguments: &[&str]| {
-        let mut process = Process::spawn(command().arg("--print-config").args(arguments));
-        process.succeed().join("\n")
-    };
-    let printed = print(&["--shards", "3", "--listen", "127.0.0.1:0"]);
-    assert!(printed.contains("shards = 3"), "{printed}");
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("printed.toml");
-    std::fs::write(&path, &printed).unwrap();
-    let path = path.to_str().unwrap();
-    assert_eq!(print(&["--config", path]), printed);
-
-    let broker = Broker::start_with(&["--config", path]);
-    for version in VERSIONS {
-        Hello::new(version, &unique("printed")).open(broker.addr()).0.disconnect();
-    }
-    broker.stop();
 }
 
 fn command() -> Command {

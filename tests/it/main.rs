@@ -24,6 +24,7 @@ mod auth_password;
 mod auth_token;
 mod bounds;
 mod broker;
+mod config;
 mod conformance;
 mod handing_over;
 mod lifecycle;
