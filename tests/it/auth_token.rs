@@ -48,7 +48,8 @@ fn a_good_token_lets_its_client_in_and_a_bad_one_nobody() {
         let (mut client, code) = connect(&broker, version, &id, &good);
         assert_eq!(code, 0);
         client.subscribe("a", 0);
-        client.deliver("a", "b");
+        client.publish("a", "b", 0, 0);
+        assert_eq!(client.message().text(), "b");
         client.disconnect();
         let late = token(&json!({ "sub": "anna", "cid": id, "exp": now_s() - 600 }));
         for (id, token) in [("another", &*good), (&*id, &*late), (&*id, "hunter2"), (&*id, "")] {
