@@ -12,6 +12,7 @@ mod authentication;
 mod check;
 mod file;
 mod layers;
+mod listeners;
 mod print;
 mod read;
 mod schema;
@@ -19,11 +20,11 @@ mod secret;
 mod unknown;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::net::accept;
 use crate::store::handle::Override;
 use crate::store::log::Level;
 use crate::{auth, net, router};
@@ -37,6 +38,8 @@ pub use file::File;
 pub use layers::Origin;
 pub use layers::Settings;
 pub use layers::variable;
+pub use listeners::InvalidListener;
+pub use listeners::Listener;
 pub use print::print;
 pub use read::Mistake;
 pub use read::parse;
@@ -48,8 +51,8 @@ pub use unknown::UnknownKey;
 /// Checked settings, split by owner. No part of the broker sees another part's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// For `broker`.
-    pub listen: SocketAddr,
+    /// For `net`, at least one.
+    pub listeners: Vec<accept::Settings>,
     /// For `broker`, at least one.
     pub shards: usize,
     /// For `broker`; `None` keeps everything in memory.
@@ -127,12 +130,7 @@ pub enum InvalidConfig {
          with --durability none"
     )]
     NoDataDir,
-    /// Everybody could connect.
-    #[error(
-        "listening on {0} would let anybody on the network in without a password; listen on a loopback \
-         address, give it users (in the settings file [authentication] with a password_file, which \
-         `mailboxqtt passwd FILE USER` makes, or [scram_users], or tokens, or a call-out), or say --allow-anonymous \
-         (in the settings file: allow_anonymous = true)"
-    )]
-    OpenToTheWorld(SocketAddr),
+    /// A listener that cannot be.
+    #[error(transparent)]
+    Listener(#[from] InvalidListener),
 }

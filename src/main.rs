@@ -91,12 +91,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let broker = Broker::bind(config)?;
-        print(&format!(
-            "mailboxqtt {} listening on {} with {} router shards\n",
-            env!("CARGO_PKG_VERSION"),
-            broker.local_addr(),
-            broker.shards()
-        ))?;
+        print(&greeting(&broker))?;
         let shutdown = async {
             tokio::select! {
                 _ = interrupt.recv() => (),
@@ -105,6 +100,21 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         Ok(broker.run(shutdown).await?)
     })
+}
+
+/// A line for each listener.
+fn greeting(broker: &Broker) -> String {
+    let (version, shards) = (env!("CARGO_PKG_VERSION"), broker.shards());
+    let lines = broker.listening().enumerate().map(|(number, bound)| {
+        let (listen, transport) = (bound.local(), bound.transport());
+        match number {
+            0 => {
+                format!("mailboxqtt {version} listening on {listen} with {shards} router shards\n")
+            }
+            _ => format!("mailboxqtt {version} listening on {listen} over {transport}\n"),
+        }
+    });
+    lines.collect()
 }
 
 /// Prints a line for the settings file; the password is nowhere but in the client's hands.

@@ -33,15 +33,13 @@ use crate::auth::token::{InvalidKeys, TokenSettings, Tokens};
 use crate::codec::Connect;
 use crate::ids::ClientId;
 use crate::session::authentication::{
-    Access, Admission, Anonymous, Authenticated, AuthenticationError, Caller, Directory, Login,
-    Logins, Proof, Refused, UserName,
+    Access, Admission, Authenticated, AuthenticationError, Caller, Directory, Login, Logins, Proof,
+    Refused, UserName,
 };
 
 /// What there is to find out with who a client is.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What becomes of clients that do not say who they are.
-    pub anonymous: Anonymous,
     /// Names with the text form of their credentials.
     pub scram_users: BTreeMap<String, String>,
     /// Where users and their passwords are.
@@ -62,7 +60,6 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Methods {
     access: Access,
-    anonymous: Anonymous,
     scram: Option<Scram>,
     tokens: Option<Tokens>,
     passwords: Option<Arc<PasswordFile>>,
@@ -106,7 +103,6 @@ impl Methods {
         }
         Ok(Self {
             access,
-            anonymous: settings.anonymous,
             scram,
             tokens,
             passwords: passwords.map(Arc::new),
@@ -114,11 +110,6 @@ impl Methods {
             checks: Slots::new(settings.checks_max, settings.checks_waiting_max),
             patience: settings.patience,
         })
-    }
-
-    /// What becomes of clients that do not say who they are.
-    pub fn anonymous(&self) -> Anonymous {
-        self.anonymous
     }
 
     async fn check(
@@ -155,6 +146,10 @@ impl Methods {
         passwords: &Arc<PasswordFile>,
         login: Login,
     ) -> Result<bool, AuthenticationError> {
+        let name = login.user_name.as_deref().unwrap_or_default();
+        if passwords.remembers(name, login.password.as_deref()) {
+            return Ok(true);
+        }
         let slot = self.checks.take().await.map_err(|_| AuthenticationError::Busy)?;
         let passwords = passwords.clone();
         let checking = tokio::task::spawn_blocking(move || {
@@ -204,11 +199,6 @@ impl Gatekeeper {
         self.methods.store(methods);
     }
 
-    /// What becomes of clients that do not say who they are.
-    pub fn anonymous(&self) -> Anonymous {
-        self.methods.load().anonymous()
-    }
-
     /// What the CONNECT says of who the client is.
     pub fn admit(
         &self,
@@ -242,7 +232,98 @@ impl Gatekeeper {
         methods.check(login, client_id, address).await
     }
 
+    /// Who is known now.
+    pub fn directory(&self) -> Arc<dyn Directory> {
+        self.methods.load_full()
+    }
+
     fn failures(&self) -> MutexGuard<'_, Failures> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::password::{Form, StoredPassword};
+    use crate::auth::password_file;
+
+    fn settings(path: Option<PathBuf>) -> Settings {
+        let patience =
+            Patience { failures_free: 1, delay_max: Duration::from_secs(1), addresses_max: 8 };
+        Settings {
+            scram_users: BTreeMap::new(),
+            password_file: path,
+            tokens: None,
+            call_out: None,
+            checks_max: 1,
+            checks_waiting_max: 0,
+            patience,
+        }
+    }
+
+    /// With these users, whose password is `x`.
+    fn methods(users: &[(&str, Form)]) -> Arc<Methods> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        let line = |(name, form): &(&str, Form)| {
+            format!("{name}:{}\n", StoredPassword::hash("x", *form).unwrap())
+        };
+        password_file::write(&path, &users.iter().map(line).collect::<String>()).unwrap();
+        Arc::new(Methods::load(&settings(Some(path))).unwrap())
+    }
+
+    async fn check(
+        gatekeeper: &Gatekeeper,
+        name: &str,
+        password: &str,
+    ) -> Result<String, AuthenticationError> {
+        let login = Login { user_name: Some(name.to_owned()), password: Some(password.into()) };
+        let checked = gatekeeper.check(login, &ClientId::new("fridge"), None).await;
+        checked.map(|it| it.user.as_str().to_owned())
+    }
+
+    #[tokio::test]
+    async fn users_are_those_of_the_last_replacement_and_who_is_gone_is_not_known() {
+        let gatekeeper =
+            Gatekeeper::new(methods(&[("anna", Form::Argon2id), ("bob", Form::Scram)]));
+        assert_eq!(check(&gatekeeper, "anna", "x").await.as_deref(), Ok("anna"));
+        assert!(check(&gatekeeper, "anna", "y").await.unwrap_err().is_wrong_proof());
+        let [anna, bob] = ["anna", "bob"].map(UserName::new);
+        let by_scram = Proof::Method {
+            authenticator: Arc::new(Scram::new(&BTreeMap::new()).unwrap()),
+            data: Vec::new(),
+        };
+        let knows =
+            |user: &UserName, proof: &Proof| gatekeeper.directory().is_still_known(user, proof);
+        assert!(knows(&anna, &Proof::Password) && knows(&bob, &Proof::Password));
+        assert!(knows(&bob, &by_scram) && !knows(&anna, &by_scram));
+        gatekeeper.replace(methods(&[("carl", Form::Argon2id)]));
+        assert!(check(&gatekeeper, "anna", "x").await.is_err());
+        assert!(!knows(&anna, &Proof::Password) && !knows(&bob, &by_scram));
+        assert!(knows(&anna, &Proof::Token) && knows(&anna, &Proof::Certificate));
+    }
+
+    #[tokio::test]
+    async fn whoever_finds_no_room_to_be_checked_is_told_so_and_known_passwords_need_none() {
+        let gatekeeper = Gatekeeper::new(methods(&[("anna", Form::Argon2id)]));
+        assert!(check(&gatekeeper, "anna", "x").await.is_ok());
+        let methods = gatekeeper.methods.load_full();
+        let slot = methods.checks.take().await.unwrap();
+        assert_eq!(check(&gatekeeper, "anna", "y").await, Err(AuthenticationError::Busy));
+        assert!(check(&gatekeeper, "anna", "x").await.is_ok());
+        drop(slot);
+        assert!(check(&gatekeeper, "anna", "y").await.unwrap_err().is_wrong_proof());
+    }
+
+    #[test]
+    fn failures_of_an_address_outlive_a_replacement() {
+        let gatekeeper = Gatekeeper::new(methods(&[]));
+        let (address, now) = ([192, 0, 2, 1].into(), Instant::now());
+        gatekeeper.failed(address, now);
+        assert_eq!(gatekeeper.wait(address, now), Ok(Duration::ZERO));
+        gatekeeper.failed(address, now);
+        gatekeeper.replace(methods(&[]));
+        assert_eq!(gatekeeper.wait(address, now), Ok(Duration::from_millis(250)));
     }
 }

@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use quick_cache::sync::Cache;
 use tracing::warn;
 
 use crate::auth::credential::{Credential, Key, hmac};
@@ -27,7 +28,12 @@ pub struct PasswordFile {
     /// Their names, for the choice of whose password an unknown user has to guess.
     names: Vec<Box<str>>,
     secret: Secret,
+    /// Keyed hashes of names and passwords that were right, so that clients that come back cost little.
+    right: Cache<Key, ()>,
 }
+
+/// Right passwords that are remembered, at about 100 bytes each.
+const REMEMBERED_MAX: usize = 10_000;
 
 #[derive(Debug)]
 struct Entry {
@@ -137,7 +143,7 @@ impl PasswordFile {
             names.push(name.into());
             by_name.insert(name.into(), Entry { line, password });
         }
-        Ok(Self { by_name, names, secret: Secret(secret) })
+        Ok(Self { by_name, names, secret: Secret(secret), right: Cache::new(REMEMBERED_MAX) })
     }
 
     /// Whether there is such a user.
@@ -155,13 +161,30 @@ impl PasswordFile {
         self.names.is_empty()
     }
 
+    /// Whether user and password were right before. Takes a microsecond; false says nothing.
+    pub fn remembers(&self, name: &str, password: Option<&[u8]>) -> bool {
+        !self.right.is_empty()
+            && password.is_some_and(|password| self.right.get(&self.key(name, password)).is_some())
+    }
+
+    /// Of no use to anybody who does not know the secret of this process.
+    fn key(&self, name: &str, password: &[u8]) -> Key {
+        hmac(&self.secret.0, &[&(name.len() as u64).to_be_bytes(), name.as_bytes(), password])
+    }
+
     /// Whether user and password are right. May take some tens of milliseconds, and as long for an unknown user
     /// as for a known one; no password is tried like one that is wrong.
     pub fn matches(&self, name: &str, password: Option<&[u8]>) -> bool {
         let entry = self.by_name.get(name);
         let Some(tried) = entry.or_else(|| self.stand_in(name)) else { return false };
         let is_right = tried.password.matches(password.unwrap_or_default());
-        is_right && entry.is_some() && password.is_some()
+        match password {
+            Some(password) if is_right && entry.is_some() => {
+                self.right.insert(self.key(name, password), ());
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The entry that an unknown user's password is tried on.
@@ -314,6 +337,22 @@ mod tests {
         assert!(file.stand_in("bob").is_some());
         assert!(!file.matches("bob", Some(b"x")));
         assert!(!parse("").matches("bob", Some(b"")));
+    }
+
+    #[test]
+    fn only_what_was_right_is_remembered() {
+        let file = parse(&(sha512("anna", "x") + &sha512("ann", "ax")));
+        let tried = [("anna", "x"), ("anna", "y"), ("ann", "ax"), ("bob", "x")];
+        assert!(
+            tried.iter().all(|(name, password)| !file.remembers(name, Some(password.as_bytes())))
+        );
+        file.matches("anna", Some(b"x"));
+        file.matches("anna", Some(b"y"));
+        file.matches("bob", Some(b"x"));
+        let remembered =
+            tried.map(|(name, password)| file.remembers(name, Some(password.as_bytes())));
+        assert_eq!(remembered, [true, false, false, false]);
+        assert!(!file.remembers("anna", None));
     }
 
     #[test]

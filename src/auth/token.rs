@@ -183,11 +183,13 @@ impl Tokens {
 }
 
 fn validation(settings: &TokenSettings, algorithms: Vec<Algorithm>) -> Validation {
-    let mut validation = Validation::default();
-    validation.algorithms = algorithms;
-    validation.leeway = settings.leeway.as_secs();
-    validation.validate_exp = true;
-    validation.validate_nbf = true;
+    let mut validation = Validation {
+        algorithms,
+        leeway: settings.leeway.as_secs(),
+        validate_exp: true,
+        validate_nbf: true,
+        ..Validation::default()
+    };
     let mut required = Vec::new();
     if settings.expiry_required {
         required.push("exp");

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::{self, CallOutSettings, ClaimNames, Patience, TokenPlace, TokenSettings};
 use crate::config::InvalidConfig;
-use crate::session::authentication::Anonymous;
 
 /// Users with passwords, and what is done against guesses.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -168,13 +167,11 @@ impl Authentication {
     /// For `auth`. Nobody is made to wait longer than a handshake may take.
     pub(super) fn settings(
         &self,
-        anonymous: Anonymous,
         scram_users: BTreeMap<String, String>,
         handshake_max: Duration,
     ) -> auth::Settings {
         let delay_max = Duration::from_secs(self.failure_delay_s_max.into());
         auth::Settings {
-            anonymous,
             scram_users,
             password_file: some_path(&self.password_file),
             tokens: self.jwt.is_on().then(|| self.jwt.settings()),

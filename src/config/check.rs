@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use crate::auth::Methods;
 use crate::codec::PACKET_BYTES_MAX;
+use crate::config::listeners::{Everywhere, Listener};
 use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig};
 use crate::ids::Qos;
 use crate::router::keeper::RetainedLimits;
 use crate::router::mailbox::QueueLimits;
 use crate::session;
 use crate::session::Availability;
-use crate::session::authentication::Anonymous;
 use crate::store::handle::Override;
 use crate::topic::{TopicFilter, check_topic_name};
 use crate::{net, router};
@@ -56,18 +56,20 @@ impl File {
             return Err(InvalidConfig::Value { key: "response_topic_prefix", rule });
         }
         self.authentication.check()?;
-        let is_open = self.scram_users.is_empty() && !self.authentication.is_some();
-        let anonymous = match self.allow_anonymous || is_open {
-            true => Anonymous::Allowed,
-            false => Anonymous::Refused,
+        let everywhere = Everywhere {
+            has_authentication: !self.scram_users.is_empty() || self.authentication.is_some(),
+            allow_anonymous: self.allow_anonymous,
         };
-        if !self.listen.ip().is_loopback() && is_open && !self.allow_anonymous {
-            return Err(InvalidConfig::OpenToTheWorld(self.listen));
+        let mut listeners = self.listeners;
+        if listeners.is_empty() || self.listen != File::default().listen {
+            listeners.insert(0, Listener::plain(self.listen));
         }
+        let listeners = listeners.into_iter().map(|it| it.check(everywhere));
+        let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
         let handshake_max = Duration::from_secs(self.handshake_s_max.into());
         let users = self.scram_users.iter();
         let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
-        let methods = self.authentication.settings(anonymous, users.collect(), handshake_max);
+        let methods = self.authentication.settings(users.collect(), handshake_max);
         let authentication = Arc::new(Methods::load(&methods)?);
         let level = self.durability.level();
         let mut overrides = Vec::new();
@@ -95,7 +97,7 @@ impl File {
         // Files that are not connections: standard streams, listener, epoll, a margin.
         let connections_possible = files_max.saturating_sub(32).max(1);
         Ok(Config {
-            listen: self.listen,
+            listeners,
             shards: match self.shards {
                 0 => available_parallelism().map_or(1, usize::from),
                 shards => shards.into(),
@@ -155,6 +157,8 @@ mod tests {
     use crate::config::{DurabilityLevel, Secret};
     use crate::store::log::Level;
 
+    use crate::session::authentication::Anonymous;
+
     use super::*;
 
     #[test]
@@ -189,7 +193,7 @@ mod tests {
 
     #[test]
     fn anonymous_clients_are_refused_where_there_are_users_and_no_consent() {
-        let anonymous = |file: File| file.check(1024).unwrap().authentication.anonymous();
+        let anonymous = |file: File| file.check(1024).unwrap().listeners[0].anonymous;
         let users = File { scram_users: alice(), ..in_memory() };
         assert_eq!(anonymous(in_memory()), Anonymous::Allowed);
         assert_eq!(anonymous(users.clone()), Anonymous::Refused);

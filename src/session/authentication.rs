@@ -122,7 +122,7 @@ pub enum Logins {
 #[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {
     /// The user whom a client certificate has proved the client to be.
-    pub certificate_user: Option<&'a str>,
+    pub certificate_user: Option<&'a UserName>,
     /// What becomes of a CONNECT that says nothing of who it is.
     pub anonymous: Anonymous,
 }
@@ -360,7 +360,10 @@ impl Access {
         let authenticating = Authenticating {
             authenticator: authenticator.clone(),
             exchange: authenticator.begin(),
-            user_name: caller.certificate_user.or(connect.user_name).map(UserName::new),
+            user_name: caller
+                .certificate_user
+                .cloned()
+                .or_else(|| connect.user_name.map(UserName::new)),
             packet_bytes_max: connect.properties.maximum_packet_size(),
         };
         authenticating.step(connect.properties.authentication_data().unwrap_or_default())
@@ -373,8 +376,8 @@ impl Access {
         caller: &Caller<'_>,
     ) -> Result<Admission, AuthenticationError> {
         if let Some(user) = caller.certificate_user {
-            let user = UserName::new(user);
-            return Ok(Admission::Authenticated(Authenticated::new(user, Proof::Certificate)));
+            let authenticated = Authenticated::new(user.clone(), Proof::Certificate);
+            return Ok(Admission::Authenticated(authenticated));
         }
         let says_who = connect.user_name.is_some() || connect.password.is_some();
         if says_who && self.logins == Logins::Checked {

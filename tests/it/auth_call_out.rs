@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
@@ -20,18 +21,42 @@ struct Server {
     questions: Receiver<Value>,
 }
 
+/// What a question comes over.
+trait Wire: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Wire for T {}
+
 impl Server {
     /// `answer` is what goes over the wire for a question; empty is no answer, and the connection stays open.
     fn start(answer: impl Fn(&Value) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self::start_over(|stream| Box::new(stream), answer)
+    }
+
+    /// The same behind TLS.
+    fn start_tls(
+        tls: Arc<rustls::ServerConfig>,
+        answer: impl Fn(&Value) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
+        let over = move |stream| -> Box<dyn Wire> {
+            let connection = rustls::ServerConnection::new(tls.clone()).unwrap();
+            Box::new(rustls::StreamOwned::new(connection, stream))
+        };
+        Self::start_over(over, answer)
+    }
+
+    fn start_over(
+        over: impl Fn(TcpStream) -> Box<dyn Wire> + Send + Sync + 'static,
+        answer: impl Fn(&Value) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let (tell, questions) = channel();
-        let answer = std::sync::Arc::new(answer);
+        let (answer, over) = (Arc::new(answer), Arc::new(over));
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (tell, answer) = (tell.clone(), answer.clone());
+                let (tell, answer, over) = (tell.clone(), answer.clone(), over.clone());
                 thread::spawn(move || {
-                    let mut reader = BufReader::new(stream.unwrap());
+                    let mut reader = BufReader::new(over(stream.unwrap()));
                     while let Some(question) = read_question(&mut reader) {
                         let bytes = answer(&question);
                         // The test may have ended.
@@ -63,7 +88,7 @@ fn broker_asking(addr: SocketAddr, settings: &str) -> Broker {
 }
 
 /// The body of the next request, which has to be what it should be.
-fn read_question(reader: &mut BufReader<TcpStream>) -> Option<Value> {
+fn read_question(reader: &mut BufReader<Box<dyn Wire>>) -> Option<Value> {
     let mut length = 0;
     let mut lines = 0;
     loop {
@@ -234,6 +259,39 @@ fn passwords_of_the_file_are_checked_there_and_others_by_the_server() {
     server.assert_not_asked();
     assert_eq!(log_in(&broker, V311, "c", ("bob", "anything")), 0);
     assert_eq!(log_in(&broker, V311, "c", ("carl", "anything")), 5);
+    broker.stop();
+}
+
+#[test]
+fn a_server_behind_tls_is_asked_if_its_authority_is_trusted() {
+    let authority = rcgen::KeyPair::generate().unwrap();
+    let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = parameters.self_signed(&authority).unwrap();
+    let issuer = rcgen::Issuer::new(parameters, authority);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let own = own.signed_by(&key, &issuer).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der().clone()], key.serialize_der().try_into().unwrap())
+        .unwrap();
+    let server = Server::start_tls(Arc::new(tls), |_| ok(&json!({ "result": "allow" })));
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    std::fs::write(&ca_file, root.pem()).unwrap();
+    let section = format!("[authentication.http]\nurl = \"https://{}/login\"\n", server.addr);
+    let broker =
+        Broker::start_configured(&format!("{section}ca_file = \"{}\"\n", ca_file.display()));
+    assert_eq!(log_in(&broker, V5, "c", ("alice", "wonderland")), 0);
+    server.question();
+    broker.stop();
+    let broker = Broker::start_configured(&section);
+    assert_eq!(log_in(&broker, V5, "c", ("alice", "wonderland")), 0x88);
+    server.assert_not_asked();
     broker.stop();
 }
 

@@ -505,10 +505,11 @@ fn user_name_or_password_without_a_method_is_a_login_where_somebody_checks_it() 
 #[test]
 fn certificate_decides_before_user_name_and_password() {
     let list = PropertiesBuf::new();
-    let caller = Caller { certificate_user: Some("carol"), anonymous: Anonymous::Refused };
+    let carol = UserName::new("carol");
+    let caller = Caller { certificate_user: Some(&carol), anonymous: Anonymous::Refused };
     let admission = admit_caller(&plain(&list, Some("anna"), Some(b"x")), &caller, Logins::Checked);
     let Ok(Admission::Authenticated(authenticated)) = admission else { panic!("{admission:?}") };
-    assert_eq!(authenticated.user, UserName::new("carol"));
+    assert_eq!(authenticated.user, carol);
     // A method has to prove the same user.
     let list = properties(Some("TOKEN"), Some(b"token of anna"));
     let error = admit_caller(&connect(&list), &caller, Logins::Checked).unwrap_err();
