@@ -9,8 +9,11 @@
 
 mod arguments;
 mod authentication;
+mod authorisation;
 mod check;
+mod explain;
 mod file;
+mod import;
 mod layers;
 mod listeners;
 mod print;
@@ -24,17 +27,30 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::access::Rules;
 use crate::net::accept;
 use crate::store::handle::Override;
 use crate::store::log::Level;
 use crate::{auth, net, router};
 
+pub use arguments::AclCommand;
 pub use arguments::Arguments;
 pub use arguments::Command;
 pub use authentication::Authentication;
+pub use authorisation::Authorisation;
+pub use authorisation::AuthorisationRule;
+pub use authorisation::InvalidAuthorisation;
+pub use authorisation::RuleAction;
+pub use authorisation::RulePermission;
+pub use explain::Explain;
+pub use explain::ExplainAction;
+pub use explain::Unexplained;
 pub use file::DurabilityLevel;
 pub use file::DurabilityOverride;
 pub use file::File;
+pub use import::Import;
+pub use import::ImportError;
+pub use import::import;
 pub use layers::Origin;
 pub use layers::Settings;
 pub use layers::variable;
@@ -63,6 +79,8 @@ pub struct Config {
     pub authentication: Arc<auth::Methods>,
     /// For `router`.
     pub router: router::Limits,
+    /// For `router`.
+    pub rules: Rules,
     /// For `sys`.
     pub sys_interval: Duration,
 }
@@ -124,6 +142,9 @@ pub enum InvalidConfig {
     /// Users that cannot be.
     #[error(transparent)]
     Authentication(#[from] auth::InvalidMethods),
+    /// Rules that cannot be read.
+    #[error(transparent)]
+    Authorisation(#[from] InvalidAuthorisation),
     /// Neither said nor to be found out.
     #[error(
         "there is no place for the data: set `data_dir` (--data-dir DIR), or HOME, or keep nothing \

@@ -22,11 +22,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tracing::warn;
 
+use crate::access::Rule;
 use crate::auth::claims::read_rules;
 use crate::auth::credential::{Key, hmac};
 use crate::auth::slots::Slots;
 use crate::session::authentication::{
-    Authenticated, AuthenticationError, ClaimedRule, Login, Proof, Refused, UserName,
+    Authenticated, AuthenticationError, Login, Proof, Refused, UserName,
 };
 
 /// Largest answer in bytes.
@@ -76,7 +77,7 @@ impl fmt::Debug for CallOut {
 #[derive(Clone)]
 struct Allowed {
     user: UserName,
-    rules: Option<Arc<[ClaimedRule]>>,
+    rules: Arc<[Rule]>,
     until: Instant,
 }
 
@@ -182,12 +183,10 @@ impl CallOut {
         }
         let user = answer.username.as_deref().filter(|name| !name.is_empty()).or(user);
         let user = user.ok_or_else(|| refused("allowed by the call-out without a user name"))?;
-        let rules = answer
-            .acl
-            .as_ref()
-            .map(read_rules)
-            .transpose()
-            .map_err(|Refused(why)| unavailable(&why))?;
+        let rules = match &answer.acl {
+            None => Arc::default(),
+            Some(list) => read_rules(list).map_err(|Refused(why)| unavailable(&why))?,
+        };
         let until = Instant::now() + self.cache_for;
         let allowed = Allowed { user: UserName::new(user), rules, until };
         if !self.cache_for.is_zero() {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::session::authentication::{ClaimedAction, ClaimedRule, Refused, UserName};
+use crate::access::{Action, Permission, Rule};
+use crate::session::authentication::{Refused, UserName};
 use crate::topic::TopicFilter;
 
 /// Which claims are read.
@@ -27,8 +28,8 @@ pub struct Claims {
     pub user: UserName,
     /// Seconds since 1970 up to which that is true.
     pub expires_s: Option<u64>,
-    /// What it may do; `None` where the token says nothing of it.
-    pub rules: Option<Arc<[ClaimedRule]>>,
+    /// What it may do; empty where the token says nothing of it.
+    pub rules: Arc<[Rule]>,
 }
 
 impl Claims {
@@ -54,7 +55,7 @@ impl Claims {
             }
         };
         let claimed = names.rules.as_ref().and_then(|name| payload.get(name));
-        let rules = claimed.map(read_rules).transpose()?;
+        let rules = claimed.map(read_rules).transpose()?.unwrap_or_default();
         Ok(Self { user, expires_s, rules })
     }
 }
@@ -69,45 +70,57 @@ fn seconds(value: &Value) -> Option<u64> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
-    permission: Permission,
-    action: Action,
+    permission: WrittenPermission,
+    action: WrittenAction,
     topic: String,
 }
 
-#[derive(Deserialize, Eq, PartialEq)]
+#[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Permission {
+enum WrittenPermission {
     Allow,
     Deny,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Action {
+enum WrittenAction {
     Publish,
     Subscribe,
     All,
 }
 
-/// A list of rules. One that cannot be read makes all of them useless, for it may be the one that denies.
-pub(super) fn read_rules(value: &Value) -> Result<Arc<[ClaimedRule]>, Refused> {
-    const MALFORMED: Refused = Refused("a rule for topics cannot be read");
+/// A list of rules; an empty one allows nothing. One that cannot be read makes all of them useless, for it may be
+/// the one that denies.
+pub(super) fn read_rules(value: &Value) -> Result<Arc<[Rule]>, Refused> {
     let Value::Array(list) = value else { return Err(MALFORMED) };
-    let read = |rule: &Value| {
-        let Written { permission, action, topic } =
-            Written::deserialize(rule).map_err(|_| MALFORMED)?;
-        let filter = TopicFilter::parse(&topic).ok().filter(|filter| !filter.is_shared());
-        Ok(ClaimedRule {
-            allow: permission == Permission::Allow,
-            action: match action {
-                Action::Publish => ClaimedAction::Publish,
-                Action::Subscribe => ClaimedAction::Subscribe,
-                Action::All => ClaimedAction::All,
-            },
-            filter: filter.ok_or(MALFORMED)?,
-        })
+    if list.is_empty() {
+        let deny = |filter| rule(Permission::Deny, Action::All, filter);
+        return ["#", "$SYS/#"].into_iter().map(deny).collect();
+    }
+    list.iter().map(read_rule).collect()
+}
+
+const MALFORMED: Refused = Refused("a rule for topics cannot be read");
+
+fn read_rule(value: &Value) -> Result<Rule, Refused> {
+    let Written { permission, action, topic } =
+        Written::deserialize(value).map_err(|_| MALFORMED)?;
+    let permission = match permission {
+        WrittenPermission::Allow => Permission::Allow,
+        WrittenPermission::Deny => Permission::Deny,
     };
-    list.iter().map(read).collect()
+    let action = match action {
+        WrittenAction::Publish => Action::Publish,
+        WrittenAction::Subscribe => Action::Subscribe,
+        WrittenAction::All => Action::All,
+    };
+    rule(permission, action, &topic)
+}
+
+fn rule(permission: Permission, action: Action, topic: &str) -> Result<Rule, Refused> {
+    let filter = TopicFilter::parse(topic).ok().filter(|filter| !filter.is_shared());
+    Ok(Rule { permission, action, filter: filter.ok_or(MALFORMED)? })
 }
 
 #[cfg(test)]
@@ -132,11 +145,12 @@ mod tests {
         )
         .unwrap();
         assert_eq!((claims.user.as_str(), claims.expires_s), ("anna", Some(1_700_000_000)));
-        let rules = claims.rules.unwrap();
         let read: Vec<_> =
-            rules.iter().map(|it| (it.allow, it.action, it.filter.as_str())).collect();
-        let expected =
-            [(true, ClaimedAction::Publish, "home/+/t"), (false, ClaimedAction::All, "home/#")];
+            claims.rules.iter().map(|it| (it.permission, it.action, it.filter.as_str())).collect();
+        let expected = [
+            (Permission::Allow, Action::Publish, "home/+/t"),
+            (Permission::Deny, Action::All, "home/#"),
+        ];
         assert_eq!(read, expected);
     }
 
@@ -146,15 +160,20 @@ mod tests {
             serde_json::from_str(r#"{"name":"anna","cid":7,"acl":"everything"}"#).unwrap();
         let names = ClaimNames { user: "name".into(), client_id: None, rules: None };
         let claims = Claims::read(&payload, &names, "fridge").unwrap();
-        assert_eq!(claims, Claims { user: UserName::new("anna"), expires_s: None, rules: None });
+        assert_eq!(
+            claims,
+            Claims { user: UserName::new("anna"), expires_s: None, rules: Arc::default() }
+        );
     }
 
     #[test]
-    fn no_rules_are_not_an_empty_list_of_rules() {
-        assert_eq!(read(r#"{"sub":"anna","cid":"fridge"}"#).unwrap().rules, None);
-        assert!(
-            read(r#"{"sub":"anna","cid":"fridge","acl":[]}"#).unwrap().rules.unwrap().is_empty()
-        );
+    fn no_list_of_rules_says_nothing_and_an_empty_one_denies_everything() {
+        assert!(read(r#"{"sub":"anna","cid":"fridge"}"#).unwrap().rules.is_empty());
+        let rules = read(r#"{"sub":"anna","cid":"fridge","acl":[]}"#).unwrap().rules;
+        let all_deny =
+            rules.iter().all(|it| (it.permission, it.action) == (Permission::Deny, Action::All));
+        let filters: Vec<_> = rules.iter().map(|it| it.filter.as_str()).collect();
+        assert!(all_deny && filters == ["#", "$SYS/#"], "{filters:?}");
     }
 
     #[test]

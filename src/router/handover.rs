@@ -106,7 +106,8 @@ pub(super) fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) 
             | Mail::UsersChanged(_)
             | Mail::ShuttingDown
             | Mail::Expire
-            | Mail::Safe => (),
+            | Mail::Safe
+            | Mail::Rights(_) => (),
         }
     }
 }

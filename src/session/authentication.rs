@@ -27,9 +27,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::access::Rule;
 use crate::codec::{Auth, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::session::{CloseReason, Link, Output};
-use crate::topic::TopicFilter;
 
 /// An Authentication Method.
 pub trait Authenticator: fmt::Debug + Send + Sync {
@@ -179,8 +179,8 @@ pub struct Authenticated {
     pub proof: Proof,
     /// When the proof ends, and with it the connection; `None` is never.
     pub ends_at: Option<Instant>,
-    /// What the proof itself says that the client may do; `None` where it says nothing of that.
-    pub rules: Option<Arc<[ClaimedRule]>>,
+    /// What the proof itself says that the client may do; empty where it says nothing of that.
+    pub rules: Arc<[Rule]>,
 }
 
 /// How a client has proved who it is.
@@ -201,28 +201,6 @@ pub enum Proof {
     Password,
     /// By what another server said of user name and password.
     CallOut,
-}
-
-/// A rule that a proof of identity brings with it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct ClaimedRule {
-    /// Whether it allows or denies.
-    pub allow: bool,
-    /// What.
-    pub action: ClaimedAction,
-    /// To or from which topics.
-    pub filter: TopicFilter,
-}
-
-/// What a [`ClaimedRule`] is about.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum ClaimedAction {
-    /// PUBLISH, and the will.
-    Publish,
-    /// SUBSCRIBE.
-    Subscribe,
-    /// Both.
-    All,
 }
 
 /// Who is still known after users have changed.
@@ -429,7 +407,7 @@ impl Authenticating {
 impl Authenticated {
     /// For as long as the client stays, and with no rules of its own.
     pub fn new(user: UserName, proof: Proof) -> Self {
-        Self { user, proof, ends_at: None, rules: None }
+        Self { user, proof, ends_at: None, rules: Arc::default() }
     }
 
     /// What the CONNACK says of it [MQTT-4.12.0-5].
