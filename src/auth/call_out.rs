@@ -1,4 +1,4 @@
-//! Another server says who a client is: one POST per login. Floor 3, called by `auth::gatekeeper`.
+//! Another server says who a client is: one POST per login. Floor 3, called by `auth::verifier`.
 //!
 //! What it is asked, and what it answers, is in docs/authentication.md. Whatever else it answers, and if it answers
 //! nothing in time, the client is refused.

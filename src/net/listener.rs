@@ -9,10 +9,11 @@ use tokio::time::{Instant as Moment, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::auth::Gatekeeper;
+use crate::auth::Verifier;
 use crate::codec::ReasonCode;
 use crate::ids::ClientId;
 use crate::net::Limits;
+use crate::net::admission::{self, Gatekeeper};
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{Desk, HandshakeError, authenticate, read_hello};
 use crate::net::peer::{Address, Peer};
@@ -31,6 +32,7 @@ const LINGER_MAX: Duration = Duration::from_millis(200);
 pub(super) struct Serving {
     pub(super) router: Router,
     pub(super) limits: Limits,
+    pub(super) verifier: Arc<Verifier>,
     pub(super) gatekeeper: Arc<Gatekeeper>,
     pub(super) stop: CancellationToken,
 }
@@ -122,10 +124,10 @@ impl Serving {
             certificate_user: peer.certificate_user.as_ref(),
             anonymous: peer.listener.anonymous,
         };
-        let admission = self.gatekeeper.admit(&connect, &caller).map_err(failed)?;
+        let admission = self.verifier.admit(&connect, &caller).map_err(failed)?;
         let mut rest = hello.into_rest();
-        let (gatekeeper, address) = (&*self.gatekeeper, peer.address.ip());
-        let desk = Desk { gatekeeper, metrics, address, bytes_max };
+        let (verifier, address) = (&*self.verifier, peer.address.ip());
+        let desk = Desk { verifier, metrics, address, bytes_max };
         opening.authenticated = authenticate(stream, admission, &opening, &mut rest, &desk).await?;
         opening.check_room(&self.limits.session)?;
         if let Some(authenticated) = &opening.authenticated {
@@ -174,6 +176,11 @@ impl Serving {
             let explanation = "the broker holds as many sessions as it may: try again later";
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
         }
+        if let Some(explanation) = admission::lacks_room(&self.router, opening) {
+            claim.end(self.router.registry());
+            metrics.connects_refused.add(1);
+            return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
+        }
         metrics.sessions.add(1);
         let mut session = Box::new(Session::new(self.limits.session, opening, now));
         let home = match opening.expiry {
@@ -207,7 +214,7 @@ impl Serving {
         }
         if let Some(Authenticated { user, proof, .. }) = &opening.authenticated {
             // The same for whoever told them that users have changed.
-            let directory = self.gatekeeper.directory();
+            let directory = self.verifier.directory();
             if !directory.is_still_known(user, proof) {
                 parked.inbox.mailbox().send(Mail::UsersChanged(directory));
             }
@@ -222,6 +229,7 @@ impl Serving {
         let start = Start { connack, received, packet_bytes_max };
         let connected = self.router.write_connected(&parked, opening, was_present);
         let mut connection = Connection::new(stream, claim, parked, self.router.clone(), start);
+        connection.limit(self.limits.publish);
         if let Some(at) = connected {
             connection.hold(at);
         }
@@ -252,6 +260,11 @@ impl Serving {
         }
         let Connection { mut stream, claim, mut session, inbox, mut links, .. } = connection;
         std::future::poll_fn(|cx| links.poll_flush(cx)).await;
+        if inbox.mailbox().is_refused() {
+            // What the client had sent behind the message that was refused is refused before it may send that again.
+            self.router.settle().await;
+            inbox.mailbox().forget_refusal();
+        }
         self.router.metrics().clients_connected.add(-1);
         inbox.mailbox().set_connected(false);
         let now = Instant::now();
