@@ -65,6 +65,27 @@ fn a_good_token_lets_its_client_in_and_a_bad_one_nobody() {
 }
 
 #[test]
+fn a_token_says_what_its_client_may_do() {
+    let broker = broker("acl_claim = \"acl\"\n");
+    let claims = |acl: Value| token(&json!({ "sub": "anna", "exp": now_s() + 600, "acl": acl }));
+    let rule = json!([{ "permission": "allow", "action": "all", "topic": "mine/#" }]);
+    let (mut client, code) = connect(&broker, V5, &unique("rules"), &claims(rule));
+    assert_eq!(code, 0);
+    assert_eq!(client.subscribe_all(&[("mine/a", 1), ("others/a", 1)]), [1, 0x87]);
+    client.publish("mine/a", "b", 0, 0);
+    assert_eq!(client.message().text(), "b");
+    client.disconnect();
+    let (mut client, code) = connect(&broker, V5, &unique("none"), &claims(json!([])));
+    assert_eq!(code, 0);
+    assert_eq!(client.subscribe_all(&[("mine/a", 1), ("$SYS/#", 0)]), [0x87, 0x87]);
+    client.disconnect();
+    let (mut client, code) = connect(&broker, V5, &unique("odd"), &claims(json!("everything")));
+    assert_eq!(code, 0x87);
+    client.assert_closed();
+    broker.stop();
+}
+
+#[test]
 fn a_connection_ends_with_its_token() {
     let broker = broker("leeway_s = 0\n");
     let soon = token(&json!({ "sub": "anna", "exp": now_s() + 4 }));
