@@ -58,10 +58,9 @@ fn a_good_token_lets_its_client_in_and_a_bad_one_nobody() {
             client.assert_closed();
         }
     }
-    let log = broker.stderr();
+    let log = broker.stop_and_read_log();
     assert!(log.contains("the token is for another client identifier"), "{log}");
     assert!(!log.contains(&good) && !log.contains("hunter2"), "{log}");
-    broker.stop();
 }
 
 #[test]
@@ -92,6 +91,6 @@ fn a_connection_ends_with_its_token() {
     let (mut client, code) = connect(&broker, V5, &unique("soon"), &soon);
     assert_eq!(code, 0);
     client.assert_closed_with(0x87);
-    assert!(broker.stderr().contains("has expired"), "{}", broker.stderr());
-    broker.stop();
+    let log = broker.stop_and_read_log();
+    assert!(log.contains("has expired"), "{log}");
 }
