@@ -11,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::auth::Gatekeeper;
+use crate::auth::Verifier;
 use crate::config::{Config, Durability, Limits};
 use crate::message::TopicHasher;
 use crate::metrics::Metrics;
 use crate::net::accept::{self, Bound, Listen, Listeners};
-use crate::net::admission::Turnstile;
+use crate::net::admission::Gatekeeper;
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::store::log::Settings;
@@ -117,7 +117,7 @@ impl Broker {
         let router = Router::spawn(shards, limits, hasher, metrics, store);
         router.replace_rules(self.config.rules).await;
         let Limits { queues, disk_bytes_max, memory_bytes_max, admission } = self.config.limits;
-        let turnstile = Arc::new(Turnstile::new(admission));
+        let gatekeeper = Arc::new(Gatekeeper::new(admission));
         router.queues().replace(queues);
         router.queues().set_memory_bytes_max(memory_bytes_max);
         router.replace_disk_limit(disk_bytes_max);
@@ -129,9 +129,16 @@ impl Broker {
         let services = TaskTracker::new();
         let tasks = (connections.clone(), services.clone());
         let Config { net, authentication, .. } = self.config;
-        let gatekeeper = Arc::new(Gatekeeper::new(authentication));
-        let doors = (turnstile, gatekeeper);
-        Listeners::start(self.bound, router.clone(), net, doors, tasks, stop.clone());
+        let verifier = Arc::new(Verifier::new(authentication));
+        Listeners::start(
+            self.bound,
+            router.clone(),
+            net,
+            verifier,
+            gatekeeper,
+            tasks,
+            stop.clone(),
+        );
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));

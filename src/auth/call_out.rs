@@ -1,4 +1,4 @@
-//! Another server says who a client is: one POST per login. Floor 3, called by `auth::gatekeeper`.
+//! Another server says who a client is: one POST per login. Floor 3, called by `auth::verifier`.
 //!
 //! What it is asked, and what it answers, is in docs/authentication.md. Whatever else it answers, and if it answers
 //! nothing in time, the client is refused.
@@ -77,7 +77,7 @@ impl fmt::Debug for CallOut {
 #[derive(Clone)]
 struct Allowed {
     user: UserName,
-    rules: Option<Arc<[Rule]>>,
+    rules: Arc<[Rule]>,
     until: Instant,
 }
 
@@ -183,12 +183,10 @@ impl CallOut {
         }
         let user = answer.username.as_deref().filter(|name| !name.is_empty()).or(user);
         let user = user.ok_or_else(|| refused("allowed by the call-out without a user name"))?;
-        let rules = answer
-            .acl
-            .as_ref()
-            .map(read_rules)
-            .transpose()
-            .map_err(|Refused(why)| unavailable(&why))?;
+        let rules = match &answer.acl {
+            None => Arc::default(),
+            Some(list) => read_rules(list).map_err(|Refused(why)| unavailable(&why))?,
+        };
         let until = Instant::now() + self.cache_for;
         let allowed = Allowed { user: UserName::new(user), rules, until };
         if !self.cache_for.is_zero() {

@@ -28,8 +28,8 @@ pub struct Claims {
     pub user: UserName,
     /// Seconds since 1970 up to which that is true.
     pub expires_s: Option<u64>,
-    /// What it may do, never empty; `None` where the token says nothing of it.
-    pub rules: Option<Arc<[Rule]>>,
+    /// What it may do; empty where the token says nothing of it.
+    pub rules: Arc<[Rule]>,
 }
 
 impl Claims {
@@ -55,7 +55,7 @@ impl Claims {
             }
         };
         let claimed = names.rules.as_ref().and_then(|name| payload.get(name));
-        let rules = claimed.map(read_rules).transpose()?;
+        let rules = claimed.map(read_rules).transpose()?.unwrap_or_default();
         Ok(Self { user, expires_s, rules })
     }
 }
@@ -90,34 +90,37 @@ enum WrittenAction {
     All,
 }
 
-/// A list of rules. One that cannot be read makes all of them useless, for it may be the one that denies.
+/// A list of rules; an empty one allows nothing. One that cannot be read makes all of them useless, for it may be
+/// the one that denies.
 pub(super) fn read_rules(value: &Value) -> Result<Arc<[Rule]>, Refused> {
-    const MALFORMED: Refused = Refused("a rule for topics cannot be read");
     let Value::Array(list) = value else { return Err(MALFORMED) };
-    let read = |rule: &Value| {
-        let Written { permission, action, topic } =
-            Written::deserialize(rule).map_err(|_| MALFORMED)?;
-        let filter = TopicFilter::parse(&topic).ok().filter(|filter| !filter.is_shared());
-        Ok(Rule {
-            permission: match permission {
-                WrittenPermission::Allow => Permission::Allow,
-                WrittenPermission::Deny => Permission::Deny,
-            },
-            action: match action {
-                WrittenAction::Publish => Action::Publish,
-                WrittenAction::Subscribe => Action::Subscribe,
-                WrittenAction::All => Action::All,
-            },
-            filter: filter.ok_or(MALFORMED)?,
-        })
-    };
     if list.is_empty() {
-        // A list that allows nothing is not the same as no list.
-        let filter = TopicFilter::parse("#").map_err(|_| MALFORMED)?;
-        let nothing = Rule { permission: Permission::Deny, action: Action::All, filter };
-        return Ok([nothing].into());
+        let deny = |filter| rule(Permission::Deny, Action::All, filter);
+        return ["#", "$SYS/#"].into_iter().map(deny).collect();
     }
-    list.iter().map(read).collect()
+    list.iter().map(read_rule).collect()
+}
+
+const MALFORMED: Refused = Refused("a rule for topics cannot be read");
+
+fn read_rule(value: &Value) -> Result<Rule, Refused> {
+    let Written { permission, action, topic } =
+        Written::deserialize(value).map_err(|_| MALFORMED)?;
+    let permission = match permission {
+        WrittenPermission::Allow => Permission::Allow,
+        WrittenPermission::Deny => Permission::Deny,
+    };
+    let action = match action {
+        WrittenAction::Publish => Action::Publish,
+        WrittenAction::Subscribe => Action::Subscribe,
+        WrittenAction::All => Action::All,
+    };
+    rule(permission, action, &topic)
+}
+
+fn rule(permission: Permission, action: Action, topic: &str) -> Result<Rule, Refused> {
+    let filter = TopicFilter::parse(topic).ok().filter(|filter| !filter.is_shared());
+    Ok(Rule { permission, action, filter: filter.ok_or(MALFORMED)? })
 }
 
 #[cfg(test)]
@@ -142,9 +145,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!((claims.user.as_str(), claims.expires_s), ("anna", Some(1_700_000_000)));
-        let rules = claims.rules.unwrap();
         let read: Vec<_> =
-            rules.iter().map(|it| (it.permission, it.action, it.filter.as_str())).collect();
+            claims.rules.iter().map(|it| (it.permission, it.action, it.filter.as_str())).collect();
         let expected = [
             (Permission::Allow, Action::Publish, "home/+/t"),
             (Permission::Deny, Action::All, "home/#"),
@@ -158,15 +160,20 @@ mod tests {
             serde_json::from_str(r#"{"name":"anna","cid":7,"acl":"everything"}"#).unwrap();
         let names = ClaimNames { user: "name".into(), client_id: None, rules: None };
         let claims = Claims::read(&payload, &names, "fridge").unwrap();
-        assert_eq!(claims, Claims { user: UserName::new("anna"), expires_s: None, rules: None });
+        assert_eq!(
+            claims,
+            Claims { user: UserName::new("anna"), expires_s: None, rules: Arc::default() }
+        );
     }
 
     #[test]
-    fn empty_list_of_rules_allows_nothing_and_no_list_leaves_it_to_others() {
-        assert_eq!(read(r#"{"sub":"anna","cid":"fridge"}"#).unwrap().rules, None);
-        let rules = read(r#"{"sub":"anna","cid":"fridge","acl":[]}"#).unwrap().rules.unwrap();
-        let rules = rules.iter().map(|it| (it.permission, it.action, it.filter.as_str()));
-        assert_eq!(rules.collect::<Vec<_>>(), [(Permission::Deny, Action::All, "#")]);
+    fn no_list_of_rules_says_nothing_and_an_empty_one_denies_everything() {
+        assert!(read(r#"{"sub":"anna","cid":"fridge"}"#).unwrap().rules.is_empty());
+        let rules = read(r#"{"sub":"anna","cid":"fridge","acl":[]}"#).unwrap().rules;
+        let all_deny =
+            rules.iter().all(|it| (it.permission, it.action) == (Permission::Deny, Action::All));
+        let filters: Vec<_> = rules.iter().map(|it| it.filter.as_str()).collect();
+        assert!(all_deny && filters == ["#", "$SYS/#"], "{filters:?}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How long an address has to wait before it may try to log in again. Floor 3, kept by `auth::gatekeeper`. Pure: time
+//! How long an address has to wait before it may try to log in again. Floor 3, kept by `auth::verifier`. Pure: time
 //! comes in as `now`.
 //!
 //! An address may fail [`Patience::failures_free`] times. From then on each of its logins, good ones too, waits before it

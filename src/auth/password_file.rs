@@ -1,4 +1,4 @@
-//! The password file: one user per line, `name:hash`, as Mosquitto has it. Floor 3, read by `auth::gatekeeper` and
+//! The password file: one user per line, `name:hash`, as Mosquitto has it. Floor 3, read by `auth::verifier` and
 //! changed by `main`.
 //!
 //! Empty lines and lines that begin with `#` are comments. What a hash may be is in `auth::password`.

@@ -1,5 +1,5 @@
 //! A bounded number of things at once, and a bounded number of others that wait for it. Floor 3, called by
-//! `auth::gatekeeper` and `auth::call_out`.
+//! `auth::verifier` and `auth::call_out`.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! JSON Web Tokens (RFC 7519) in place of a password. Floor 3, called by `auth::gatekeeper`.
+//! JSON Web Tokens (RFC 7519) in place of a password. Floor 3, called by `auth::verifier`.
 //!
 //! A signature costs some tens of microseconds, so it is checked where the packet is handled.
 //!

@@ -63,15 +63,6 @@ pub struct Arguments {
 /// What the command does instead of serving.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Print the settings file that does what a mosquitto.conf does
-    ///
-    /// What has no place in it is listed on standard error, each with its line and why. Passwords and rules stay
-    /// in their files, which are read as they are.
-    Import {
-        /// The mosquitto.conf; the files that it includes are read as well
-        file: PathBuf,
-    },
-
     /// Add a user to a password file, or replace the password
     ///
     /// The password is asked for at the terminal, or read as one line from standard input if that is something
@@ -91,6 +82,15 @@ pub enum Command {
         /// Remove the user
         #[arg(long)]
         delete: bool,
+    },
+
+    /// Print the settings file that does what a mosquitto.conf does
+    ///
+    /// What has no place in it is listed on standard error, each with its line and why. Passwords and rules stay
+    /// in their files, which are read as they are.
+    Import {
+        /// The mosquitto.conf; the files that it includes are read as well
+        file: PathBuf,
     },
 
     /// Ask for a password and print the line for `[scram_users]` in the settings file

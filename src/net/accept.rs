@@ -21,10 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use crate::auth::Gatekeeper;
+use crate::auth::Verifier;
 use crate::metrics::RefuseReason;
 use crate::net::Limits;
-use crate::net::admission::Turnstile;
+use crate::net::admission::Gatekeeper;
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Peer};
@@ -136,11 +136,12 @@ impl Listeners {
         bound: Vec<Bound>,
         router: Router,
         limits: Limits,
-        (turnstile, gatekeeper): (Arc<Turnstile>, Arc<Gatekeeper>),
+        verifier: Arc<Verifier>,
+        gatekeeper: Arc<Gatekeeper>,
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
-        let serving = Arc::new(Serving { router, limits, turnstile, gatekeeper, stop });
+        let serving = Arc::new(Serving { router, limits, verifier, gatekeeper, stop });
         let listeners = Self { serving, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
         listeners.with_running(|list| *list = running);

@@ -285,10 +285,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // The gates are looked at whenever there was mail.
                 Mail::Safe => (),
                 Mail::Expire => may_have_expired = true,
+                Mail::UsersChanged(known) => self.session.handle_users_changed(&*known, out),
                 Mail::Rights(rights) => self.session.set_rights(rights),
-                Mail::UsersChanged(directory) => {
-                    self.session.handle_users_changed(&*directory, out);
-                }
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::auth::Gatekeeper;
+use crate::auth::Verifier;
 use crate::codec::{DecodeError, Packet, PacketType, Properties, decode, frame_len, header_len};
 use crate::ids::ProtocolVersion;
 use crate::metrics::Metrics;
@@ -135,7 +135,7 @@ impl HandshakeError {
 
 /// What an authentication needs from outside.
 pub(super) struct Desk<'a> {
-    pub(super) gatekeeper: &'a Gatekeeper,
+    pub(super) verifier: &'a Verifier,
     pub(super) metrics: &'a Metrics,
     /// Of the client; `None` where it has none.
     pub(super) address: Option<IpAddr>,
@@ -167,7 +167,7 @@ pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
     if let (Admission::Login(_) | Admission::Continue { .. }, Some(address)) =
         (&admission, desk.address)
     {
-        let wait = desk.gatekeeper.wait(address, Instant::now()).map_err(failed)?;
+        let wait = desk.verifier.wait(address, Instant::now()).map_err(failed)?;
         if !wait.is_zero() {
             desk.metrics.authentications_delayed.add(1);
             tokio::time::sleep(wait).await;
@@ -177,7 +177,7 @@ pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
         Admission::Anonymous => Ok(None),
         Admission::Authenticated(authenticated) => Ok(Some(authenticated)),
         Admission::Login(login) => {
-            let checked = desk.gatekeeper.check(login, &opening.client_id, desk.address).await;
+            let checked = desk.verifier.check(login, &opening.client_id, desk.address).await;
             checked.map(Some).map_err(failed)
         }
         admission @ Admission::Continue { .. } => {
@@ -187,7 +187,7 @@ pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
     if let (Err(error), Some(address)) = (&proved, desk.address)
         && error.is_wrong_proof()
     {
-        desk.gatekeeper.failed(address, Instant::now());
+        desk.verifier.failed(address, Instant::now());
     }
     proved
 }

@@ -9,11 +9,11 @@ use tokio::time::{Instant as Moment, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::auth::Gatekeeper;
+use crate::auth::Verifier;
 use crate::codec::ReasonCode;
 use crate::ids::ClientId;
 use crate::net::Limits;
-use crate::net::admission::{self, Turnstile};
+use crate::net::admission::{self, Gatekeeper};
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{Desk, HandshakeError, authenticate, read_hello};
 use crate::net::peer::{Address, Peer};
@@ -32,7 +32,7 @@ const LINGER_MAX: Duration = Duration::from_millis(200);
 pub(super) struct Serving {
     pub(super) router: Router,
     pub(super) limits: Limits,
-    pub(super) turnstile: Arc<Turnstile>,
+    pub(super) verifier: Arc<Verifier>,
     pub(super) gatekeeper: Arc<Gatekeeper>,
     pub(super) stop: CancellationToken,
 }
@@ -125,12 +125,15 @@ impl Serving {
             certificate_user: peer.certificate_user.as_ref(),
             anonymous: peer.listener.anonymous,
         };
-        let admission = self.gatekeeper.admit(&connect, &caller).map_err(failed)?;
+        let admission = self.verifier.admit(&connect, &caller).map_err(failed)?;
         let mut rest = hello.into_rest();
-        let (gatekeeper, address) = (&*self.gatekeeper, peer.address.ip());
-        let desk = Desk { gatekeeper, metrics, address, bytes_max };
+        let (verifier, address) = (&*self.verifier, peer.address.ip());
+        let desk = Desk { verifier, metrics, address, bytes_max };
         opening.authenticated = authenticate(stream, admission, &opening, &mut rest, &desk).await?;
         opening.check_room(&self.limits.session)?;
+        if let Some(authenticated) = &opening.authenticated {
+            opening.rules = authenticated.rules.clone();
+        }
         opening.rights = self.router.rights_of(&opening);
         if let Err((refusal, denial)) = opening.check_will() {
             metrics.connects_denied.add(1);
@@ -212,7 +215,7 @@ impl Serving {
         }
         if let Some(Authenticated { user, proof, .. }) = &opening.authenticated {
             // The same for whoever told them that users have changed.
-            let directory = self.gatekeeper.directory();
+            let directory = self.verifier.directory();
             if !directory.is_still_known(user, proof) {
                 parked.inbox.mailbox().send(Mail::UsersChanged(directory));
             }

@@ -31,10 +31,10 @@ pub(super) enum Address {
 }
 
 impl Address {
-    /// Of the client's machine; `None` where it is this one.
+    /// Without the port; a Unix socket has none.
     pub(super) fn ip(self) -> Option<IpAddr> {
         match self {
-            Self::Ip(addr) => Some(addr.ip()),
+            Self::Ip(address) => Some(address.ip()),
             Self::Unix => None,
         }
     }

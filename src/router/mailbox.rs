@@ -24,9 +24,9 @@ use crate::metrics::{DropReason, Metrics, Shortage};
 use crate::router::bell::Bell;
 use crate::router::holder::Holder;
 use crate::router::queues::{Held, Policy, Queues};
+use crate::session::authentication::Directory;
 
 pub use crate::router::queues::QueueLimits;
-use crate::session::authentication::Directory;
 
 /// What may wait in memory for a client that is away, if it is in the log.
 const CROWD_BYTES: usize = 256 * 1024;

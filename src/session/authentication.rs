@@ -179,8 +179,8 @@ pub struct Authenticated {
     pub proof: Proof,
     /// When the proof ends, and with it the connection; `None` is never.
     pub ends_at: Option<Instant>,
-    /// What the proof itself says that the client may do, never empty; `None` where it says nothing of that.
-    pub rules: Option<Arc<[Rule]>>,
+    /// What the proof itself says that the client may do; empty where it says nothing of that.
+    pub rules: Arc<[Rule]>,
 }
 
 /// How a client has proved who it is.
@@ -407,7 +407,7 @@ impl Authenticating {
 impl Authenticated {
     /// For as long as the client stays, and with no rules of its own.
     pub fn new(user: UserName, proof: Proof) -> Self {
-        Self { user, proof, ends_at: None, rules: None }
+        Self { user, proof, ends_at: None, rules: Arc::default() }
     }
 
     /// What the CONNACK says of it [MQTT-4.12.0-5].

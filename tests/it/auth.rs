@@ -682,3 +682,34 @@ fn user_that_cannot_be_read_stops_the_start_and_is_named() {
     assert!(said.contains("`bob`") && said.contains("scram-user"), "{said}");
     assert!(!said.contains("builder"), "{said}");
 }
+
+/// The way to one password for MQTT 3.1.1 and for SCRAM.
+#[test]
+fn user_of_the_password_file_logs_in_by_scram_and_by_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("users");
+    for arguments in [&["carol", "--scram"][..], &["dave"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mailboxqtt"));
+        command.arg("passwd").arg(&file).args(arguments).stdin(Stdio::piped());
+        let mut process = Process::spawn(&mut command);
+        writeln!(process.stdin(), "chess").unwrap();
+        process.succeed();
+    }
+    let section = format!("[authentication]\npassword_file = \"{}\"\n", file.display());
+    let broker = Broker::start_configured(&section);
+    log_in(&broker, &unique("scram"), "carol", "chess").disconnect();
+    for (version, name) in [(V311, "carol"), (V5, "carol"), (V311, "dave")] {
+        let id = unique("password");
+        let (client, answer) =
+            Hello::new(version, &id).user(name, b"chess").try_open(broker.addr());
+        assert!(matches!(answer, Got::ConnAck(_, 0, _)), "{answer:?}");
+        client.disconnect();
+    }
+    // Nobody knows more of dave than what checks his password.
+    let scram = Scram::new("dave", "chess");
+    let mut client = hello(&broker, &unique("no"), METHOD, &scram.first());
+    let (client_final, _) = scram.last(&receive_auth(&mut client, 0x18));
+    send_auth(&mut client, CONTINUE, Some(METHOD), &client_final);
+    assert_refused(client, 0x87);
+    broker.stop();
+}

@@ -112,10 +112,9 @@ fn wrong_password_and_unknown_user_get_the_same_bytes() {
     for (name, password) in [("alicf", "wonderland"), ("", "wonderland"), ("alice", "")] {
         assert_eq!(answer(name, password), wrong, "{name} {password}");
     }
-    let log = broker.stderr();
+    let log = broker.stop_and_read_log();
     assert!(log.contains("unknown user or wrong password (user `alicf`)"), "{log}");
     assert!(!log.contains("wonderland"), "{log}");
-    broker.stop();
 }
 
 #[test]

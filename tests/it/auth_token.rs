@@ -58,9 +58,29 @@ fn a_good_token_lets_its_client_in_and_a_bad_one_nobody() {
             client.assert_closed();
         }
     }
-    let log = broker.stderr();
+    let log = broker.stop_and_read_log();
     assert!(log.contains("the token is for another client identifier"), "{log}");
     assert!(!log.contains(&good) && !log.contains("hunter2"), "{log}");
+}
+
+#[test]
+fn a_token_says_what_its_client_may_do() {
+    let broker = broker("acl_claim = \"acl\"\n");
+    let claims = |acl: Value| token(&json!({ "sub": "anna", "exp": now_s() + 600, "acl": acl }));
+    let rule = json!([{ "permission": "allow", "action": "all", "topic": "mine/#" }]);
+    let (mut client, code) = connect(&broker, V5, &unique("rules"), &claims(rule));
+    assert_eq!(code, 0);
+    assert_eq!(client.subscribe_all(&[("mine/a", 1), ("others/a", 1)]), [1, 0x87]);
+    client.publish("mine/a", "b", 0, 0);
+    assert_eq!(client.message().text(), "b");
+    client.disconnect();
+    let (mut client, code) = connect(&broker, V5, &unique("none"), &claims(json!([])));
+    assert_eq!(code, 0);
+    assert_eq!(client.subscribe_all(&[("mine/a", 1), ("$SYS/#", 0)]), [0x87, 0x87]);
+    client.disconnect();
+    let (mut client, code) = connect(&broker, V5, &unique("odd"), &claims(json!("everything")));
+    assert_eq!(code, 0x87);
+    client.assert_closed();
     broker.stop();
 }
 
@@ -71,6 +91,6 @@ fn a_connection_ends_with_its_token() {
     let (mut client, code) = connect(&broker, V5, &unique("soon"), &soon);
     assert_eq!(code, 0);
     client.assert_closed_with(0x87);
-    assert!(broker.stderr().contains("has expired"), "{}", broker.stderr());
-    broker.stop();
+    let log = broker.stop_and_read_log();
+    assert!(log.contains("has expired"), "{log}");
 }

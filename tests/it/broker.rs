@@ -104,6 +104,15 @@ impl Broker {
         assert!(rest.is_empty(), "the broker prints one line, then also {rest:?}");
     }
 
+    /// Stops it, and returns everything that it has logged; for a broker of our own.
+    pub(crate) fn stop_and_read_log(mut self) -> String {
+        let process = self.process.as_mut().expect("a broker of our own");
+        process.signal(Signal::TERM);
+        let (status, _, log) = process.finish_with_stderr();
+        assert!(status.success(), "{log}");
+        log
+    }
+
     /// Where it accepts connections.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr

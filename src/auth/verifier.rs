@@ -1,5 +1,5 @@
 //! Finds out who a client is, by whatever the settings offer. Floor 3; `config` loads [`Methods`], `net` asks the
-//! [`Gatekeeper`], which outlives a change of them.
+//! [`Verifier`], which outlives a change of them.
 //!
 //! | order | what | where it is checked |
 //! |---|---|---|
@@ -182,12 +182,12 @@ impl Directory for Methods {
 
 /// See the module comment.
 #[derive(Debug)]
-pub struct Gatekeeper {
+pub struct Verifier {
     methods: ArcSwap<Methods>,
     failures: Mutex<Failures>,
 }
 
-impl Gatekeeper {
+impl Verifier {
     /// With these methods until there are others.
     pub fn new(methods: Arc<Methods>) -> Self {
         Self { methods: ArcSwap::new(methods), failures: Mutex::new(Failures::default()) }
@@ -208,7 +208,7 @@ impl Gatekeeper {
         self.methods.load().access.handle_connect(connect, caller)
     }
 
-    /// How long a client from `address` has to wait before [`Gatekeeper::check`], or before its exchange.
+    /// How long a client from `address` has to wait before [`Verifier::check`], or before its exchange.
     pub fn wait(&self, address: IpAddr, now: Instant) -> Result<Duration, AuthenticationError> {
         let patience = self.methods.load().patience;
         let wait = self.failures().admit(address, now, &patience);
@@ -274,56 +274,55 @@ mod tests {
     }
 
     async fn check(
-        gatekeeper: &Gatekeeper,
+        verifier: &Verifier,
         name: &str,
         password: &str,
     ) -> Result<String, AuthenticationError> {
         let login = Login { user_name: Some(name.to_owned()), password: Some(password.into()) };
-        let checked = gatekeeper.check(login, &ClientId::new("fridge"), None).await;
+        let checked = verifier.check(login, &ClientId::new("fridge"), None).await;
         checked.map(|it| it.user.as_str().to_owned())
     }
 
     #[tokio::test]
     async fn users_are_those_of_the_last_replacement_and_who_is_gone_is_not_known() {
-        let gatekeeper =
-            Gatekeeper::new(methods(&[("anna", Form::Argon2id), ("bob", Form::Scram)]));
-        assert_eq!(check(&gatekeeper, "anna", "x").await.as_deref(), Ok("anna"));
-        assert!(check(&gatekeeper, "anna", "y").await.unwrap_err().is_wrong_proof());
+        let verifier = Verifier::new(methods(&[("anna", Form::Argon2id), ("bob", Form::Scram)]));
+        assert_eq!(check(&verifier, "anna", "x").await.as_deref(), Ok("anna"));
+        assert!(check(&verifier, "anna", "y").await.unwrap_err().is_wrong_proof());
         let [anna, bob] = ["anna", "bob"].map(UserName::new);
         let by_scram = Proof::Method {
             authenticator: Arc::new(Scram::new(&BTreeMap::new()).unwrap()),
             data: Vec::new(),
         };
         let knows =
-            |user: &UserName, proof: &Proof| gatekeeper.directory().is_still_known(user, proof);
+            |user: &UserName, proof: &Proof| verifier.directory().is_still_known(user, proof);
         assert!(knows(&anna, &Proof::Password) && knows(&bob, &Proof::Password));
         assert!(knows(&bob, &by_scram) && !knows(&anna, &by_scram));
-        gatekeeper.replace(methods(&[("carl", Form::Argon2id)]));
-        assert!(check(&gatekeeper, "anna", "x").await.is_err());
+        verifier.replace(methods(&[("carl", Form::Argon2id)]));
+        assert!(check(&verifier, "anna", "x").await.is_err());
         assert!(!knows(&anna, &Proof::Password) && !knows(&bob, &by_scram));
         assert!(knows(&anna, &Proof::Token) && knows(&anna, &Proof::Certificate));
     }
 
     #[tokio::test]
     async fn whoever_finds_no_room_to_be_checked_is_told_so_and_known_passwords_need_none() {
-        let gatekeeper = Gatekeeper::new(methods(&[("anna", Form::Argon2id)]));
-        assert!(check(&gatekeeper, "anna", "x").await.is_ok());
-        let methods = gatekeeper.methods.load_full();
+        let verifier = Verifier::new(methods(&[("anna", Form::Argon2id)]));
+        assert!(check(&verifier, "anna", "x").await.is_ok());
+        let methods = verifier.methods.load_full();
         let slot = methods.checks.take().await.unwrap();
-        assert_eq!(check(&gatekeeper, "anna", "y").await, Err(AuthenticationError::Busy));
-        assert!(check(&gatekeeper, "anna", "x").await.is_ok());
+        assert_eq!(check(&verifier, "anna", "y").await, Err(AuthenticationError::Busy));
+        assert!(check(&verifier, "anna", "x").await.is_ok());
         drop(slot);
-        assert!(check(&gatekeeper, "anna", "y").await.unwrap_err().is_wrong_proof());
+        assert!(check(&verifier, "anna", "y").await.unwrap_err().is_wrong_proof());
     }
 
     #[test]
     fn failures_of_an_address_outlive_a_replacement() {
-        let gatekeeper = Gatekeeper::new(methods(&[]));
+        let verifier = Verifier::new(methods(&[]));
         let (address, now) = ([192, 0, 2, 1].into(), Instant::now());
-        gatekeeper.failed(address, now);
-        assert_eq!(gatekeeper.wait(address, now), Ok(Duration::ZERO));
-        gatekeeper.failed(address, now);
-        gatekeeper.replace(methods(&[]));
-        assert_eq!(gatekeeper.wait(address, now), Ok(Duration::from_millis(250)));
+        verifier.failed(address, now);
+        assert_eq!(verifier.wait(address, now), Ok(Duration::ZERO));
+        verifier.failed(address, now);
+        verifier.replace(methods(&[]));
+        assert_eq!(verifier.wait(address, now), Ok(Duration::from_millis(250)));
     }
 }
