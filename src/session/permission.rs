@@ -18,6 +18,7 @@ const TOPIC_BYTES_MAX: usize = 256;
 pub(super) struct Permission {
     rights: Rights,
     /// Whether it may publish to these.
+    #[allow(clippy::box_collection, reason = "most sessions are not restricted and have none")]
     known: Option<Box<HashMap<Box<str>, bool>>>,
 }
 

@@ -404,3 +404,97 @@ fn acl_explain_prints_the_rule_that_decides_and_its_exit_code_says_it_too() {
     let (code, said) = ask(&["c", "-", "publish", "a"]);
     assert!(code == 2 && said.contains("line 1: a topic filter is missing"), "{said}");
 }
+
+/// Mosquitto's broker, with this acl file and the users a, b and root, whose passwords are their names.
+fn mosquitto(dir: &TempDir, acl: &str) -> (Process, SocketAddr) {
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    fs::write(path("acl"), format!("{acl}user root\ntopic #\ntopic $s/#\n")).unwrap();
+    fs::write(path("users"), "a:a\nb:b\nroot:root\n").unwrap();
+    Process::spawn(Command::new("mosquitto_passwd").args(["-U", &path("users")])).succeed();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let settings = format!(
+        "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\nacl_file {}\npassword_file {}\n",
+        path("acl"),
+        path("users")
+    );
+    fs::write(path("mosquitto.conf"), settings).unwrap();
+    let process = Process::spawn(Command::new("mosquitto").args(["-c", &path("mosquitto.conf")]));
+    let addr = SocketAddr::from(([127, 0, 0, 1], port));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while std::net::TcpStream::connect(addr).is_err() {
+        assert!(std::time::Instant::now() < deadline, "{}", process.stderr());
+        std::thread::yield_now();
+    }
+    (process, addr)
+}
+
+/// A random acl file.
+fn random_acl(rng: &mut fastrand::Rng, filters: &[&str]) -> String {
+    let mut acl = String::new();
+    for _ in 0..rng.usize(1..12) {
+        let access = rng.choice(["read ", "write ", "readwrite ", "deny ", ""]).unwrap();
+        let filter = rng.choice(filters).unwrap();
+        acl += &match rng.u8(..6) {
+            0 => format!("user {}\n", rng.choice(["a", "b"]).unwrap()),
+            1..=3 => format!("topic {access}{filter}\n"),
+            _ => format!("pattern {access}{filter}\n"),
+        };
+    }
+    acl
+}
+
+/// Random files, every client, every topic: our rules say what mosquitto does.
+#[test]
+#[ignore = "needs mosquitto's broker, not only its clients"]
+fn rules_decide_as_mosquitto_does() {
+    let filters = [
+        "a", "a/b", "#", "+", "a/#", "+/b", "a/+", "a/%c", "%u/#", "$s/#", "$s/b", "b/%c/#", "%c/+",
+    ];
+    let topics = ["a", "b", "a/b", "b/b", "b/a", "a/b/a", "b/a/b", "$s/b", "$s/a", "a/"];
+    for seed in 0..40 {
+        let acl = random_acl(&mut fastrand::Rng::with_seed(seed), &filters);
+        let mut rules = mailboxqtt::access::Rules::default();
+        rules.add_file("acl", &acl).unwrap();
+        let rules = std::sync::Arc::new(rules);
+        let dir = tempfile::tempdir().unwrap();
+        let (mut process, addr) = mosquitto(&dir, &acl);
+        let (mut root, _) = Hello::new(V5, "root").user("root", b"root").open(addr);
+        for (user, id) in [None, Some("a"), Some("b")]
+            .iter()
+            .flat_map(|user| ["a", "b", "+x", "#"].map(|id| (*user, id)))
+        {
+            let hello = Hello::new(V5, id);
+            let hello = match user {
+                Some(user) => hello.user(user, user.as_bytes()),
+                None => hello,
+            };
+            let (mut client, _) = hello.open(addr);
+            let client_id = mailboxqtt::ids::ClientId::new(id);
+            let rights = rules.rights(user, &client_id, &[]);
+            client.subscribe_all(&[("#", 0), ("$s/#", 0)]);
+            for topic in topics {
+                let case = format!("{user:?} {id} {topic}\n{acl}");
+                root.publish(topic, "x", 1, 1);
+                assert!(matches!(root.next(), Got::Ack(PUBACK, 1, _)));
+                client.send(&[0xC0, 0]);
+                let got = client.next();
+                if let Got::Publish(_) = got {
+                    assert_eq!(client.next(), Got::PingResp);
+                }
+                let is_received = matches!(got, Got::Publish(_));
+                assert_eq!(is_received, rights.may_receive(topic).is_allowed(), "read {case}");
+            }
+            client.unsubscribe("#");
+            client.unsubscribe("$s/#");
+            for topic in topics {
+                client.publish(topic, "x", 1, 1);
+                let Got::Ack(PUBACK, 1, code) = client.next_answer() else { panic!("{topic}") };
+                let case = format!("{user:?} {id} {topic}\n{acl}");
+                assert_eq!(code < 0x80, rights.may_publish(topic).is_allowed(), "write {case}");
+            }
+            client.disconnect();
+        }
+        process.signal(Signal::TERM);
+        process.finish();
+    }
+}
