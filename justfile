@@ -67,6 +67,12 @@ kill N='100':
     RECOVERY_KILLS={{ N }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
         cargo test --test recovery -- --nocapture
 
+# Cut the power of the broker's disk, an ext4 on a loop device, N times, as root; nothing acknowledged may be lost.
+cut N='100':
+    cargo build --release --bin mailboxqtt
+    RECOVERY_POWER_CUTS={{ N }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
+        cargo test --test recovery -- --ignored --nocapture power
+
 # Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
 bench *ARGS:
     cargo bench --workspace --bench '*' -- {{ ARGS }}

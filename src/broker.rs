@@ -2,13 +2,10 @@
 //! `main` and by tests.
 
 use std::future::Future;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,23 +14,20 @@ use tracing::{error, info, warn};
 use crate::config::{Config, Durability};
 use crate::message::TopicHasher;
 use crate::metrics::Metrics;
-use crate::net::listener;
+use crate::net::accept::{self, Bound, Listen, Listeners};
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::store::log::Settings;
 use crate::store::start::{StartError, Started};
 use crate::{store, sys};
 
-/// Connections that the system may hold ready for us.
-const BACKLOG: i32 = 4096;
 /// Time for all clients to be told that the broker stops.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
 
-/// A broker whose socket is bound and whose data are read: nobody is served yet, but nobody is refused either.
+/// A broker whose sockets are bound and whose data are read: nobody is served yet, but nobody is refused either.
 pub struct Broker {
     config: Config,
-    listener: TcpListener,
-    local_addr: SocketAddr,
+    bound: Vec<Bound>,
     durable: Option<Durable>,
 }
 
@@ -51,45 +45,39 @@ struct Durable {
 )]
 pub struct LogFailed(String);
 
-/// The address cannot be listened on, or the data cannot be used.
+/// An address cannot be listened on, or the data cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Somebody else has it.
-    #[error(
-        "{0} is in use: another broker is running there; stop it, or choose another address with \
-         --listen"
-    )]
-    InUse(SocketAddr),
+    /// Somebody else has it, or the system does not let us.
+    #[error(transparent)]
+    Listener(#[from] accept::BindError),
     /// Another broker has them, or there is no access.
     #[error(
         "{0}; choose another directory with --data-dir, or keep nothing with --durability none"
     )]
-    Data(#[from] StartError),
-    /// Anything else.
-    #[error("cannot listen on {addr}: {error}")]
-    Other {
-        /// As configured.
-        addr: SocketAddr,
-        /// From the system.
-        error: io::Error,
-    },
+    Data(StartError),
 }
 
 impl Broker {
-    /// Takes the address. Call it on a tokio runtime.
-    pub fn bind(config: Config) -> Result<Self, BindError> {
-        let addr = config.listen;
-        let (listener, local_addr) = listen(addr).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => BindError::InUse(addr),
-            _ => BindError::Other { addr, error },
-        })?;
-        let durable = config.durability.as_ref().map(open).transpose()?;
-        Ok(Self { config, listener, local_addr, durable })
+    /// Takes the addresses. Call it on a tokio runtime.
+    pub fn bind(mut config: Config) -> Result<Self, BindError> {
+        let listeners = std::mem::take(&mut config.listeners).into_iter();
+        let bound = listeners.map(Bound::bind).collect::<Result<_, _>>()?;
+        let durable = config.durability.as_ref().map(open).transpose().map_err(BindError::Data)?;
+        Ok(Self { config, bound, durable })
     }
 
-    /// Where it listens: the port is the real one where 0 was asked for.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    /// Its listeners, in the order of the settings.
+    pub fn listening(&self) -> impl Iterator<Item = &Bound> {
+        self.bound.iter()
+    }
+
+    /// The address of the first that is not a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.bound.iter().find_map(|bound| match bound.local() {
+            Listen::Tcp(addr) => Some(*addr),
+            Listen::Unix(_) => None,
+        })
     }
 
     /// How many router shards it will have.
@@ -122,14 +110,9 @@ impl Broker {
         let stop = CancellationToken::new();
         let connections = TaskTracker::new();
         let services = TaskTracker::new();
-        services.spawn(listener::run(
-            self.listener,
-            router.clone(),
-            self.config.net,
-            self.config.access,
-            connections.clone(),
-            stop.clone(),
-        ));
+        let tasks = (connections.clone(), services.clone());
+        let Config { net, access, .. } = self.config;
+        Listeners::start(self.bound, router.clone(), net, access, tasks, stop.clone());
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));
@@ -214,16 +197,4 @@ async fn relieve_mailboxes(router: Router, stop: CancellationToken) {
         () = router.relieve_mailboxes() => (),
         () = stop.cancelled() => (),
     }
-}
-
-fn listen(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    // A restart must not wait for the old connections' TIME_WAIT to pass.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    let listener = TcpListener::from_std(socket.into())?;
-    let local_addr = listener.local_addr()?;
-    Ok((listener, local_addr))
 }

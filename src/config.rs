@@ -12,7 +12,9 @@ mod authorisation;
 mod check;
 mod explain;
 mod file;
+mod import;
 mod layers;
+mod listeners;
 mod print;
 mod read;
 mod schema;
@@ -20,11 +22,11 @@ mod secret;
 mod unknown;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::access::Rules;
+use crate::net::accept;
 use crate::session::authentication::Access;
 use crate::store::handle::Override;
 use crate::store::log::Level;
@@ -44,9 +46,14 @@ pub use explain::Unexplained;
 pub use file::DurabilityLevel;
 pub use file::DurabilityOverride;
 pub use file::File;
+pub use import::Import;
+pub use import::ImportError;
+pub use import::import;
 pub use layers::Origin;
 pub use layers::Settings;
 pub use layers::variable;
+pub use listeners::InvalidListener;
+pub use listeners::Listener;
 pub use print::print;
 pub use read::Mistake;
 pub use read::parse;
@@ -58,8 +65,8 @@ pub use unknown::UnknownKey;
 /// Checked settings, split by owner. No part of the broker sees another part's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// For `broker`.
-    pub listen: SocketAddr,
+    /// For `net`, at least one.
+    pub listeners: Vec<accept::Settings>,
     /// For `broker`, at least one.
     pub shards: usize,
     /// For `broker`; `None` keeps everything in memory.
@@ -142,11 +149,7 @@ pub enum InvalidConfig {
          with --durability none"
     )]
     NoDataDir,
-    /// Everybody could connect.
-    #[error(
-        "listening on {0} would let anybody on the network in without a password; listen on a loopback \
-         address, name users below [scram_users] in the settings file (`mailboxqtt scram-user`), or say \
-         --allow-anonymous (in the settings file: allow_anonymous = true)"
-    )]
-    OpenToTheWorld(SocketAddr),
+    /// A listener that cannot be.
+    #[error(transparent)]
+    Listener(#[from] InvalidListener),
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
@@ -80,8 +81,10 @@ fn end_on_panic() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(Command::ScramUser { name, iterations }) = &arguments.command {
-        return scram_user(name, *iterations);
+    match &arguments.command {
+        Some(Command::ScramUser { name, iterations }) => return scram_user(name, *iterations),
+        Some(Command::Import { file }) => return import(file),
+        None => (),
     }
     let settings = arguments.settings()?;
     if arguments.print_config {
@@ -109,12 +112,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let broker = Broker::bind(config)?;
-        print(&format!(
-            "mailboxqtt {} listening on {} with {} router shards\n",
-            env!("CARGO_PKG_VERSION"),
-            broker.local_addr(),
-            broker.shards()
-        ))?;
+        print(&greeting(&broker))?;
         let shutdown = async {
             tokio::select! {
                 _ = interrupt.recv() => (),
@@ -123,6 +121,28 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         Ok(broker.run(shutdown).await?)
     })
+}
+
+/// Prints a settings file, and on standard error what is not in it.
+fn import(path: &Path) -> anyhow::Result<()> {
+    let imported = config::import(path)?;
+    imported.left_out.iter().for_each(|left_out| eprintln!("{left_out}"));
+    print(&imported.settings)
+}
+
+/// A line for each listener.
+fn greeting(broker: &Broker) -> String {
+    let (version, shards) = (env!("CARGO_PKG_VERSION"), broker.shards());
+    let lines = broker.listening().enumerate().map(|(number, bound)| {
+        let (listen, transport) = (bound.local(), bound.transport());
+        match number {
+            0 => {
+                format!("mailboxqtt {version} listening on {listen} with {shards} router shards\n")
+            }
+            _ => format!("mailboxqtt {version} listening on {listen} over {transport}\n"),
+        }
+    });
+    lines.collect()
 }
 
 /// Prints a line for the settings file; the password is nowhere but in the client's hands.

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{DropReason, Metrics};
+use crate::metrics::{DropReason, Metrics, RefuseReason};
 use crate::router::Router;
 use crate::router::mailbox::Home;
 
@@ -44,6 +44,7 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("clients/maximum", clients_max),
         ("clients/total", sessions),
         ("connections/socket/count", metrics.sockets_opened.value()),
+        ("connections/refused", metrics.refused_total()),
         ("bytes/received", metrics.bytes_received.value()),
         ("bytes/sent", metrics.bytes_sent.value()),
         ("messages/received", metrics.packets_received.value()),
@@ -76,6 +77,10 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
     for reason in DropReason::ALL {
         let topic = format!("$SYS/broker/publish/messages/dropped/{}", reason.name());
         messages.push((topic, metrics.dropped_for(reason).to_string()));
+    }
+    for reason in RefuseReason::ALL {
+        let topic = format!("$SYS/broker/connections/refused/{}", reason.name());
+        messages.push((topic, metrics.refused_for(reason).to_string()));
     }
     messages
 }

@@ -63,6 +63,15 @@ pub struct Arguments {
 /// What the command does instead of serving.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Print the settings file that does what a mosquitto.conf does
+    ///
+    /// What has no place in it is listed on standard error, each with its line and why. Passwords and rules stay
+    /// in their files, which are read as they are.
+    Import {
+        /// The mosquitto.conf; the files that it includes are read as well
+        file: PathBuf,
+    },
+
     /// Ask for a password and print the line for `[scram_users]` in the settings file
     ///
     /// The password is asked for at the terminal, or read as one line from standard input if that is something
@@ -106,6 +115,9 @@ Users, who log in with MQTT 5 and SCRAM-SHA-256:
   echo '[scram_users]' > users.toml
   mailboxqtt scram-user alice >> users.toml
   mailboxqtt --config users.toml --listen 0.0.0.0:1883
+
+Coming from mosquitto:
+  mailboxqtt import /etc/mosquitto/mosquitto.conf > mailboxqtt.toml
 
 Rules of access:
   mailboxqtt acl explain sensor-1 alice publish home/kitchen --config mailboxqtt.toml

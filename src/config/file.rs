@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Authorisation, Secret};
+use crate::config::{Authorisation, Listener, Secret};
 use crate::router::sharing::Strategy;
 use crate::store::log::Level;
 
@@ -87,6 +87,8 @@ pub struct File {
     pub authorisation: Authorisation,
     /// Who may log in by SCRAM-SHA-256, with what `mailboxqtt scram-user` prints for each.
     pub scram_users: BTreeMap<String, Secret>,
+    /// Listeners with settings of their own, see [listeners](listeners.md).
+    pub listeners: Vec<Listener>,
 }
 
 impl Default for File {
@@ -126,6 +128,7 @@ impl Default for File {
             durability_overrides: Vec::new(),
             authorisation: Authorisation::default(),
             scram_users: BTreeMap::new(),
+            listeners: Vec::new(),
         }
     }
 }

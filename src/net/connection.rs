@@ -461,7 +461,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.unsent.len() == self.unsent_from
     }
 
-    /// Writes what was left and then `bytes`; keeps what the socket does not take.
+    /// Writes what was left and then `bytes`; keeps what the stream does not take.
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
         if !self.has_sent_all() || !self.gates.is_empty() {
             self.unsent.append(bytes);
@@ -482,7 +482,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.unsent.extend_from_slice(bytes.get(written..).unwrap_or_default());
             bytes.clear();
         }
-        Ok(())
+        // TLS and WebSocket may hold some of it, at most 64 KiB and a control frame; nothing else would push
+        // that on. A TCP stream holds nothing.
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Ready(flushed) => flushed,
+            Poll::Pending => Ok(()),
+        }
     }
 
     /// The timer runs to the deadline that was right when it was set. Only when it fires is it set

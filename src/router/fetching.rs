@@ -31,7 +31,10 @@ impl Router {
                     None => lost.push(stored),
                 }
             }
-            mailbox.send(Mail::Fetched { fetched, lost });
+            // The session waits for what could not be read, until the broker ends, which it is about to.
+            if !store.has_failed() {
+                mailbox.send(Mail::Fetched { fetched, lost });
+            }
         });
     }
 

@@ -6,6 +6,7 @@
 //!
 //! - A segment may go when the copies are on disk, not before: at every moment a message is in the one or in
 //!   the other.
+//! - A copy has a checksum that also covers its place, and is not given out without a look at it.
 //! - A copy goes with the last message that needs it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ use super::entry::Entry;
 use super::overlay::Overlay;
 use super::place::{Place, frames};
 use super::row::{Retained, key, read_key, read_position};
+use super::segment::checksum;
 use crate::ids::LogPosition;
 
 /// See the module comment. A clone reads the same rows.
@@ -61,14 +63,17 @@ impl Bodies {
         Self { database }
     }
 
-    /// What was copied of the record at `at` and is still needed.
+    /// What was copied of the record at `at` and is still needed. An error, too, where it does not check.
     pub fn read(&self, at: LogPosition) -> Result<Option<Body>, TablesError> {
         let reader = self.database.reader()?;
-        let body = reader.get(Table::Bodies, &key(at.0), |mut row| {
-            let first = row.try_get_u32_le().ok()?;
-            Some(Body { first, frames: Bytes::copy_from_slice(row) })
-        })?;
-        Ok(body.flatten())
+        match reader.get(Table::Bodies, &key(at.0), |row| decode(at, row))? {
+            None => Ok(None),
+            Some(Some(body)) => Ok(Some(body)),
+            Some(None) => {
+                let what = "a copied message does not check";
+                Err(io::Error::new(io::ErrorKind::InvalidData, what).into())
+            }
+        }
     }
 }
 
@@ -164,5 +169,95 @@ fn copy(
         let what = format!("the frames of the record at {} are not there", at.0);
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     };
-    Ok([&start.to_le_bytes(), frames].concat())
+    Ok(checked(at, &[&start.to_le_bytes(), frames].concat()))
+}
+
+/// Gives the copies of an earlier version their checksums.
+pub(super) fn upgrade(database: &Database) -> Result<(), TablesError> {
+    if !database.is_of_earlier_format()? {
+        return Ok(());
+    }
+    let reader = database.reader()?;
+    database.write(|writer| {
+        writer.rows(Table::Bodies, |rows| {
+            let mut outcome = Ok(());
+            reader.scan(Table::Bodies, &[], |key, row| {
+                if let (Ok(()), Some(at)) = (&outcome, read_position(key)) {
+                    outcome = put(rows, key, &checked(at, row));
+                }
+            })?;
+            outcome
+        })?;
+        writer.set_format()
+    })
+}
+
+/// With the checksum in front that the place of the copy is part of.
+fn checked(at: LogPosition, row: &[u8]) -> Vec<u8> {
+    [&checksum(at, row).to_le_bytes(), row].concat()
+}
+
+fn decode(at: LogPosition, mut row: &[u8]) -> Option<Body> {
+    let expected = row.try_get_u32_le().ok()?;
+    if checksum(at, row) != expected {
+        return None;
+    }
+    let first = row.try_get_u32_le().ok()?;
+    Some(Body { first, frames: Bytes::copy_from_slice(row) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::database::Writer;
+    use super::*;
+
+    const AT: LogPosition = LogPosition(77);
+    const ROW: &[u8] = b"\x05\0\0\0\x32\x06\0\x01t\0\x01a";
+
+    fn opened() -> (tempfile::TempDir, Database) {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(dir.path()).unwrap().0;
+        (dir, database)
+    }
+
+    fn put_body(database: &Database, at: LogPosition, row: &[u8]) {
+        let write = |writer: &Writer| writer.rows(Table::Bodies, |rows| put(rows, &key(at.0), row));
+        database.write(write).unwrap();
+    }
+
+    #[test]
+    fn copy_with_any_changed_bit_or_at_another_place_is_not_given_out() {
+        let (_dir, database) = opened();
+        let bodies = Bodies::new(database.clone());
+        let row = checked(AT, ROW);
+        put_body(&database, AT, &row);
+        let frames = Bytes::from_static(&ROW[4..]);
+        assert_eq!(bodies.read(AT).unwrap(), Some(Body { first: 5, frames }));
+        for bit in 0..row.len() * 8 {
+            let mut changed = row.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            put_body(&database, AT, &changed);
+            let error = bodies.read(AT).unwrap_err().to_string();
+            assert!(error.ends_with("a copied message does not check"), "bit {bit}: {error}");
+        }
+        put_body(&database, LogPosition(78), &row);
+        assert!(bodies.read(LogPosition(78)).is_err());
+        assert_eq!(bodies.read(LogPosition(79)).unwrap(), None);
+    }
+
+    #[test]
+    fn copies_of_the_first_format_are_read_after_an_upgrade() {
+        let (_dir, database) = opened();
+        put_body(&database, AT, ROW);
+        let earlier = |writer: &Writer| {
+            writer.rows(Table::Meta, |rows| put(rows, b"format", &1_u64.to_le_bytes()))
+        };
+        database.write(earlier).unwrap();
+        for _ in 0..2 {
+            upgrade(&database).unwrap();
+            let body = Bodies::new(database.clone()).read(AT).unwrap().unwrap();
+            assert_eq!((body.first, &body.frames[..]), (5, &ROW[4..]));
+        }
+        assert!(!database.is_of_earlier_format().unwrap());
+    }
 }

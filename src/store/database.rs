@@ -15,23 +15,29 @@
 
 use std::cell::Cell;
 use std::error::Error as StdError;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use redb::backends::FileBackend;
 use redb::{
     DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageError,
     TableDefinition, WriteTransaction,
 };
 
+use crate::store::files::FILE_MODE;
+
 /// Name of the file in the directory.
 const FILE_NAME: &str = "state.redb";
 /// Memory for pages. The overlay holds what is used often.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
-/// Which layout the rows have. A later one reads all earlier ones.
-const FORMAT: u64 = 1;
+/// Which layout the rows have. A later one reads all earlier ones: in the first, copies of messages had no checksum.
+const FORMAT: u64 = 2;
+const FORMATS: RangeInclusive<u64> = 1..=FORMAT;
 const FORMAT_KEY: &[u8] = b"format";
 
 /// A kind of rows. What keys and values are is written in `row` and `entry`.
@@ -172,7 +178,11 @@ impl Database {
     }
 
     fn open_file(path: &Path) -> Result<Self, Refusal> {
-        let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+        let file = options.open(path).map_err(|error| Refusal::Unusable(error.into()))?;
+        let backend = FileBackend::new(file).map_err(refusal)?;
+        let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend);
         let mut engine = opened.map_err(refusal)?;
         // The engine trusts the pages of a file that was closed in order: it would take damaged rows for good
         // ones, or panic on them later.
@@ -185,10 +195,8 @@ impl Database {
             database.write(add).map_err(Refusal::Unusable)?;
         }
         let damaged = |error: TablesError| Refusal::Damaged(error.to_string());
-        let reader = database.reader().map_err(damaged)?;
-        let format = reader.get(Table::Meta, FORMAT_KEY, |value| value.try_into().ok());
-        match format.map_err(damaged)?.flatten().map(u64::from_le_bytes) {
-            Some(FORMAT) => Ok(database),
+        match database.format().map_err(damaged)? {
+            Some(format) if FORMATS.contains(&format) => Ok(database),
             Some(format) => {
                 Err(Refusal::Damaged(format!("its format is {format} instead of {FORMAT}")))
             }
@@ -214,7 +222,17 @@ impl Database {
 
     fn make_tables(writer: &Writer) -> Result<(), TablesError> {
         TABLES.iter().try_for_each(|(table, _)| writer.rows(*table, |_| Ok(())))?;
-        writer.rows(Table::Meta, |rows| put(rows, FORMAT_KEY, &FORMAT.to_le_bytes()))
+        writer.set_format()
+    }
+
+    fn format(&self) -> Result<Option<u64>, TablesError> {
+        let read = |value: &[u8]| value.try_into().ok().map(u64::from_le_bytes);
+        Ok(self.reader()?.get(Table::Meta, FORMAT_KEY, read)?.flatten())
+    }
+
+    /// Whether its rows have the layout of an earlier version.
+    pub(super) fn is_of_earlier_format(&self) -> Result<bool, TablesError> {
+        Ok(self.format()? != Some(FORMAT))
     }
 
     /// Makes sure that the name of the file is on disk as well.
@@ -292,6 +310,11 @@ impl Writer {
     ) -> Result<(), TablesError> {
         let Some((_, definition)) = TABLES.get(table as usize) else { return Ok(()) };
         change(&mut self.transaction.open_table(*definition)?)
+    }
+
+    /// All rows have the layout of this version.
+    pub(super) fn set_format(&self) -> Result<(), TablesError> {
+        self.rows(Table::Meta, |rows| put(rows, FORMAT_KEY, &FORMAT.to_le_bytes()))
     }
 }
 
@@ -423,7 +446,7 @@ mod tests {
 
     #[test]
     fn file_of_another_format_is_set_aside() {
-        for format in [&b"short"[..], &2_u64.to_le_bytes()] {
+        for format in [&b"short"[..], &(FORMAT + 1).to_le_bytes()] {
             let dir = tempfile::tempdir().unwrap();
             let (database, _) = Database::open(dir.path()).unwrap();
             let change = |rows: &mut Rows<'_>| put(rows, FORMAT_KEY, format);

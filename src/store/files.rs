@@ -4,12 +4,16 @@
 //! [`StoredFile::sync_data`] or [`Files::sync_dir`] returned from stays, names change in order, and of everything else
 //! any part may be gone after the power was.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Messages are nobody's business but the broker's: a new directory is open to its user alone.
+const DIRECTORY_MODE: u32 = 0o700;
+/// And so are new files, in whatever directory.
+pub(super) const FILE_MODE: u32 = 0o600;
 /// Zeros are written in pieces of this size.
 const FILL_BYTES: usize = 1 << 20;
 /// And synced in pieces of this size, so that the sync of another file does not wait for all of them.
@@ -85,7 +89,8 @@ impl Directory {
         create_and_sync(path).map_err(io)?;
         let handle = File::open(path).map_err(io)?;
         let name = path.join("lock");
-        let lock = OpenOptions::new().create(true).append(true).open(name).map_err(io)?;
+        let lock = OpenOptions::new().create(true).append(true).mode(FILE_MODE).open(name);
+        let lock = lock.map_err(io)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), handle, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(DirectoryError::InUse(path.to_owned())),
@@ -114,7 +119,8 @@ impl Files for Directory {
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn StoredFile>> {
         let path = self.path.join(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(FILE_MODE).open(&path)?;
         match fill(&file, bytes) {
             Ok(()) => Ok(Arc::new(file)),
             Err(error) => {
@@ -141,7 +147,7 @@ impl Files for Directory {
 /// A directory is an entry in the one above it, and that has to survive as well.
 fn create_and_sync(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = path.ancestors().take_while(|path| !path.exists()).collect();
-    fs::create_dir_all(path)?;
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)?;
     for parent in missing.into_iter().filter_map(Path::parent) {
         let is_here = parent.as_os_str().is_empty();
         File::open(if is_here { Path::new(".") } else { parent })?.sync_all()?;
@@ -189,5 +195,24 @@ impl StoredFile for File {
 
     fn sync_data(&self) -> io::Result<()> {
         Self::sync_data(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_else_may_read_what_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("of/the/broker");
+        let directory = Directory::open(&path).unwrap();
+        directory.create("segment", 8).unwrap();
+        for name in ["", "lock", "segment"] {
+            let mode = fs::metadata(path.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{name}: {mode:o}");
+        }
     }
 }

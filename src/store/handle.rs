@@ -95,7 +95,13 @@ impl Store {
         }
     }
 
-    /// The frames of messages that are safe. Blocks. What cannot be read is reported, and lost.
+    /// Nothing is written or read any more: what was safe is there for the next process.
+    pub fn has_failed(&self) -> bool {
+        self.log.failure().is_some()
+    }
+
+    /// The frames of messages that are safe. Blocks. What cannot be read is reported, and lost, unless
+    /// [`Store::has_failed`].
     pub fn read(&self, place: &Place) -> Option<Bytes> {
         start::read(&self.log, &self.bodies, place)
     }

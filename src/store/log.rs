@@ -6,7 +6,7 @@
 //! (`committer`) takes the batch, writes it, syncs it and runs the completions; meanwhile the next one grows. There is
 //! no timer: a batch is what came during the last sync. Another thread (`spares`) makes files beforehand.
 //! Whoever keeps tables of what the records say reads them back by [`Log::scan`] and gives segments back by
-//! [`Log::retire`]; readers of single messages call [`Log::read_at`].
+//! [`Log::retire`]; readers of single messages call [`Log::read_record`].
 //!
 //! # Files
 //!
@@ -118,6 +118,9 @@ pub enum ReadError {
     /// Their segment was retired.
     #[error("the segment is gone")]
     Gone,
+    /// There is no record at this position that checks.
+    #[error("the record there does not check")]
+    Damaged,
     /// The disk is broken.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -294,23 +297,20 @@ impl Log {
         end
     }
 
-    /// Fills `into` from `position` on; these bytes are of one record. No lock is held meanwhile. They are not checked.
-    pub fn read_at(&self, position: LogPosition, into: &mut [u8]) -> Result<(), ReadError> {
-        let end = LogPosition(position.0.saturating_add(into.len() as u64));
-        if self.written() < end {
+    /// The first `bytes` of the record at `at`, header included; fewer where it is shorter. All of it is checked: what is
+    /// long is read in pieces, and only what was asked for is kept. No lock is held meanwhile.
+    pub fn read_record(&self, at: LogPosition, bytes: usize) -> Result<Vec<u8>, ReadError> {
+        if self.written() <= at {
             return Err(ReadError::Pending);
         }
-        let segment = self.shared.segment_of(position).filter(|segment| end <= segment.end());
+        let segment = self.shared.segment_of(at).filter(|segment| at < segment.end());
         let segment = segment.ok_or(ReadError::Gone)?;
-        let read = segment.file.read_at(into, segment.offset(position));
+        let read = scan::one(&segment, at, bytes);
         // Its file may be another segment by now.
         if segment.is_retired() {
             return Err(ReadError::Gone);
         }
-        match read? == into.len() {
-            true => Ok(()),
-            false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-        }
+        read?.ok_or(ReadError::Damaged)
     }
 
     /// All segments, the oldest first. The last one is written to.

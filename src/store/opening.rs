@@ -16,6 +16,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::ids::LogPosition;
+use crate::record;
 
 use super::damage::{self, Cause, Damage};
 use super::files::{Files, StoredFile};
@@ -38,6 +39,9 @@ pub struct Recovered {
     /// The end, if there were bytes of an append that was being written: its completion never ran at
     /// [`Level::Always`](super::log::Level::Always).
     pub cut: Option<LogPosition>,
+    /// Behind what was cut lies a record that checks: more than one was being written and the disk kept the later one,
+    /// or it was written long ago and its predecessor is damaged.
+    pub has_more_behind_cut: bool,
     /// Files that are no segments though their names say so. What is missing because of them is known by a scan.
     pub damage: Vec<Damage>,
 }
@@ -97,7 +101,8 @@ pub(super) fn open(
     }
 
     let (found, damage) = directory.take_segments()?;
-    let mut recovered = Recovered { end: not_before, cut: None, damage };
+    let mut recovered =
+        Recovered { end: not_before, cut: None, has_more_behind_cut: false, damage };
     let mut segments = link(found);
     if let Some((base, last)) = segments.pop_last() {
         let last = find_end(files, &last, &mut recovered)?;
@@ -289,6 +294,7 @@ fn find_end(
     }
     recovered.end = end;
     recovered.cut = is_cut(last, end).then_some(end);
+    recovered.has_more_behind_cut = has_more_behind(last, end);
     make_durable(last, end).map_err(OpenError::of("sync", &last.name()))?;
     Ok(Segment::found(last.header, last.file.clone(), last.bytes, Some(end)))
 }
@@ -308,6 +314,17 @@ fn make_durable(last: &Segment, end: LogPosition) -> io::Result<()> {
         offset += bytes;
     }
     last.file.sync_data()
+}
+
+/// Whether there is a record that checks where the one at `end` would end by its length.
+fn has_more_behind(last: &Segment, end: LogPosition) -> bool {
+    let mut head = [0; record::HEADER_BYTES];
+    let read = last.file.read_at(&mut head, last.offset(end));
+    let Some(len) = segment::length(&head).filter(|len| read.is_ok() && *len > 0) else {
+        return false;
+    };
+    let next = LogPosition(end.0.saturating_add((head.len() + len) as u64));
+    next < last.end() && matches!(scan::one(last, next, 0), Ok(Some(_)))
 }
 
 /// After the last record of a finished write there are zeros.

@@ -15,7 +15,7 @@
 //! retained        topic                           [version u8][flags u8][received_at_ms u64][position u64]
 //!                                                 [number u32][offset u32][length u32]
 //! segments        [base u64]                      [end u64][live u64]
-//! bodies          [position u64]                  [number of the first frame u32][frames]
+//! bodies          [position u64]                  [checksum u32][number of the first frame u32][frames]
 //! bodies_live     [position u64]                  [messages u64]
 //! owners          [session u64]                   as in the record, see `record::owner`
 //! ```

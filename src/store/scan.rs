@@ -1,4 +1,4 @@
-//! Reads the records of one segment in their order, in large pieces, and checks them.
+//! Reads the records of one segment, all in their order or a single one, in pieces, and checks them.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -11,6 +11,10 @@ use super::segment::{self, Segment};
 
 /// Read at once, unless a record is longer.
 const PIECE_BYTES: usize = 1 << 20;
+/// Of a single record, behind what is wanted of it: the sessions that get a message, if they are few.
+const REST_BYTES: usize = 64;
+/// And if they are many.
+const REST_PIECE_BYTES: usize = 64 << 10;
 
 /// Why reading ended.
 #[derive(Debug)]
@@ -51,6 +55,38 @@ pub(super) fn records(
         }
     }
     (at, Ended::There)
+}
+
+/// The first `bytes` of the record at `at`, or all of it; `None` if there is none that checks.
+pub(super) fn one(segment: &Segment, at: LogPosition, bytes: usize) -> io::Result<Option<Vec<u8>>> {
+    let room = segment.end().0.saturating_sub(at.0);
+    let at_first = bytes.max(record::HEADER_BYTES).saturating_add(REST_BYTES);
+    let mut first = vec![0; at_first.min(room as usize)];
+    let filled = read(&*segment.file, &mut first, segment.offset(at))?;
+    first.truncate(filled);
+    let Some(len) = segment::length(&first).filter(|len| *len > 0) else { return Ok(None) };
+    let whole = (record::HEADER_BYTES + len) as u64;
+    if whole > room {
+        return Ok(None);
+    }
+    first.truncate(whole as usize);
+    let Some((expected, framed)) = first.split_first_chunk::<4>() else { return Ok(None) };
+    let mut checksum = segment::checksum(at, framed);
+    let mut piece = Vec::new();
+    let mut done = first.len() as u64;
+    while done < whole {
+        piece.resize((whole - done).min(REST_PIECE_BYTES as u64) as usize, 0);
+        if read(&*segment.file, &mut piece, segment.offset(at) + done)? < piece.len() {
+            return Ok(None);
+        }
+        checksum = crc32c::crc32c_append(checksum, &piece);
+        done += piece.len() as u64;
+    }
+    if u32::from_le_bytes(*expected) != checksum {
+        return Ok(None);
+    }
+    first.truncate(bytes);
+    Ok(Some(first))
 }
 
 /// A piece of the file in memory that moves forward.

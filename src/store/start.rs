@@ -12,7 +12,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ const CHECKPOINT_BYTES: u64 = 16 << 20;
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the length of the log is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// A read that has failed is repeated after this time.
+const SECOND_READ_AFTER: Duration = Duration::from_secs(2);
 /// Segments behind which an old one is emptied: what it still holds is copied into the tables.
 const SEGMENTS_MAX: usize = 16;
 
@@ -109,7 +111,12 @@ pub fn start_with(
     }
     let on_failure = |failure: &Failure| on_failure(failure.to_string());
     let (log, found) = Log::open(files, settings, tables.applied(), on_failure)?;
-    if let Some(cut) = found.cut {
+    if let Some(cut) = found.cut.filter(|_| found.has_more_behind_cut) {
+        warn!(
+            position = cut.0,
+            "the end of the log is cut before records that are whole: its last write was torn, or the file is damaged"
+        );
+    } else if let Some(cut) = found.cut {
         info!(
             position = cut.0,
             "the end of the log was being written: cut, it was never acknowledged"
@@ -173,7 +180,7 @@ impl Checkpointer {
     fn start(log: Arc<Log>, tables: Tables) -> io::Result<Self> {
         let (stop, stopped) = flume::bounded(1);
         let work = Work { log: log.clone(), tables, stopped };
-        let thread = std::thread::Builder::new().name("checkpoint".into());
+        let thread = thread::Builder::new().name("checkpoint".into());
         let thread = thread.spawn(move || work.run())?;
         Ok(Self { stop, thread, log })
     }
@@ -253,26 +260,37 @@ impl Work {
     }
 }
 
+/// At least the first `len` bytes of the frames of the record at `at`, checked.
 fn read_frames(log: &Log, at: LogPosition, len: u32) -> io::Result<Vec<u8>> {
-    let mut frames = vec![0; len as usize];
-    let from = LogPosition(at.0 + Messages::FRAMES_AT as u64);
-    log.read_at(from, &mut frames).map_err(io::Error::other)?;
-    Ok(frames)
+    let wanted = Messages::FRAMES_AT + len as usize;
+    let mut record = log.read_record(at, wanted).map_err(io::Error::other)?;
+    if record.len() < wanted {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    record.drain(..Messages::FRAMES_AT);
+    Ok(record)
 }
 
-/// The frames at `place`, wherever they are now; `None`, and a word in the log of the broker, where they cannot be
-/// read.
+/// The frames at `place`, wherever they are now, once they have been checked; `None`, and a word in the log of the
+/// broker, where they cannot be read. `None` also when the log has failed, whatever is there: a disk that goes away
+/// fails to read at first, and what it holds is not lost.
 pub(super) fn read(log: &Log, bodies: &Bodies, place: &Place) -> Option<Bytes> {
-    let from = LogPosition(place.at.0 + Messages::FRAMES_AT as u64 + u64::from(place.offset));
-    let mut read = vec![0; place.len as usize];
-    let mut outcome = log.read_at(from, &mut read);
+    let start = Messages::FRAMES_AT + place.offset as usize;
+    let end = start + place.len as usize;
+    let mut outcome = log.read_record(place.at, end);
     if let Err(ReadError::Pending) = outcome {
         wait_until_written(log);
-        outcome = log.read_at(from, &mut read);
+        outcome = log.read_record(place.at, end);
+    }
+    if matches!(outcome, Err(ReadError::Io(_))) && log.failure().is_none() {
+        thread::sleep(SECOND_READ_AFTER);
+        outcome = log.read_record(place.at, end);
+    }
+    if log.failure().is_some() {
+        return None;
     }
     let why = match outcome {
-        Ok(()) => match place.cut(&read) {
-            Some(frames) if frames.len() == read.len() => return Some(read.into()),
+        Ok(record) => match record.get(start..end).and_then(|read| place.cut(read)) {
             Some(frames) => return Some(Bytes::copy_from_slice(frames)),
             None => "it holds something else".to_owned(),
         },

@@ -63,6 +63,7 @@ impl Tables {
     /// made.
     pub fn open(dir: &Path) -> Result<(Self, Option<SetAside>), TablesError> {
         let (database, set_aside) = Database::open(dir)?;
+        bodies::upgrade(&database)?;
         let overlay = Overlay::open(&database)?;
         let folded = overlay.stored_until();
         Ok((Self { database, overlay, folded }, set_aside))

@@ -13,9 +13,11 @@
 //! - the wills of the clients that were connected at a kill were published ([`mourner`]);
 //! - the broker has ended no connection by itself ([`stage`]).
 //!
-//! What time does while the broker is down is tested in [`downtime`], step by step.
+//! What time does while the broker is down is tested in [`downtime`], step by step, and what becomes of a message whose
+//! bytes have changed on the disk in [`damage`].
 //!
-//! The same clients also run while nothing but their connections is cut ([`proxy`]), which shows that they are right.
+//! The same clients also run while the power of the broker's disk is cut ([`power`]), and while nothing but their
+//! connections is cut ([`proxy`]), which shows that they are right.
 //!
 //! `RECOVERY_KILLS` says how often it is killed, `RECOVERY_CUTS` how often the connections are cut, `RECOVERY_SEED=N`
 //! makes the same choices again; the scheduling is the machine's. `just kill N` does it with the broker as it is
@@ -32,11 +34,13 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../it/broker.rs"]
 mod broker;
+mod damage;
 mod downtime;
 mod history;
 mod link;
 mod message;
 mod mourner;
+mod power;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../it/process.rs"]
 mod process;

@@ -27,8 +27,13 @@ pub(crate) struct Server {
 impl Server {
     /// Starts on `dir`, whatever is in it, or fails the test.
     pub(crate) fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    /// As [`Server::start`], with more arguments.
+    pub(crate) fn start_with(dir: &Path, args: &[&str]) -> Self {
         let begun = Instant::now();
-        let mut process = spawn(dir);
+        let mut process = spawn(dir, args);
         let addr = process.wait_for("it served", |line| {
             let (_, rest) = line.split_once(" listening on ")?;
             rest.split(' ').next()?.parse().ok()
@@ -50,16 +55,51 @@ impl Server {
         kill(self.process);
     }
 
+    /// One that may not serve yet.
+    pub(crate) fn spawn(dir: &Path, args: &[&str]) -> Starting {
+        Starting(spawn(dir, args))
+    }
+
+    /// SIGKILL, unless it has ended by itself because its disk has failed. Says whether it has.
+    pub(crate) fn kill_perhaps_ended(self) -> bool {
+        Starting(self.process).kill_perhaps_ended()
+    }
+
     /// SIGTERM, and its end.
     pub(crate) fn stop(mut self) {
         self.process.signal(Signal::TERM);
         self.process.succeed();
     }
+
+    /// SIGTERM, and what it has written to standard error.
+    pub(crate) fn stop_and_say(mut self) -> String {
+        self.process.signal(Signal::TERM);
+        let (status, _, stderr) = self.process.finish_with_stderr();
+        assert!(status.success(), "{status}: {stderr}");
+        stderr
+    }
+}
+
+/// See [`Server::spawn`].
+pub(crate) struct Starting(Process);
+
+impl Starting {
+    /// See [`Server::kill_perhaps_ended`].
+    pub(crate) fn kill_perhaps_ended(mut self) -> bool {
+        // Its parent is this process, which has not waited for it: the id is its own still.
+        self.0.signal(Signal::KILL);
+        let (status, _, stderr) = self.0.finish_with_stderr();
+        let is_killed = status.signal() == Some(Signal::KILL.as_raw());
+        assert!(is_killed || status.code() == Some(1), "it has ended with {status}: {stderr}");
+        let is_given_up = stderr.contains("cannot be read and is lost");
+        assert!(!is_given_up, "what cannot be read for the moment is not lost: {stderr}");
+        !is_killed
+    }
 }
 
 /// Starts on `dir` and kills it after `time`, wherever it is then.
 pub(crate) fn kill_while_starting(dir: &Path, time: Duration) {
-    let process = spawn(dir);
+    let process = spawn(dir, &[]);
     thread::sleep(time);
     kill(process);
 }
@@ -71,7 +111,7 @@ fn kill(mut process: Process) {
     assert_eq!(status.signal(), killed, "it had ended by itself, with {status}: {stderr}");
 }
 
-fn spawn(dir: &Path) -> Process {
+fn spawn(dir: &Path, more: &[&str]) -> Process {
     let built_here = || env!("CARGO_BIN_EXE_mailboxqtt").into();
     let binary = std::env::var_os("MAILBOXQTT_TEST_BINARY").unwrap_or_else(built_here);
     let args = std::env::var("RECOVERY_ARGS").unwrap_or_else(|_| ARGS.to_owned());
@@ -79,5 +119,6 @@ fn spawn(dir: &Path) -> Process {
     let mut command = Command::new(binary);
     command.args(["--listen", "127.0.0.1:0"]).stdin(Stdio::null());
     command.args(args.split_whitespace().map(|word| word.replace("{dir}", dir)));
+    command.args(more);
     Process::spawn(&mut command)
 }

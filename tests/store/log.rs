@@ -103,16 +103,50 @@ fn scan_goes_on_where_another_one_ended() {
 }
 
 #[test]
-fn parts_of_records_are_read_by_position_when_they_are_written() {
+fn single_records_are_read_by_position_when_they_are_written() {
     let dir = TempDir::new().unwrap();
     let (log, _) = open(dir.path(), settings());
     let at = append(&log, &record(7));
-    let mut body = [0; 8];
-    let body_at = LogPosition(at.0 + HEADER_BYTES as u64 + 1);
-    log.read_at(body_at, &mut body).unwrap();
-    assert_eq!(u64::from_le_bytes(body), 7);
-    let beyond = log.read_at(log.written(), &mut body);
+    let read = log.read_record(at, HEADER_BYTES + 9).unwrap();
+    assert_eq!(number_of(&read), 7);
+    assert_eq!(log.read_record(at, HEADER_BYTES + 1).unwrap(), read[..HEADER_BYTES + 1]);
+    assert_eq!(log.read_record(at, usize::MAX).unwrap(), read);
+    let beyond = log.read_record(log.written(), 1);
     assert!(matches!(beyond, Err(ReadError::Pending)), "{beyond:?}");
+}
+
+/// Of [`record`].
+fn number_of(read: &[u8]) -> u64 {
+    u64::from_le_bytes(read[HEADER_BYTES + 1..][..8].try_into().unwrap())
+}
+
+#[test]
+fn single_record_with_a_changed_byte_anywhere_is_refused_whatever_was_wanted_of_it() {
+    let disk = Disk::default();
+    let settings = Settings { segment_bytes: 1 << 20, ..settings() };
+    let (log, _) = Log::open(Arc::new(disk.clone()), settings, LogPosition(0), |_| ()).unwrap();
+    let before = append(&log, &record(1));
+    // More than one piece is read of it.
+    let filter = "a".repeat(150_000);
+    let mut long = Vec::new();
+    Record::Unsubscribed { session: SessionId(2), filter: &filter }.encode(&mut long);
+    let at = append(&log, &long);
+    let behind = append(&log, &record(3));
+    let offset = 64 + at.0 as usize;
+    for byte in (0..HEADER_BYTES + 9).chain((0..long.len()).step_by(4999)).chain([long.len() - 1]) {
+        disk.damage(&name(0), |bytes| bytes[offset + byte] ^= 0x10);
+        for wanted in [1, HEADER_BYTES + 9, 100_000, usize::MAX] {
+            let read = log.read_record(at, wanted);
+            assert!(matches!(read, Err(ReadError::Damaged)), "byte {byte}: {read:?}");
+        }
+        disk.damage(&name(0), |bytes| bytes[offset + byte] ^= 0x10);
+        assert_eq!(log.read_record(at, 100_000).unwrap()[4..], long[4..100_000]);
+    }
+    let inside = log.read_record(LogPosition(at.0 + 1), 100);
+    assert!(matches!(inside, Err(ReadError::Damaged)), "no record begins there: {inside:?}");
+    for (at, number) in [(before, 1), (behind, 3)] {
+        assert_eq!(number_of(&log.read_record(at, usize::MAX).unwrap()), number);
+    }
 }
 
 #[test]
@@ -121,7 +155,7 @@ fn position_is_not_written_before_the_thread_has_written_it() {
     let (hold, held) = mpsc::channel::<()>();
     log.append(&[], Level::Os, Some(Box::new(move || held.recv().unwrap_or_default())));
     let at = log.append(&record(1), Level::Os, None);
-    let read = log.read_at(at, &mut [0; 4]);
+    let read = log.read_record(at, 4);
     assert!(matches!(read, Err(ReadError::Pending)), "{read:?}");
     assert_eq!(log.pending_bytes(), record(1).len());
 
@@ -129,7 +163,7 @@ fn position_is_not_written_before_the_thread_has_written_it() {
     log.append(&[], Level::Os, Some(Box::new(move || done.send(()).unwrap())));
     drop(hold);
     is_done.recv_timeout(PATIENCE).unwrap();
-    log.read_at(at, &mut [0; 4]).unwrap();
+    log.read_record(at, 4).unwrap();
     assert_eq!(log.durable(), LogPosition(0), "nobody asked for a sync");
     append(&log, &[]);
     assert_eq!(log.durable(), log.written(), "an empty append is a barrier");
@@ -200,7 +234,7 @@ fn retired_segments_are_used_again_and_their_old_records_are_not_read() {
         while log.segments().len() > 2 {
             let oldest = log.segments()[0];
             assert!(log.retire(oldest.base).unwrap());
-            let read = log.read_at(oldest.base, &mut [0; 4]);
+            let read = log.read_record(oldest.base, 4);
             assert!(matches!(read, Err(ReadError::Gone)), "{read:?}");
         }
     }
@@ -398,11 +432,24 @@ fn cut_tail_is_reported_and_its_positions_are_not_used_again() {
     disk.damage(&name(first.0), |bytes| bytes[64 + (second.0 - first.0) as usize + 9] ^= 1);
     let (log, recovered) = open_on(&disk);
     assert_eq!((recovered.end, recovered.cut), (second, Some(second)));
+    assert!(!recovered.has_more_behind_cut);
     assert_eq!(numbers(&log), [1]);
     let third = append(&log, &record(3));
     assert!(third.0 >= first.0 + 1024 - 64);
     assert_eq!(read(&log, recovered.end).0, [(third, 3)]);
     assert_eq!(numbers(&log), [1, 3]);
+}
+
+#[test]
+fn cut_before_a_record_that_checks_is_told_from_a_write_that_was_not_finished() {
+    let disk = Disk::default();
+    let (log, _) = open_on(&disk);
+    let ats: Vec<LogPosition> = (0..5).map(|number| append(&log, &record(number))).collect();
+    drop(log);
+    disk.damage(&name(0), |bytes| bytes[64 + ats[2].0 as usize + 9] ^= 1);
+    let (log, recovered) = open_on(&disk);
+    assert_eq!((recovered.cut, recovered.has_more_behind_cut), (Some(ats[2]), true));
+    assert_eq!(numbers(&log), [0, 1]);
 }
 
 #[test]
@@ -433,9 +480,8 @@ fn many_threads_append_read_and_retire_at_once() {
                 for number in 0..400 {
                     let number = writer << 32 | number;
                     let at = append(log, &record(number));
-                    let mut body = [0; 8];
-                    match log.read_at(LogPosition(at.0 + HEADER_BYTES as u64 + 1), &mut body) {
-                        Ok(()) => assert_eq!(u64::from_le_bytes(body), number),
+                    match log.read_record(at, usize::MAX) {
+                        Ok(read) => assert_eq!(number_of(&read), number),
                         Err(ReadError::Gone) => (),
                         Err(error) => panic!("{error}"),
                     }
@@ -499,7 +545,12 @@ fn log_of_the_first_format_is_read() {
     disk.create(&name(4096), bytes.len() as u64).unwrap();
     disk.damage(&name(4096), |content| *content = bytes);
     let (log, recovered) = open_on(&disk);
-    let expected = Recovered { end: LogPosition(4096 + 34), cut: None, damage: vec![] };
+    let expected = Recovered {
+        end: LogPosition(4096 + 34),
+        cut: None,
+        has_more_behind_cut: false,
+        damage: vec![],
+    };
     assert_eq!(recovered, expected);
     let (read, end) = read(&log, LogPosition(4096));
     assert_eq!(read, [(LogPosition(4096), 7), (LogPosition(4096 + 17), 8)]);

@@ -1,7 +1,8 @@
-//! The message log on a real directory, and on a disk that loses power, tears sectors and breaks.
+//! The message log on a real directory, on a disk that loses power, tears sectors and breaks, and through a week.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
 mod disk;
 mod faults;
 mod history;
 mod log;
+mod week;

@@ -1,0 +1,37 @@
+//! What is known of a client before it has said anything in MQTT. Floor 5, made by `net::transport`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::net::accept::Settings;
+use crate::session::authentication::UserName;
+
+/// The other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// Where it is.
+    pub(super) address: Address,
+    /// Whom its certificate names, where the listener has users from certificates. Proved.
+    pub(super) certificate_user: Option<UserName>,
+    /// The settings of the listener as they were when the connection was accepted.
+    pub(super) listener: Arc<Settings>,
+}
+
+/// Where a client is. Behind a proxy that says so (`proxy_protocol`) this is the client and not the proxy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Address {
+    /// On the network.
+    Ip(SocketAddr),
+    /// On this machine, with access to the file of a Unix socket.
+    Unix,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(addr) => addr.fmt(f),
+            Self::Unix => f.write_str("unix socket"),
+        }
+    }
+}
