@@ -8,12 +8,14 @@
 //! check makes of it has a field in [`Config`]. What must not be printed is a [`Secret`].
 
 mod arguments;
+mod authentication;
 mod authorisation;
 mod check;
 mod explain;
 mod file;
 mod import;
 mod layers;
+mod limits;
 mod listeners;
 mod print;
 mod read;
@@ -23,11 +25,13 @@ mod unknown;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access::Rules;
 use crate::net::accept;
-use crate::session::authentication::Access;
+use crate::net::admission::AdmissionLimits;
+use crate::router::queues::QueuesLimits;
 use crate::store::handle::Override;
 use crate::store::log::Level;
 use crate::{auth, net, router};
@@ -35,6 +39,7 @@ use crate::{auth, net, router};
 pub use arguments::AclCommand;
 pub use arguments::Arguments;
 pub use arguments::Command;
+pub use authentication::Authentication;
 pub use authorisation::Authorisation;
 pub use authorisation::AuthorisationRule;
 pub use authorisation::InvalidAuthorisation;
@@ -74,13 +79,28 @@ pub struct Config {
     /// For `net`.
     pub net: net::Limits,
     /// For `net`.
-    pub access: Access,
+    pub authentication: Arc<auth::Methods>,
     /// For `router`.
     pub router: router::Limits,
     /// For `router`.
     pub rules: Rules,
+    /// For `router`: what may change while it runs.
+    pub limits: Limits,
     /// For `sys`.
     pub sys_interval: Duration,
+}
+
+/// Limits that take effect at once when they change.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of queues.
+    pub queues: QueuesLimits,
+    /// Of the data directory; 0 is none.
+    pub disk_bytes_max: u64,
+    /// Of the process; 0 is none.
+    pub memory_bytes_max: u64,
+    /// Of those who connect.
+    pub admission: AdmissionLimits,
 }
 
 /// What outlives the process.
@@ -138,8 +158,8 @@ pub enum InvalidConfig {
         rule: &'static str,
     },
     /// Users that cannot be.
-    #[error("setting `scram_users`: {0}")]
-    User(#[from] auth::InvalidUser),
+    #[error(transparent)]
+    Authentication(#[from] auth::InvalidMethods),
     /// Rules that cannot be read.
     #[error(transparent)]
     Authorisation(#[from] InvalidAuthorisation),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use mailboxqtt::auth::{self, Credential};
+use mailboxqtt::auth::{self, Credential, Form, StoredPassword, password_file};
 use mailboxqtt::broker::Broker;
 use mailboxqtt::config::{self, AclCommand, Arguments, Command, Explain};
 use mailboxqtt::store::is_panic_expected;
@@ -24,10 +24,16 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 fn main() -> ExitCode {
     end_on_panic();
     let arguments = Arguments::parse();
-    if let Some(Command::Acl(AclCommand::Explain(question))) = &arguments.command {
-        return explain(question);
-    }
-    match run(&arguments) {
+    let done = match &arguments.command {
+        None => run(&arguments),
+        Some(Command::ScramUser { name, iterations }) => scram_user(name, *iterations),
+        Some(Command::Passwd { file, user, delete: true, .. }) => remove_user(file, user),
+        Some(Command::Passwd { file, user, scram: true, .. }) => put_user(file, user, Form::Scram),
+        Some(Command::Passwd { file, user, .. }) => put_user(file, user, Form::Argon2id),
+        Some(Command::Import { file }) => import(file),
+        Some(Command::Acl(AclCommand::Explain(question))) => return explain(question),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mailboxqtt: {}", sentence(&error));
@@ -58,6 +64,14 @@ fn explain(question: &Explain) -> ExitCode {
     }
 }
 
+/// Bytes of the process that are in memory, as the system counts them against its limits. Linux only.
+fn memory_in_use() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let (_, rest) = status.split_once("VmRSS:")?;
+    let kibibytes: u64 = rest.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// The error and what led to it, as far as it has not said that itself.
 fn sentence(error: &anyhow::Error) -> String {
     let mut sentence = error.to_string();
@@ -81,12 +95,6 @@ fn end_on_panic() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    match &arguments.command {
-        Some(Command::ScramUser { name, iterations }) => return scram_user(name, *iterations),
-        Some(Command::Import { file }) => return import(file),
-        // The question has been answered: it has exit codes of its own.
-        Some(Command::Acl(_)) | None => (),
-    }
     let settings = arguments.settings()?;
     if arguments.print_config {
         return print(&config::print(&settings)?);
@@ -112,7 +120,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
-        let broker = Broker::bind(config)?;
+        let broker = Broker::bind(config)?.with_memory_in_use(memory_in_use);
         print(&greeting(&broker))?;
         let shutdown = async {
             tokio::select! {
@@ -151,6 +159,38 @@ fn scram_user(name: &str, iterations: u32) -> anyhow::Result<()> {
     let name = auth::prepare(name).context("the user name")?;
     let credential = Credential::new(&read_password()?, iterations).context("the password")?;
     print(&toml::to_string(&BTreeMap::from([(name, credential.to_string())]))?)
+}
+
+/// Adds the user to a password file, or gives him another password.
+fn put_user(file: &Path, user: &str, form: Form) -> anyhow::Result<()> {
+    let text = password_file_text(file)?;
+    // A name that cannot be is refused before anybody is asked for a password.
+    password_file::with_user(&text, user, "").context("the user name")?;
+    if form == Form::Scram {
+        ensure!(
+            auth::prepare(user).context("the user name")? == user,
+            "the user name cannot be used with SCRAM"
+        );
+    }
+    let hash = StoredPassword::hash(&read_password()?, form)?;
+    Ok(password_file::write(file, &password_file::with_user(&text, user, &hash)?)?)
+}
+
+/// Removes the user from a password file.
+fn remove_user(file: &Path, user: &str) -> anyhow::Result<()> {
+    let text = password_file_text(file)?;
+    let without = password_file::without_user(&text, user).with_context(|| {
+        format!("there is no user `{}` in {}", user.escape_debug(), file.display())
+    })?;
+    Ok(password_file::write(file, &without)?)
+}
+
+/// Empty where there is no file yet.
+fn password_file_text(file: &Path) -> anyhow::Result<String> {
+    match std::fs::read_to_string(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        text => text.with_context(|| format!("cannot read {}", file.display())),
+    }
 }
 
 /// From the terminal without showing it, or the first line of what standard input is.

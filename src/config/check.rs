@@ -5,16 +5,14 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use crate::auth::Scram;
+use crate::auth::Methods;
 use crate::codec::PACKET_BYTES_MAX;
 use crate::config::listeners::{Everywhere, Listener};
 use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig};
 use crate::ids::Qos;
 use crate::router::keeper::RetainedLimits;
-use crate::router::mailbox::QueueLimits;
 use crate::session;
 use crate::session::Availability;
-use crate::session::authentication::{Access, Anonymous, Authenticator};
 use crate::store::handle::Override;
 use crate::topic::{TopicFilter, check_topic_name};
 use crate::{net, router};
@@ -32,8 +30,6 @@ impl File {
         not_zero("handshake_s_max", self.handshake_s_max.into())?;
         not_zero("inflight_max", self.inflight_max.into())?;
         not_zero("receive_max", self.receive_max.into())?;
-        not_zero("queue_messages_max", self.queue_messages_max)?;
-        not_zero("queue_bytes_max", self.queue_bytes_max as u64)?;
         not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
         not_zero("sessions_max", self.sessions_max)?;
         if self.shards > SHARDS_MAX {
@@ -43,6 +39,8 @@ impl File {
             let rule = "must be from 65536 to 4294967296";
             return Err(InvalidConfig::Value { key: "log_segment_bytes", rule });
         }
+        let limits = self.limits()?;
+        let publish = self.publish_rates();
         not_zero("sys_interval_s", self.sys_interval_s.into())?;
         if !(64..=PACKET_BYTES_MAX).contains(&self.packet_bytes_max) {
             let rule = "must be from 64 to 268435460, the largest packet of the standard";
@@ -56,8 +54,9 @@ impl File {
             let rule = "must be empty or a topic name that does not begin with `$`";
             return Err(InvalidConfig::Value { key: "response_topic_prefix", rule });
         }
+        self.authentication.check()?;
         let everywhere = Everywhere {
-            has_authentication: !self.scram_users.is_empty(),
+            has_authentication: !self.scram_users.is_empty() || self.authentication.is_some(),
             allow_anonymous: self.allow_anonymous,
         };
         let mut listeners = self.listeners;
@@ -66,12 +65,11 @@ impl File {
         }
         let listeners = listeners.into_iter().map(|it| it.check(everywhere));
         let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
-        let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
-        if !self.scram_users.is_empty() {
-            let users = self.scram_users.iter();
-            let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
-            authenticators.push(Arc::new(Scram::new(&users.collect())?));
-        }
+        let handshake_max = Duration::from_secs(self.handshake_s_max.into());
+        let users = self.scram_users.iter();
+        let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
+        let methods = self.authentication.settings(users.collect(), handshake_max);
+        let authentication = Arc::new(Methods::load(&methods)?);
         let level = self.durability.level();
         let mut overrides = Vec::new();
         for DurabilityOverride { filter, level: own_level } in &self.durability_overrides {
@@ -113,7 +111,8 @@ impl File {
                 sessions_max: self.sessions_max,
                 connect_bytes_max: self.connect_bytes_max.min(self.packet_bytes_max),
                 response_topic_prefix: self.response_topic_prefix.into(),
-                handshake_max: Duration::from_secs(self.handshake_s_max.into()),
+                handshake_max,
+                publish,
                 session: session::Limits {
                     inflight_max: self.inflight_max,
                     receive_max: self.receive_max,
@@ -134,12 +133,9 @@ impl File {
                     check_payload_format: self.check_payload_format,
                 },
             },
-            access: Access { authenticators, anonymous: Anonymous::Refused },
+            authentication,
             router: router::Limits {
-                queue: QueueLimits {
-                    messages_max: self.queue_messages_max,
-                    bytes_max: self.queue_bytes_max,
-                },
+                queue: limits.queues.each,
                 retained: RetainedLimits {
                     messages_max: self.retained_messages_max,
                     bytes_max: self.retained_bytes_max,
@@ -147,6 +143,7 @@ impl File {
                 sharing: self.shared_strategy,
             },
             rules,
+            limits,
             sys_interval: Duration::from_secs(self.sys_interval_s.into()),
         })
     }
@@ -159,6 +156,8 @@ mod tests {
     use crate::auth;
     use crate::config::{DurabilityLevel, Secret};
     use crate::store::log::Level;
+
+    use crate::session::authentication::Anonymous;
 
     use super::*;
 

@@ -21,8 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::auth::Gatekeeper;
 use crate::metrics::RefuseReason;
 use crate::net::Limits;
+use crate::net::admission::Turnstile;
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Peer};
@@ -31,7 +33,7 @@ use crate::net::tls::Tls;
 use crate::net::transport::{self, Opened};
 use crate::net::upgrade::WebSocketSettings;
 use crate::router::Router;
-use crate::session::authentication::{Access, Anonymous};
+use crate::session::authentication::Anonymous;
 
 pub use crate::net::socket::{BindError, Listen};
 
@@ -134,11 +136,11 @@ impl Listeners {
         bound: Vec<Bound>,
         router: Router,
         limits: Limits,
-        access: Access,
+        (turnstile, gatekeeper): (Arc<Turnstile>, Arc<Gatekeeper>),
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
-        let serving = Arc::new(Serving { router, limits, access, stop });
+        let serving = Arc::new(Serving { router, limits, turnstile, gatekeeper, stop });
         let listeners = Self { serving, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
         listeners.with_running(|list| *list = running);
@@ -245,12 +247,16 @@ impl Port {
         if is_full || tasks.len() >= total_max {
             let max = if is_full { settings.connections_max } else { total_max };
             warn!(peer = %address, listener = %settings.listen, max, "connection refused: too many");
-            metrics.refused(RefuseReason::TooMany);
+            metrics.connection_refused(RefuseReason::TooMany);
+            return;
+        }
+        let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
+        let mut peer = Peer { address, certificate_user: None, listener: settings, admitted: None };
+        // Behind a proxy nobody is known yet.
+        if !peer.listener.proxy_protocol && self.serving.admit(&mut peer).is_none() {
             return;
         }
         self.connections.fetch_add(1, Relaxed);
-        let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
-        let peer = Peer { address, certificate_user: None, listener: settings };
         let serving = self.serving.clone();
         match accepted {
             Accepted::Tcp(stream, _) => {
@@ -286,9 +292,10 @@ impl Port {
         let opening = Box::pin(opening);
         tasks.spawn(async move {
             let opened = opening.await;
-            if let Some(Opened { mut connection, address }) = opened {
+            if let Some(Opened { mut connection, address, admitted }) = opened {
                 let reason = connection.run().await;
                 Box::pin(port.serving.close(connection, reason, address)).await;
+                drop(admitted);
             }
             port.connections.fetch_sub(1, Relaxed);
         });

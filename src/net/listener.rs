@@ -1,6 +1,7 @@
 //! One connection from its CONNECT to its CONNACK, and its end. Floor 5, called by `net::accept`, which
 //! brings a stream of any transport.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -8,16 +9,18 @@ use tokio::time::{Instant as Moment, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::auth::Gatekeeper;
 use crate::codec::ReasonCode;
 use crate::ids::ClientId;
 use crate::net::Limits;
+use crate::net::admission::{self, Turnstile};
 use crate::net::connection::{Connection, Start};
-use crate::net::handshake::{HandshakeError, authenticate, read_hello};
+use crate::net::handshake::{Desk, HandshakeError, authenticate, read_hello};
 use crate::net::peer::{Address, Peer};
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
-use crate::session::authentication::{Access, Admission};
+use crate::session::authentication::{Authenticated, Caller};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -29,7 +32,8 @@ const LINGER_MAX: Duration = Duration::from_millis(200);
 pub(super) struct Serving {
     pub(super) router: Router,
     pub(super) limits: Limits,
-    pub(super) access: Access,
+    pub(super) turnstile: Arc<Turnstile>,
+    pub(super) gatekeeper: Arc<Gatekeeper>,
     pub(super) stop: CancellationToken,
 }
 
@@ -50,7 +54,7 @@ impl Serving {
             Ok(None) => return None,
             Ok(Some((opening, claim, rest))) => match self.session_for(&opening, claim).await {
                 Ok((claim, parked, was_present)) => {
-                    let user = opening.authenticated.as_ref().map(|it| it.user.as_str());
+                    let user = opening.user().map(|user| user.as_str());
                     debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
                     return Some(self.begin(stream, &opening, claim, parked, was_present, rest));
                 }
@@ -66,6 +70,8 @@ impl Serving {
         let metrics = self.router.metrics();
         metrics.protocol_errors.add(error.is_protocol_error().into());
         metrics.authentications_failed.add(error.is_failed_authentication().into());
+        metrics.authentications_busy.add(error.is_busy().into());
+        metrics.authentications_unavailable.add(error.is_unavailable().into());
         if let Some(refusal) = error.answer() {
             let mut connack = Vec::new();
             refusal.write(&self.limits.session, &mut connack);
@@ -114,19 +120,15 @@ impl Serving {
         let connect = hello.connect()?;
         let mut opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
         let failed = |error| HandshakeError::authentication(&opening.link, error);
-        let by_certificate = peer.certificate_user.is_some();
-        let admission = match connect.properties.authentication_method() {
-            None if by_certificate => Admission::Anonymous,
-            _ => {
-                let anonymous = peer.listener.anonymous;
-                let access = Access { anonymous, ..self.access.clone() };
-                access.handle_connect(&connect).map_err(failed)?
-            }
+        let caller = Caller {
+            certificate_user: peer.certificate_user.as_ref(),
+            anonymous: peer.listener.anonymous,
         };
+        let admission = self.gatekeeper.admit(&connect, &caller).map_err(failed)?;
         let mut rest = hello.into_rest();
-        let link = &opening.link;
-        opening.authenticated =
-            authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
+        let (gatekeeper, address) = (&*self.gatekeeper, peer.address.ip());
+        let desk = Desk { gatekeeper, metrics, address, bytes_max };
+        opening.authenticated = authenticate(stream, admission, &opening, &mut rest, &desk).await?;
         opening.check_room(&self.limits.session)?;
         opening.rights = self.router.rights_of(&opening);
         if let Err((refusal, denial)) = opening.check_will() {
@@ -171,6 +173,11 @@ impl Serving {
             let explanation = "the broker holds as many sessions as it may: try again later";
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
         }
+        if let Some(explanation) = admission::lacks_room(&self.router, opening) {
+            claim.end(self.router.registry());
+            metrics.connects_refused.add(1);
+            return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
+        }
         metrics.sessions.add(1);
         let mut session = Box::new(Session::new(self.limits.session, opening, now));
         let home = match opening.expiry {
@@ -202,6 +209,13 @@ impl Serving {
             // Whoever told the owners to go may have looked before we were one.
             parked.inbox.mailbox().send(Mail::ShuttingDown);
         }
+        if let Some(Authenticated { user, proof, .. }) = &opening.authenticated {
+            // The same for whoever told them that users have changed.
+            let directory = self.gatekeeper.directory();
+            if !directory.is_still_known(user, proof) {
+                parked.inbox.mailbox().send(Mail::UsersChanged(directory));
+            }
+        }
         self.router.metrics().clients_connected.add(1);
         self.router.metrics().packets_received.add(1);
         self.router.metrics().packets_sent.add(1);
@@ -212,6 +226,7 @@ impl Serving {
         let start = Start { connack, received, packet_bytes_max };
         let connected = self.router.write_connected(&parked, opening, was_present);
         let mut connection = Connection::new(stream, claim, parked, self.router.clone(), start);
+        connection.limit(self.limits.publish);
         if let Some(at) = connected {
             connection.hold(at);
         }
@@ -242,6 +257,11 @@ impl Serving {
         }
         let Connection { mut stream, claim, mut session, inbox, mut links, .. } = connection;
         std::future::poll_fn(|cx| links.poll_flush(cx)).await;
+        if inbox.mailbox().is_refused() {
+            // What the client had sent behind the message that was refused is refused before it may send that again.
+            self.router.settle().await;
+            inbox.mailbox().forget_refusal();
+        }
         self.router.metrics().clients_connected.add(-1);
         inbox.mailbox().set_connected(false);
         let now = Instant::now();
