@@ -14,6 +14,11 @@ use std::path::Path;
 mod targets;
 
 #[test]
+fn every_input_of_acl_file_passes() {
+    replay("acl_file", targets::acl_file::run);
+}
+
+#[test]
 fn every_input_of_decode_passes() {
     replay("decode", targets::decode::run);
 }

@@ -4,6 +4,7 @@
 //! replays the committed corpus without libFuzzer. So no module here may use anything that the
 //! broker's own tests do not have.
 
+pub mod acl_file;
 mod choices;
 pub mod decode;
 pub mod password_file;

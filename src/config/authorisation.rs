@@ -23,13 +23,13 @@ pub struct Authorisation {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuthorisationRule {
-    /// Only for clients that have proved to be this user.
+    /// Only for clients that have proved to be this user; may be left out.
     #[serde(default)]
     pub user: Option<String>,
-    /// Only for clients that have not proved who they are.
+    /// Only for clients that have not proved who they are; `false` where it is left out.
     #[serde(default)]
     pub anonymous: bool,
-    /// Only for the client with this identifier, which anybody may choose who has no session of another user there.
+    /// Only for clients with this identifier, which they choose; may be left out.
     #[serde(default)]
     pub client: Option<String>,
     /// `allow`, or `deny`, which comes before everything that allows.

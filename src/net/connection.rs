@@ -489,11 +489,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
         metrics.acks_unknown.add(tally.acks_unknown);
         if !out.denials.is_empty() {
-            metrics.publishes_denied.add(tally.publishes_denied);
-            metrics.subscriptions_denied.add(tally.subscriptions_denied);
-            let user = self.inbox.mailbox().holder().user;
-            self.router.report(self.claim.client_id(), user.as_ref(), &out.denials);
-            out.denials.clear();
+            self.router.settle_denials(self.inbox.mailbox(), &tally, &mut out.denials);
         }
         if tally.subscriptions != 0 {
             metrics.subscriptions.add(tally.subscriptions);

@@ -15,7 +15,7 @@ use crate::router::holder::Holder;
 use crate::router::mailbox::{Mail, Mailbox};
 use crate::router::registry::Parked;
 use crate::session::authentication::UserName;
-use crate::session::{Denial, Opening};
+use crate::session::{Denial, Opening, Tally};
 
 /// Sessions that are looked at before others get a turn.
 const SESSIONS_MAX: usize = 256;
@@ -69,6 +69,16 @@ impl Router {
             }
         }
         self.trie.invalidate();
+    }
+
+    /// Counts and logs what the rules did not let the client of a session do.
+    pub fn settle_denials(&self, mailbox: &Mailbox, tally: &Tally, denials: &mut Vec<Denial>) {
+        self.metrics.publishes_denied.add(tally.publishes_denied);
+        self.metrics.subscriptions_denied.add(tally.subscriptions_denied);
+        if let Some(client_id) = mailbox.client_id() {
+            self.report(client_id, mailbox.holder().user.as_ref(), denials);
+        }
+        denials.clear();
     }
 
     /// Logs what the rules did not let a client do.
