@@ -66,11 +66,12 @@ impl Serving {
         let metrics = self.router.metrics();
         metrics.protocol_errors.add(error.is_protocol_error().into());
         metrics.authentications_failed.add(error.is_failed_authentication().into());
+        let mut connack = Vec::new();
         if let Some(refusal) = error.answer() {
-            let mut connack = Vec::new();
             refusal.write(&self.limits.session, &mut connack);
-            write_last(&mut stream, &connack).await;
         }
+        // Also without a word: TLS and WebSocket say that this is the end.
+        write_last(&mut stream, &connack).await;
         None
     }
 
