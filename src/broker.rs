@@ -103,6 +103,7 @@ impl Broker {
         };
         let Config { shards, router: limits, .. } = self.config;
         let router = Router::spawn(shards, limits, hasher, metrics, store);
+        router.replace_rules(self.config.rules).await;
         if let Some(recovered) = recovered {
             router.recover(recovered, self.config.net.session).await;
         }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
 use mailboxqtt::auth::{self, Credential};
 use mailboxqtt::broker::Broker;
-use mailboxqtt::config::{self, Arguments, Command};
+use mailboxqtt::config::{self, AclCommand, Arguments, Command, Explain};
 use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,11 +23,37 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     end_on_panic();
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    if let Some(Command::Acl(AclCommand::Explain(question))) = &arguments.command {
+        return explain(question);
+    }
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mailboxqtt: {}", sentence(&error));
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what the rules say; the exit code says it, too.
+fn explain(question: &Explain) -> ExitCode {
+    let answer = || -> anyhow::Result<bool> {
+        let arguments = Arguments { config: question.config.clone(), ..Arguments::default() };
+        let authorisation = match &question.acl_file {
+            Some(_) => config::Authorisation::default(),
+            None => arguments.settings()?.file.authorisation,
+        };
+        let (is_allowed, sentence) = question.answer(&authorisation)?;
+        print(&format!("{sentence}\n"))?;
+        Ok(is_allowed)
+    };
+    match answer() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("mailboxqtt: {}", sentence(&error));
+            ExitCode::from(2)
         }
     }
 }
@@ -54,8 +81,10 @@ fn end_on_panic() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(Command::ScramUser { name, iterations }) = &arguments.command {
-        return scram_user(name, *iterations);
+    match &arguments.command {
+        Some(Command::ScramUser { name, iterations }) => return scram_user(name, *iterations),
+        Some(Command::Import { file }) => return import(file),
+        None => (),
     }
     let settings = arguments.settings()?;
     if arguments.print_config {
@@ -94,6 +123,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         Ok(broker.run(shutdown).await?)
     })
+}
+
+/// Prints a settings file, and on standard error what is not in it.
+fn import(path: &Path) -> anyhow::Result<()> {
+    let imported = config::import(path)?;
+    imported.left_out.iter().for_each(|left_out| eprintln!("{left_out}"));
+    print(&imported.settings)
 }
 
 /// A line for each listener.
