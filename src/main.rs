@@ -84,7 +84,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.command {
         Some(Command::ScramUser { name, iterations }) => return scram_user(name, *iterations),
         Some(Command::Import { file }) => return import(file),
-        None => (),
+        // Has an exit code of its own.
+        Some(Command::Acl(_)) | None => (),
     }
     let settings = arguments.settings()?;
     if arguments.print_config {
