@@ -4,6 +4,7 @@
 //! listeners that it is about, in the order of its settings ([`Broker::listener`]).
 
 mod authority;
+mod browser;
 mod proxy;
 mod tls;
 mod unix;
