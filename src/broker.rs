@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Durability};
+use crate::config::{Config, Durability, Limits};
 use crate::message::TopicHasher;
 use crate::metrics::Metrics;
 use crate::net::accept::{self, Bound, Listen, Listeners};
+use crate::net::admission::Gatekeeper;
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::store::log::Settings;
@@ -29,6 +30,8 @@ pub struct Broker {
     config: Config,
     bound: Vec<Bound>,
     durable: Option<Durable>,
+    /// Says how much memory the process uses, where somebody knows.
+    memory_in_use: fn() -> Option<u64>,
 }
 
 /// What outlives the process.
@@ -63,8 +66,16 @@ impl Broker {
     pub fn bind(mut config: Config) -> Result<Self, BindError> {
         let listeners = std::mem::take(&mut config.listeners).into_iter();
         let bound = listeners.map(Bound::bind).collect::<Result<_, _>>()?;
-        let durable = config.durability.as_ref().map(open).transpose().map_err(BindError::Data)?;
-        Ok(Self { config, bound, durable })
+        let disk_bytes_max = config.limits.disk_bytes_max;
+        let durability = config.durability.as_ref();
+        let durable =
+            durability.map(|it| open(it, disk_bytes_max)).transpose().map_err(BindError::Data)?;
+        Ok(Self { config, bound, durable, memory_in_use: || None })
+    }
+
+    /// With somebody to ask how many bytes of memory the process uses; nobody else can limit them.
+    pub fn with_memory_in_use(self, memory_in_use: fn() -> Option<u64>) -> Self {
+        Self { memory_in_use, ..self }
     }
 
     /// Its listeners, in the order of the settings.
@@ -104,6 +115,11 @@ impl Broker {
         let Config { shards, router: limits, .. } = self.config;
         let router = Router::spawn(shards, limits, hasher, metrics, store);
         router.replace_rules(self.config.rules).await;
+        let Limits { queues, disk_bytes_max, memory_bytes_max, admission } = self.config.limits;
+        let gatekeeper = Arc::new(Gatekeeper::new(admission));
+        router.queues().replace(queues);
+        router.queues().set_memory_bytes_max(memory_bytes_max);
+        router.replace_disk_limit(disk_bytes_max);
         if let Some(recovered) = recovered {
             router.recover(recovered, self.config.net.session).await;
         }
@@ -112,11 +128,12 @@ impl Broker {
         let services = TaskTracker::new();
         let tasks = (connections.clone(), services.clone());
         let Config { net, access, .. } = self.config;
-        Listeners::start(self.bound, router.clone(), net, access, tasks, stop.clone());
+        Listeners::start(self.bound, router.clone(), net, access, gatekeeper, tasks, stop.clone());
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));
         services.spawn(relieve_mailboxes(router.clone(), stop.clone()));
+        services.spawn(watch_memory(router.clone(), self.memory_in_use, stop.clone()));
 
         tokio::select! {
             () = shutdown => (),
@@ -150,12 +167,15 @@ impl Broker {
     }
 }
 
-fn open(durability: &Durability) -> Result<Durable, StartError> {
+fn open(durability: &Durability, disk_bytes_max: u64) -> Result<Durable, StartError> {
     let (tell, failure) = oneshot::channel();
     // Nobody listens any more when the broker is about to end.
     let on_failure = move |why| drop(tell.send(why));
     let Durability { dir, level, log_segment_bytes, overrides } = durability;
-    let log = Settings { segment_bytes: *log_segment_bytes, ..Settings::default() };
+    let default = Settings::default();
+    // Files that wait to be used are not counted, so there had better be few.
+    let spare_segments_max = if disk_bytes_max > 0 { 1 } else { default.spare_segments_max };
+    let log = Settings { segment_bytes: *log_segment_bytes, spare_segments_max, ..default };
     let mut started = store::start::start(dir, *level, log, on_failure)?;
     started.store = started.store.with_overrides(overrides.clone());
     Ok(Durable { started, failure })
@@ -195,6 +215,14 @@ async fn drop_expired(router: Router, stop: CancellationToken) {
 async fn relieve_mailboxes(router: Router, stop: CancellationToken) {
     tokio::select! {
         () = router.relieve_mailboxes() => (),
+        () = stop.cancelled() => (),
+    }
+}
+
+/// Says when memory is short.
+async fn watch_memory(router: Router, in_use: fn() -> Option<u64>, stop: CancellationToken) {
+    tokio::select! {
+        () = router.watch_memory(in_use) => (),
         () = stop.cancelled() => (),
     }
 }

@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::metrics::RefuseReason;
 use crate::net::Limits;
+use crate::net::admission::Gatekeeper;
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Peer};
@@ -135,10 +136,11 @@ impl Listeners {
         router: Router,
         limits: Limits,
         access: Access,
+        gatekeeper: Arc<Gatekeeper>,
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
-        let serving = Arc::new(Serving { router, limits, access, stop });
+        let serving = Arc::new(Serving { router, limits, access, gatekeeper, stop });
         let listeners = Self { serving, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
         listeners.with_running(|list| *list = running);
@@ -245,12 +247,16 @@ impl Port {
         if is_full || tasks.len() >= total_max {
             let max = if is_full { settings.connections_max } else { total_max };
             warn!(peer = %address, listener = %settings.listen, max, "connection refused: too many");
-            metrics.refused(RefuseReason::TooMany);
+            metrics.connection_refused(RefuseReason::TooMany);
+            return;
+        }
+        let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
+        let mut peer = Peer { address, certificate_user: None, listener: settings, admitted: None };
+        // Behind a proxy nobody is known yet.
+        if !peer.listener.proxy_protocol && self.serving.admit(&mut peer).is_none() {
             return;
         }
         self.connections.fetch_add(1, Relaxed);
-        let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
-        let peer = Peer { address, certificate_user: None, listener: settings };
         let serving = self.serving.clone();
         match accepted {
             Accepted::Tcp(stream, _) => {
@@ -286,9 +292,10 @@ impl Port {
         let opening = Box::pin(opening);
         tasks.spawn(async move {
             let opened = opening.await;
-            if let Some(Opened { mut connection, address }) = opened {
+            if let Some(Opened { mut connection, address, admitted }) = opened {
                 let reason = connection.run().await;
                 Box::pin(port.serving.close(connection, reason, address)).await;
+                drop(admitted);
             }
             port.connections.fetch_sub(1, Relaxed);
         });
@@ -369,7 +376,9 @@ mod tests {
         let addresses = addresses.collect();
         let tasks = (TaskTracker::new(), TaskTracker::new());
         let (net, access) = (config.net, config.access);
-        (Listeners::start(bound, router, net, access, tasks, stop.clone()), addresses)
+        let gatekeeper = Arc::new(Gatekeeper::new(config.limits.admission));
+        let stop = stop.clone();
+        (Listeners::start(bound, router, net, access, gatekeeper, tasks, stop), addresses)
     }
 
     fn plain(addr: SocketAddr) -> Settings {
