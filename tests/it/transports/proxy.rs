@@ -22,7 +22,7 @@ fn client_behind_a_proxy_is_known_by_its_own_address() {
         // Whoever breaks the rules is in the log.
         let mut bad = dial(broker.listener(0));
         bad.write_all(&[header, &[0xC0, 0]].concat()).unwrap();
-        assert_eq!(read_to_end(&mut bad), []);
+        assert_eq!(read_to_end(&mut bad), b"");
         await_log(&broker, &format!("peer={address}"));
     }
     broker.stop();
@@ -48,7 +48,7 @@ fn connection_without_a_right_header_ends_and_is_counted() {
     for wrong in [&hello[..], &endless, large, b"PROXY TCP4 192.0.2.7 x 1 2\r\n"] {
         let mut stream = dial(broker.listener(0));
         stream.write_all(wrong).unwrap();
-        assert_eq!(read_to_end(&mut stream), []);
+        assert_eq!(read_to_end(&mut stream), b"");
     }
     await_refused(&broker, "proxy_header");
     broker.stop();
@@ -57,7 +57,7 @@ fn connection_without_a_right_header_ends_and_is_counted() {
     let broker = start(IMPATIENT);
     let mut stream = dial(broker.listener(0));
     stream.write_all(&V2[..20]).unwrap();
-    assert_eq!(read_to_end(&mut stream), []);
+    assert_eq!(read_to_end(&mut stream), b"");
     await_refused(&broker, "proxy_too_slow");
     broker.stop();
 }

@@ -177,11 +177,11 @@ fn connection_that_does_not_finish_its_handshake_ends() {
     let settings = listener(IMPATIENT, &authority.server("server").settings());
     let broker = Broker::start_listening(1, &settings);
     let mut silent = dial(broker.listener(0));
-    assert_eq!(read_to_end(&mut silent), []);
+    assert_eq!(read_to_end(&mut silent), b"");
     await_refused(&broker, "tls_too_slow");
     // And one that shakes hands and then says nothing.
     let mut stream = connect(broker.listener(0), &authority.file(), "server").unwrap();
-    assert_eq!(read_to_end(&mut stream), []);
+    assert_eq!(read_to_end(&mut stream), b"");
     let mut nonsense = dial(broker.listener(0));
     nonsense.write_all(b"\x10\x0C\0\x04MQTT\x04\x02\0\0\0\0").unwrap();
     read_to_end(&mut nonsense);
