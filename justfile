@@ -13,7 +13,7 @@ run *ARGS:
     cargo build --release --bin mailboxqtt
     @exec "${CARGO_TARGET_DIR:-target}/release/mailboxqtt" {{ ARGS }}
 
-# Install what the tests need: mosquitto clients, paho for Python, MQTT.js. Quick when all is there.
+# Install what the tests need: mosquitto clients, paho for Python, MQTT.js, Chromium. Quick when all is there.
 setup:
     @tests/it/clients/setup.sh "$MAILBOXQTT_TEST_TOOLS"
 

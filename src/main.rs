@@ -111,7 +111,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         settings.file.check(raise_open_file_limit())?;
         return print("mailboxqtt: the settings are in order\n");
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // What rustls warns about is what clients send; how their handshakes end is logged by us.
+    let quiet = || EnvFilter::new("info,rustls=error");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| quiet());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

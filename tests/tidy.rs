@@ -63,7 +63,11 @@ const BANNED: &[(&str, &[&str], &str)] = &[
         "its guards must not leave the trie and the registry",
     ),
     ("redb", &["src/store/database.rs"], "go through the tables"),
-    ("rustls", &["src/net/tls.rs", "src/net/tls/", "src/auth/"], "go through `net::tls`"),
+    (
+        "rustls",
+        &["src/net/tls.rs", "src/net/tls/", "src/auth/", "src/main.rs"],
+        "go through `net::tls`",
+    ),
     ("tungstenite", &["src/net/websocket.rs", "src/net/upgrade.rs"], "go through `net::websocket`"),
     ("ppp::", &["src/net/proxy.rs"], "go through `net::proxy`"),
 ];

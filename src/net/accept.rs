@@ -302,3 +302,118 @@ impl Port {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::config::{DurabilityLevel, File};
+    use crate::message::TopicHasher;
+    use crate::metrics::Metrics;
+    use crate::net::tls::TlsStream;
+
+    const PING: ([u8; 2], [u8; 2]) = ([0xC0, 0], [0xD0, 0]);
+
+    #[tokio::test]
+    async fn listeners_are_replaced_and_nobody_is_disconnected() {
+        let stop = CancellationToken::new();
+        let (listeners, bound) = start(2, &stop);
+        let [kept, gone] = bound[..] else { panic!("{bound:?}") };
+        let (mut first, mut second) = (connect(kept).await, connect(gone).await);
+
+        // `kept` does not take anonymous clients any more, and there is a new one.
+        let new = [Settings { anonymous: Anonymous::Refused, ..plain(kept) }, plain(free())];
+        let added = new[1].listen.clone();
+        let prepared = listeners.prepare(new.to_vec()).unwrap();
+        assert_eq!(hello(kept).await, Some([0x20, 2, 0, 0]), "nothing changes before it is said");
+        listeners.replace(prepared);
+
+        assert_eq!(hello(kept).await, Some([0x20, 2, 0, 5]));
+        let Listen::Tcp(added) = added else { panic!() };
+        assert_eq!(hello(added).await, Some([0x20, 2, 0, 0]));
+        while TcpStream::connect(gone).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        for old in [&mut first, &mut second] {
+            old.write_all(&PING.0).await.unwrap();
+            let mut answer = [0; 2];
+            old.read_exact(&mut answer).await.unwrap();
+            assert_eq!(answer, PING.1);
+        }
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn address_that_cannot_be_taken_changes_nothing() {
+        let stop = CancellationToken::new();
+        let (listeners, bound) = start(1, &stop);
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let new = vec![plain(taken.local_addr().unwrap())];
+        assert!(matches!(listeners.prepare(new), Err(BindError::InUse(_))));
+        assert_eq!(hello(bound[0]).await, Some([0x20, 2, 0, 0]));
+        stop.cancel();
+    }
+
+    /// The task of a plain connection must not grow with what other transports need.
+    #[test]
+    fn plain_connection_is_smaller_than_an_encrypted_one() {
+        assert!(size_of::<Connection<TcpStream>>() + 512 < size_of::<Connection<TlsStream>>());
+    }
+
+    fn start(count: usize, stop: &CancellationToken) -> (Listeners, Vec<SocketAddr>) {
+        let file = File { durability: DurabilityLevel::None, ..File::default() };
+        let config = file.check(1024).unwrap();
+        let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
+        let router = Router::spawn(1, config.router, hasher, Arc::new(Metrics::default()), None);
+        let bound: Vec<_> = (0..count).map(|_| Bound::bind(plain(free())).unwrap()).collect();
+        let addresses = bound.iter().map(|bound| match bound.local() {
+            Listen::Tcp(addr) => *addr,
+            Listen::Unix(_) => panic!(),
+        });
+        let addresses = addresses.collect();
+        let tasks = (TaskTracker::new(), TaskTracker::new());
+        let guards = (
+            Arc::new(Turnstile::new(config.limits.admission)),
+            Arc::new(Gatekeeper::new(config.authentication)),
+        );
+        let stop = stop.clone();
+        (Listeners::start(bound, router, config.net, guards, tasks, stop), addresses)
+    }
+
+    fn plain(addr: SocketAddr) -> Settings {
+        Settings {
+            listen: Listen::Tcp(addr),
+            anonymous: Anonymous::Allowed,
+            connections_max: usize::MAX,
+            proxy_protocol: false,
+            tls: None,
+            websocket: None,
+        }
+    }
+
+    /// An address that nobody has, for listeners are known by theirs.
+    fn free() -> SocketAddr {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    }
+
+    async fn connect(addr: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let mut connack = [0; 4];
+        stream.write_all(b"\x10\x0C\0\x04MQTT\x04\x02\0\0\0\0").await.unwrap();
+        stream.read_exact(&mut connack).await.unwrap();
+        assert_eq!(connack, [0x20, 2, 0, 0]);
+        stream
+    }
+
+    /// The answer to a CONNECT.
+    async fn hello(addr: SocketAddr) -> Option<[u8; 4]> {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let mut connack = [0; 4];
+        stream.write_all(b"\x10\x0C\0\x04MQTT\x04\x02\0\0\0\0").await.unwrap();
+        stream.read_exact(&mut connack).await.ok().map(|_| connack)
+    }
+}

@@ -536,12 +536,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.unsent.extend_from_slice(bytes.get(written..).unwrap_or_default());
             bytes.clear();
         }
-        // TLS and WebSocket may hold some of it, at most 64 KiB and a control frame; nothing else would push
-        // that on. A TCP stream holds nothing.
-        match Pin::new(&mut self.stream).poll_flush(cx) {
-            Poll::Ready(flushed) => flushed,
-            Poll::Pending => Ok(()),
-        }
+        // TLS and WebSocket may hold some of it, at most 64 KiB and a control frame; TCP holds nothing.
+        let Poll::Ready(flushed) = Pin::new(&mut self.stream).poll_flush(cx) else { return Ok(()) };
+        flushed
     }
 
     /// The timer runs to the deadline that was right when it was set. Only when it fires is it set

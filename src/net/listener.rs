@@ -73,11 +73,12 @@ impl Serving {
         metrics.authentications_failed.add(error.is_failed_authentication().into());
         metrics.authentications_busy.add(error.is_busy().into());
         metrics.authentications_unavailable.add(error.is_unavailable().into());
+        let mut connack = Vec::new();
         if let Some(refusal) = error.answer() {
-            let mut connack = Vec::new();
             refusal.write(&self.limits.session, &mut connack);
-            write_last(&mut stream, &connack).await;
         }
+        // Also without a word: TLS and WebSocket say that this is the end.
+        write_last(&mut stream, &connack).await;
         None
     }
 

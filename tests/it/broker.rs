@@ -35,6 +35,8 @@ pub(crate) fn is_pointed_elsewhere() -> bool {
 /// A broker that serves.
 pub(crate) struct Broker {
     addr: SocketAddr,
+    /// Where else, for a broker of our own.
+    others: Vec<String>,
     /// `None` when the broker is not ours.
     process: Option<Process>,
     /// Its data, for as long as it runs.
@@ -49,6 +51,7 @@ impl Broker {
                 let addr = addr.to_socket_addrs().ok().and_then(|mut all| all.next());
                 Self {
                     addr: addr.expect("MAILBOXQTT_TEST_ADDR must be HOST:PORT"),
+                    others: Vec::new(),
                     process: None,
                     _folder: None,
                 }
@@ -72,7 +75,27 @@ impl Broker {
             let (_, rest) = line.split_once(" listening on ")?;
             rest.split(' ').next()?.parse().ok()
         });
-        Self { addr, process: Some(process), _folder: Some(folder) }
+        Self { addr, others: Vec::new(), process: Some(process), _folder: Some(folder) }
+    }
+
+    /// A broker of our own with this text as its settings file, which has as many `[[listeners]]`.
+    pub(crate) fn start_listening(listeners: usize, settings: &str) -> Self {
+        let mut broker = Self::start_configured(settings);
+        let process = broker.process.as_mut().expect("a broker of our own");
+        broker.others = (0..listeners)
+            .map(|_| {
+                process.wait_for("it named its next listener", |line| {
+                    let (_, rest) = line.split_once(" listening on ")?;
+                    rest.split(' ').next().map(str::to_owned)
+                })
+            })
+            .collect();
+        broker
+    }
+
+    /// Where a listener of [`Broker::start_listening`] accepts connections.
+    pub(crate) fn listener(&self, number: usize) -> SocketAddr {
+        self.others[number].parse().unwrap()
     }
 
     /// A broker of our own with this text as its settings file.

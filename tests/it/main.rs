@@ -40,4 +40,5 @@ mod reasons;
 mod rumqttc;
 mod sharing;
 mod terms;
+mod transports;
 mod wire;

@@ -1,18 +1,21 @@
 // Scenarios with MQTT.js, one per run. `tests/it/mqttjs.rs` runs this file.
 //
-//     node mqttjs_scenarios.mjs FOLDER HOST PORT 4|5 SCENARIO NAME
+//     node mqttjs_scenarios.mjs FOLDER HOST PORT 4|5 SCENARIO NAME [mqtt|mqtts|ws|wss [CA]]
 //
 // FOLDER is where MQTT.js is installed. A scenario is a function of `scenarios`; it ends with an
 // assertion error or in silence. NAME is the prefix of topics and client identifiers, so that runs
 // do not meet on a shared broker. Every wait has a deadline, none is a sleep.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
 const PATIENCE_MS = 20_000;
 const WINDOW = 20;
-const [folder, host, port, version, scenario, name] = process.argv.slice(2);
+const [folder, host, port, version, scenario, name, protocol = "mqtt", authority] =
+  process.argv.slice(2);
+const ca = authority && readFileSync(authority);
 const mqtt = createRequire(join(folder, "package.json"))("mqtt");
 const v5 = version === "5";
 
@@ -392,7 +395,9 @@ class Peer {
     peer.client = mqtt.connect({
       host,
       port: Number(port),
-      protocol: "mqtt",
+      protocol,
+      path: "/mqtt",
+      ca,
       protocolVersion: Number(version),
       clientId: `${name}-${role}`,
       clean,

@@ -1,6 +1,6 @@
 """Scenarios with Eclipse Paho for Python, one per run. `tests/it/paho.rs` runs this file.
 
-    paho_scenarios.py HOST PORT 311|5 SCENARIO NAME
+    paho_scenarios.py HOST PORT 311|5 SCENARIO NAME [tcp|websockets [CA]]
 
 A scenario is a function below; it ends with an assertion error or in silence. NAME is the prefix of
 topics and client identifiers, so that runs do not meet on a shared broker. Every wait has a
@@ -18,7 +18,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 PATIENCE_S = 20
-HOST, PORT, VERSION, SCENARIO, NAME = sys.argv[1:]
+HOST, PORT, VERSION, SCENARIO, NAME = sys.argv[1:6]
+TRANSPORT = sys.argv[6] if len(sys.argv) > 6 else "tcp"
+CA = sys.argv[7] if len(sys.argv) > 7 else None
 PORT = int(PORT)
 V5 = VERSION == "5"
 
@@ -391,8 +393,11 @@ class Peer:
             protocol=mqtt.MQTTv5 if V5 else mqtt.MQTTv311,
             reconnect_on_failure=False,
             manual_ack=manual_ack,
+            transport=TRANSPORT,
             **options,
         )
+        if CA is not None:
+            self.client.tls_set(CA)
         self.client.on_connect = lambda _c, _u, flags, reason, properties: self.connected.put(
             (flags.session_present, reason, properties)
         )

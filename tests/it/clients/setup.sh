@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `tests/it` needs: the mosquitto clients from the system's package manager, Paho for
-# Python in a virtual environment, MQTT.js by npm. `just setup` calls this with the folder for the
+# Installs what `tests/it` needs: the mosquitto clients and Chromium from the system's package manager, Paho
+# for Python in a virtual environment, MQTT.js by npm. `just setup` calls this with the folder for the
 # last two. What is there already is left alone, so a second run needs neither network nor rights.
 set -euo pipefail
 
@@ -14,6 +14,7 @@ main() {
     # Debian splits venv's `ensurepip` off into a package of its own.
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=("$(name python)")
     have node || packages+=("$(name node)")
+    have chromium || packages+=("$(name browser)")
     if ((${#packages[@]})); then
         # One entry may name several packages.
         # shellcheck disable=SC2046
@@ -63,6 +64,7 @@ name() {
     *:python) echo python ;;
     brew:node) echo node ;;
     *:node) echo nodejs ;;
+    *:browser) echo chromium ;;
     esac
 }
 
@@ -92,7 +94,7 @@ install() {
 # A package may have been installed and still not be what is found first.
 check() {
     local command
-    for command in mosquitto_pub mosquitto_sub mosquitto_rr stdbuf python3 node npm; do
+    for command in mosquitto_pub mosquitto_sub mosquitto_rr stdbuf python3 node npm chromium; do
         have "$command" || fail "\`$command\` is not on the PATH; the tests need it"
     done
     python3 -c 'import ensurepip, venv' 2>/dev/null ||
