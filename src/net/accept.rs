@@ -376,12 +376,12 @@ mod tests {
         });
         let addresses = addresses.collect();
         let tasks = (TaskTracker::new(), TaskTracker::new());
-        let guards = (
-            Arc::new(Turnstile::new(config.limits.admission)),
-            Arc::new(Gatekeeper::new(config.authentication)),
-        );
+        let verifier = Arc::new(Verifier::new(config.authentication));
+        let gatekeeper = Arc::new(Gatekeeper::new(config.limits.admission));
         let stop = stop.clone();
-        (Listeners::start(bound, router, config.net, guards, tasks, stop), addresses)
+        let listeners =
+            Listeners::start(bound, router, config.net, verifier, gatekeeper, tasks, stop);
+        (listeners, addresses)
     }
 
     fn plain(addr: SocketAddr) -> Settings {
