@@ -756,7 +756,7 @@ mod tests {
         let Some(Mail::Delivery(read)) = free.try_next() else { panic!("a delivery") };
         free.mailbox().release(read.messages.into(), read.held_bytes);
 
-        let messages = [("t", 1, 3), ("t", 1, 4), ("other", 2, 5), ("t", 0, 6)];
+        let messages = [("t", 1, 3), ("t", 1, 4), ("other", 2, 5)];
         pair.publish(V5, &messages, true, Some(1));
         pair.shard.end_turn();
         let Some(Mail::Refused { turn: 1, refused }) = pair.publisher.try_next() else {
@@ -772,9 +772,12 @@ mod tests {
             });
             messages.sum::<u32>()
         };
-        // At QoS 0 there is nobody to be told.
-        assert_eq!((count(&full), count(&free)), (3, 3));
+        assert_eq!((count(&full), count(&free)), (3, 2));
         assert_eq!(pair.shard.metrics.refused_for(Shortage::Queue), 1);
+        // At QoS 0 there is nobody to be told.
+        pair.publish(V5, &[("t", 0, 6)], false, None);
+        pair.shard.end_turn();
+        assert_eq!((count(&full), count(&free)), (0, 1));
         assert_eq!(pair.shard.metrics.dropped_for(DropReason::QueueFull), 1);
     }
 
