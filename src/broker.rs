@@ -2,13 +2,10 @@
 //! `main` and by tests.
 
 use std::future::Future;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,24 +14,21 @@ use tracing::{error, info, warn};
 use crate::config::{Config, Durability, Limits};
 use crate::message::TopicHasher;
 use crate::metrics::Metrics;
+use crate::net::accept::{self, Bound, Listen, Listeners};
 use crate::net::admission::Gatekeeper;
-use crate::net::listener;
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::store::log::Settings;
 use crate::store::start::{StartError, Started};
 use crate::{store, sys};
 
-/// Connections that the system may hold ready for us.
-const BACKLOG: i32 = 4096;
 /// Time for all clients to be told that the broker stops.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
 
-/// A broker whose socket is bound and whose data are read: nobody is served yet, but nobody is refused either.
+/// A broker whose sockets are bound and whose data are read: nobody is served yet, but nobody is refused either.
 pub struct Broker {
     config: Config,
-    listener: TcpListener,
-    local_addr: SocketAddr,
+    bound: Vec<Bound>,
     durable: Option<Durable>,
     /// Says how much memory the process uses, where somebody knows.
     memory_in_use: fn() -> Option<u64>,
@@ -54,43 +48,29 @@ struct Durable {
 )]
 pub struct LogFailed(String);
 
-/// The address cannot be listened on, or the data cannot be used.
+/// An address cannot be listened on, or the data cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Somebody else has it.
-    #[error(
-        "{0} is in use: another broker is running there; stop it, or choose another address with \
-         --listen"
-    )]
-    InUse(SocketAddr),
+    /// Somebody else has it, or the system does not let us.
+    #[error(transparent)]
+    Listener(#[from] accept::BindError),
     /// Another broker has them, or there is no access.
     #[error(
         "{0}; choose another directory with --data-dir, or keep nothing with --durability none"
     )]
     Data(StartError),
-    /// Anything else.
-    #[error("cannot listen on {addr}: {error}")]
-    Other {
-        /// As configured.
-        addr: SocketAddr,
-        /// From the system.
-        error: io::Error,
-    },
 }
 
 impl Broker {
-    /// Takes the address. Call it on a tokio runtime.
-    pub fn bind(config: Config) -> Result<Self, BindError> {
-        let addr = config.listen;
-        let (listener, local_addr) = listen(addr).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => BindError::InUse(addr),
-            _ => BindError::Other { addr, error },
-        })?;
+    /// Takes the addresses. Call it on a tokio runtime.
+    pub fn bind(mut config: Config) -> Result<Self, BindError> {
+        let listeners = std::mem::take(&mut config.listeners).into_iter();
+        let bound = listeners.map(Bound::bind).collect::<Result<_, _>>()?;
         let disk_bytes_max = config.limits.disk_bytes_max;
         let durability = config.durability.as_ref();
         let durable =
             durability.map(|it| open(it, disk_bytes_max)).transpose().map_err(BindError::Data)?;
-        Ok(Self { config, listener, local_addr, durable, memory_in_use: || None })
+        Ok(Self { config, bound, durable, memory_in_use: || None })
     }
 
     /// With somebody to ask how many bytes of memory the process uses; nobody else can limit them.
@@ -98,9 +78,17 @@ impl Broker {
         Self { memory_in_use, ..self }
     }
 
-    /// Where it listens: the port is the real one where 0 was asked for.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    /// Its listeners, in the order of the settings.
+    pub fn listening(&self) -> impl Iterator<Item = &Bound> {
+        self.bound.iter()
+    }
+
+    /// The address of the first that is not a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.bound.iter().find_map(|bound| match bound.local() {
+            Listen::Tcp(addr) => Some(*addr),
+            Listen::Unix(_) => None,
+        })
     }
 
     /// How many router shards it will have.
@@ -126,6 +114,7 @@ impl Broker {
         };
         let Config { shards, router: limits, .. } = self.config;
         let router = Router::spawn(shards, limits, hasher, metrics, store);
+        router.replace_rules(self.config.rules).await;
         let Limits { queues, disk_bytes_max, memory_bytes_max, admission } = self.config.limits;
         let gatekeeper = Arc::new(Gatekeeper::new(admission));
         router.queues().replace(queues);
@@ -137,15 +126,9 @@ impl Broker {
         let stop = CancellationToken::new();
         let connections = TaskTracker::new();
         let services = TaskTracker::new();
-        services.spawn(listener::run(
-            self.listener,
-            router.clone(),
-            self.config.net,
-            self.config.access,
-            gatekeeper,
-            connections.clone(),
-            stop.clone(),
-        ));
+        let tasks = (connections.clone(), services.clone());
+        let Config { net, access, .. } = self.config;
+        Listeners::start(self.bound, router.clone(), net, access, gatekeeper, tasks, stop.clone());
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));
@@ -242,16 +225,4 @@ async fn watch_memory(router: Router, in_use: fn() -> Option<u64>, stop: Cancell
         () = router.watch_memory(in_use) => (),
         () = stop.cancelled() => (),
     }
-}
-
-fn listen(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    // A restart must not wait for the old connections' TIME_WAIT to pass.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    let listener = TcpListener::from_std(socket.into())?;
-    let local_addr = listener.local_addr()?;
-    Ok((listener, local_addr))
 }

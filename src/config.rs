@@ -8,10 +8,14 @@
 //! check makes of it has a field in [`Config`]. What must not be printed is a [`Secret`].
 
 mod arguments;
+mod authorisation;
 mod check;
+mod explain;
 mod file;
+mod import;
 mod layers;
 mod limits;
+mod listeners;
 mod print;
 mod read;
 mod schema;
@@ -19,10 +23,11 @@ mod secret;
 mod unknown;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access::Rules;
+use crate::net::accept;
 use crate::net::admission::AdmissionLimits;
 use crate::router::queues::QueuesLimits;
 use crate::session::authentication::Access;
@@ -30,14 +35,28 @@ use crate::store::handle::Override;
 use crate::store::log::Level;
 use crate::{auth, net, router};
 
+pub use arguments::AclCommand;
 pub use arguments::Arguments;
 pub use arguments::Command;
+pub use authorisation::Authorisation;
+pub use authorisation::AuthorisationRule;
+pub use authorisation::InvalidAuthorisation;
+pub use authorisation::RuleAction;
+pub use authorisation::RulePermission;
+pub use explain::Explain;
+pub use explain::ExplainAction;
+pub use explain::Unexplained;
 pub use file::DurabilityLevel;
 pub use file::DurabilityOverride;
 pub use file::File;
+pub use import::Import;
+pub use import::ImportError;
+pub use import::import;
 pub use layers::Origin;
 pub use layers::Settings;
 pub use layers::variable;
+pub use listeners::InvalidListener;
+pub use listeners::Listener;
 pub use print::print;
 pub use read::Mistake;
 pub use read::parse;
@@ -49,8 +68,8 @@ pub use unknown::UnknownKey;
 /// Checked settings, split by owner. No part of the broker sees another part's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// For `broker`.
-    pub listen: SocketAddr,
+    /// For `net`, at least one.
+    pub listeners: Vec<accept::Settings>,
     /// For `broker`, at least one.
     pub shards: usize,
     /// For `broker`; `None` keeps everything in memory.
@@ -61,6 +80,8 @@ pub struct Config {
     pub access: Access,
     /// For `router`.
     pub router: router::Limits,
+    /// For `router`.
+    pub rules: Rules,
     /// For `router`: what may change while it runs.
     pub limits: Limits,
     /// For `sys`.
@@ -137,17 +158,16 @@ pub enum InvalidConfig {
     /// Users that cannot be.
     #[error("setting `scram_users`: {0}")]
     User(#[from] auth::InvalidUser),
+    /// Rules that cannot be read.
+    #[error(transparent)]
+    Authorisation(#[from] InvalidAuthorisation),
     /// Neither said nor to be found out.
     #[error(
         "there is no place for the data: set `data_dir` (--data-dir DIR), or HOME, or keep nothing \
          with --durability none"
     )]
     NoDataDir,
-    /// Everybody could connect.
-    #[error(
-        "listening on {0} would let anybody on the network in without a password; listen on a loopback \
-         address, name users below [scram_users] in the settings file (`mailboxqtt scram-user`), or say \
-         --allow-anonymous (in the settings file: allow_anonymous = true)"
-    )]
-    OpenToTheWorld(SocketAddr),
+    /// A listener that cannot be.
+    #[error(transparent)]
+    Listener(#[from] InvalidListener),
 }

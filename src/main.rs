@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
 use mailboxqtt::auth::{self, Credential};
 use mailboxqtt::broker::Broker;
-use mailboxqtt::config::{self, Arguments, Command};
+use mailboxqtt::config::{self, AclCommand, Arguments, Command, Explain};
 use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,11 +23,40 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     end_on_panic();
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let done = match &arguments.command {
+        None => run(&arguments),
+        Some(Command::ScramUser { name, iterations }) => scram_user(name, *iterations),
+        Some(Command::Import { file }) => import(file),
+        Some(Command::Acl(AclCommand::Explain(question))) => return explain(question),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mailboxqtt: {}", sentence(&error));
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what the rules say; the exit code says it, too.
+fn explain(question: &Explain) -> ExitCode {
+    let answer = || -> anyhow::Result<bool> {
+        let arguments = Arguments { config: question.config.clone(), ..Arguments::default() };
+        let authorisation = match &question.acl_file {
+            Some(_) => config::Authorisation::default(),
+            None => arguments.settings()?.file.authorisation,
+        };
+        let (is_allowed, sentence) = question.answer(&authorisation)?;
+        print(&format!("{sentence}\n"))?;
+        Ok(is_allowed)
+    };
+    match answer() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("mailboxqtt: {}", sentence(&error));
+            ExitCode::from(2)
         }
     }
 }
@@ -62,9 +92,6 @@ fn end_on_panic() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(Command::ScramUser { name, iterations }) = &arguments.command {
-        return scram_user(name, *iterations);
-    }
     let settings = arguments.settings()?;
     if arguments.print_config {
         return print(&config::print(&settings)?);
@@ -91,12 +118,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let broker = Broker::bind(config)?.with_memory_in_use(memory_in_use);
-        print(&format!(
-            "mailboxqtt {} listening on {} with {} router shards\n",
-            env!("CARGO_PKG_VERSION"),
-            broker.local_addr(),
-            broker.shards()
-        ))?;
+        print(&greeting(&broker))?;
         let shutdown = async {
             tokio::select! {
                 _ = interrupt.recv() => (),
@@ -105,6 +127,28 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         Ok(broker.run(shutdown).await?)
     })
+}
+
+/// Prints a settings file, and on standard error what is not in it.
+fn import(path: &Path) -> anyhow::Result<()> {
+    let imported = config::import(path)?;
+    imported.left_out.iter().for_each(|left_out| eprintln!("{left_out}"));
+    print(&imported.settings)
+}
+
+/// A line for each listener.
+fn greeting(broker: &Broker) -> String {
+    let (version, shards) = (env!("CARGO_PKG_VERSION"), broker.shards());
+    let lines = broker.listening().enumerate().map(|(number, bound)| {
+        let (listen, transport) = (bound.local(), bound.transport());
+        match number {
+            0 => {
+                format!("mailboxqtt {version} listening on {listen} with {shards} router shards\n")
+            }
+            _ => format!("mailboxqtt {version} listening on {listen} over {transport}\n"),
+        }
+    });
+    lines.collect()
 }
 
 /// Prints a line for the settings file; the password is nowhere but in the client's hands.

@@ -115,6 +115,108 @@ impl DropReason {
     }
 }
 
+/// Why a connection was closed before its CONNECT could be read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(usize)]
+pub enum RefuseReason {
+    /// There are as many connections as there may be, at all or on this listener.
+    TooMany,
+    /// There are as many connections as there may be from this address.
+    TooManyOfAddress,
+    /// Connections come too fast from this address.
+    TooFastOfAddress,
+    /// Connections come too fast from all addresses together.
+    TooFast,
+    /// No PROXY header, or a wrong one, where there has to be one.
+    ProxyHeader,
+    /// The PROXY header did not come in time.
+    ProxyTooSlow,
+    /// The connection ended in the TLS handshake.
+    TlsLost,
+    /// The TLS handshake did not end in time.
+    TlsTooSlow,
+    /// What came is not TLS, or breaks its rules.
+    TlsProtocol,
+    /// No TLS version or cipher suite that both sides want.
+    TlsVersion,
+    /// The client did not like our certificate, or ended the handshake for another reason of its own.
+    TlsRefusedByClient,
+    /// No client certificate where there has to be one.
+    TlsNoCertificate,
+    /// The client's certificate is not valid any more, or not yet.
+    TlsCertificateExpired,
+    /// The client's certificate is revoked.
+    TlsCertificateRevoked,
+    /// The client's certificate is not from the listener's authority, or cannot be checked.
+    TlsCertificateUntrusted,
+    /// The client's certificate does not name a user.
+    TlsCertificateNameless,
+    /// What came is no request to upgrade to WebSocket, or a wrong one.
+    WebsocketRequest,
+    /// The upgrade to WebSocket did not end in time.
+    WebsocketTooSlow,
+    /// Another path than the listener's.
+    WebsocketPath,
+    /// A web page of a site that may not connect.
+    WebsocketOrigin,
+    /// The client does not ask for the subprotocol `mqtt` [MQTT-6.0.0-3].
+    WebsocketSubprotocol,
+}
+
+impl RefuseReason {
+    /// All reasons, in the order of their counters.
+    pub const ALL: [Self; 21] = [
+        Self::TooMany,
+        Self::TooManyOfAddress,
+        Self::TooFastOfAddress,
+        Self::TooFast,
+        Self::ProxyHeader,
+        Self::ProxyTooSlow,
+        Self::TlsLost,
+        Self::TlsTooSlow,
+        Self::TlsProtocol,
+        Self::TlsVersion,
+        Self::TlsRefusedByClient,
+        Self::TlsNoCertificate,
+        Self::TlsCertificateExpired,
+        Self::TlsCertificateRevoked,
+        Self::TlsCertificateUntrusted,
+        Self::TlsCertificateNameless,
+        Self::WebsocketRequest,
+        Self::WebsocketTooSlow,
+        Self::WebsocketPath,
+        Self::WebsocketOrigin,
+        Self::WebsocketSubprotocol,
+    ];
+
+    /// The name in `$SYS` and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TooMany => "too_many",
+            Self::TooManyOfAddress => "too_many_of_address",
+            Self::TooFastOfAddress => "too_fast_of_address",
+            Self::TooFast => "too_fast",
+            Self::ProxyHeader => "proxy_header",
+            Self::ProxyTooSlow => "proxy_too_slow",
+            Self::TlsLost => "tls_lost",
+            Self::TlsTooSlow => "tls_too_slow",
+            Self::TlsProtocol => "tls_protocol",
+            Self::TlsVersion => "tls_version",
+            Self::TlsRefusedByClient => "tls_refused_by_client",
+            Self::TlsNoCertificate => "tls_no_certificate",
+            Self::TlsCertificateExpired => "tls_certificate_expired",
+            Self::TlsCertificateRevoked => "tls_certificate_revoked",
+            Self::TlsCertificateUntrusted => "tls_certificate_untrusted",
+            Self::TlsCertificateNameless => "tls_certificate_nameless",
+            Self::WebsocketRequest => "websocket_request",
+            Self::WebsocketTooSlow => "websocket_too_slow",
+            Self::WebsocketPath => "websocket_path",
+            Self::WebsocketOrigin => "websocket_origin",
+            Self::WebsocketSubprotocol => "websocket_subprotocol",
+        }
+    }
+}
+
 /// What there is too little of for a message: it is refused, and nothing was done with it.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 #[repr(usize)]
@@ -183,6 +285,12 @@ pub struct Metrics {
     pub acks_unknown: Counter,
     /// Clients that did not prove, on connecting or anew, who they are, where they have to.
     pub authentications_failed: Counter,
+    /// Messages and wills that the rules do not let their clients publish.
+    pub publishes_denied: Counter,
+    /// Filters of which the rules let nothing come to the client that asked for them.
+    pub subscriptions_denied: Counter,
+    /// CONNECTs refused for their will, or because another user has the session.
+    pub connects_denied: Counter,
     /// Clients that are connected.
     pub clients_connected: Gauge,
     /// Sessions, with and without a client.
@@ -199,8 +307,6 @@ pub struct Metrics {
     pub queued_messages: Gauge,
     /// Bytes held by those.
     pub queued_bytes: Gauge,
-    /// Connections closed before they said anything: too many at the same time, or too fast one after the other.
-    pub connections_refused: Counter,
     /// Good CONNECTs of clients without a session for which there was no memory or no disk.
     pub connects_refused: Counter,
     /// Bytes of memory that the process uses, if somebody looks.
@@ -208,6 +314,7 @@ pub struct Metrics {
     /// How often memory was short.
     pub memory_short: Counter,
     dropped: [Counter; DropReason::ALL.len()],
+    connections_refused: [Counter; RefuseReason::ALL.len()],
     refused: [Counter; Shortage::ALL.len()],
 }
 
@@ -227,6 +334,23 @@ impl Metrics {
     /// How many were dropped for any reason since start-up.
     pub fn dropped_total(&self) -> u64 {
         self.dropped.iter().map(Counter::value).sum()
+    }
+
+    /// Counts a connection that was closed because of `reason`.
+    pub fn connection_refused(&self, reason: RefuseReason) {
+        if let Some(counter) = self.connections_refused.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// How many connections were closed because of `reason` since start-up.
+    pub fn connections_refused_for(&self, reason: RefuseReason) -> u64 {
+        self.connections_refused.get(reason as usize).map_or(0, Counter::value)
+    }
+
+    /// How many connections were closed before their CONNECT for any of these reasons since start-up.
+    pub fn connections_refused(&self) -> u64 {
+        self.connections_refused.iter().map(Counter::value).sum()
     }
 
     /// Counts `messages` that were refused because of `shortage`.

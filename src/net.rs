@@ -1,14 +1,23 @@
 //! Sockets: where bytes, clock, session and router meet. Floor 5.
 //!
-//! [`listener`] accepts, `handshake` reads the CONNECT, `connection` serves the session until it
-//! ends. One driver serves every transport.
+//! [`accept`] listens and accepts, `transport` makes a stream of what was accepted (`proxy`, [`tls`],
+//! [`upgrade`], `websocket`), `listener` and `handshake` read the CONNECT, `connection` serves the session until
+//! it ends. One driver serves every transport.
 
+pub mod accept;
 pub mod admission;
 mod connection;
 mod handshake;
-pub mod listener;
+mod listener;
 pub mod pace;
+mod peer;
+mod proxy;
 mod scratch;
+mod socket;
+pub mod tls;
+mod transport;
+pub mod upgrade;
+mod websocket;
 
 use std::time::Duration;
 
@@ -23,7 +32,7 @@ pub struct Limits {
     pub sessions_max: u64,
     /// Largest CONNECT, in bytes.
     pub connect_bytes_max: u32,
-    /// How long a new connection may take to send its CONNECT.
+    /// How long a new connection may take until its CONNECT has come, with all that its transport needs before.
     pub handshake_max: Duration,
     /// What response topics begin with, before the client identifier; empty where clients are told none.
     pub response_topic_prefix: Box<str>,

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{DropReason, Metrics, Shortage};
+use crate::metrics::{DropReason, Metrics, RefuseReason, Shortage};
 use crate::router::Router;
 use crate::router::mailbox::Home;
 
@@ -46,7 +46,7 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("clients/maximum", clients_max),
         ("clients/total", sessions),
         ("connections/socket/count", metrics.sockets_opened.value()),
-        ("connections/refused", metrics.connections_refused.value()),
+        ("connections/refused", metrics.connections_refused()),
         ("connections/short", metrics.connects_refused.value()),
         ("bytes/received", metrics.bytes_received.value()),
         ("bytes/sent", metrics.bytes_sent.value()),
@@ -70,6 +70,9 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("errors/protocol", metrics.protocol_errors.value()),
         ("errors/acknowledgements", metrics.acks_unknown.value()),
         ("errors/authentication", metrics.authentications_failed.value()),
+        ("access/denied/publish", metrics.publishes_denied.value()),
+        ("access/denied/subscribe", metrics.subscriptions_denied.value()),
+        ("access/denied/connect", metrics.connects_denied.value()),
         // Of the process: one per connection, one per shard and a few more. A leak shows here.
         ("tasks", Handle::current().metrics().num_alive_tasks() as u64),
     ];
@@ -79,6 +82,10 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
     for reason in DropReason::ALL {
         let topic = format!("$SYS/broker/publish/messages/dropped/{}", reason.name());
         messages.push((topic, metrics.dropped_for(reason).to_string()));
+    }
+    for reason in RefuseReason::ALL {
+        let topic = format!("$SYS/broker/connections/refused/{}", reason.name());
+        messages.push((topic, metrics.connections_refused_for(reason).to_string()));
     }
     for shortage in Shortage::ALL {
         let topic = format!("$SYS/broker/publish/messages/refused/{}", shortage.name());

@@ -66,7 +66,7 @@ fn one_of_a_thousand_connections_with_the_same_client_id_stays() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let broker = broker();
-        let (addr, stop) = (broker.local_addr(), CancellationToken::new());
+        let (addr, stop) = (broker.local_addr().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(broker.run(stop.clone().cancelled_owned()));
         let others_are_gone = CancellationToken::new();
         let gone = Arc::new(AtomicUsize::new(0));
@@ -130,7 +130,7 @@ async fn churn(seed: u64) {
     let broker = broker();
     let stop = CancellationToken::new();
     let arena = Arc::new(Arena {
-        addr: broker.local_addr(),
+        addr: broker.local_addr().unwrap(),
         subscribed: Barrier::new(CLIENTS),
         opening: Semaphore::new(OPENING_MAX),
         content: AtomicUsize::new(0),

@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("metrics", 0),
     ("codec", 1),
     ("record", 1),
+    ("access", 1),
     ("session", 2),
     ("subscriptions", 2),
     ("retained", 2),
@@ -62,6 +63,9 @@ const BANNED: &[(&str, &[&str], &str)] = &[
         "its guards must not leave the trie and the registry",
     ),
     ("redb", &["src/store/database.rs"], "go through the tables"),
+    ("rustls", &["src/net/tls.rs", "src/net/tls/", "src/auth/"], "go through `net::tls`"),
+    ("tungstenite", &["src/net/websocket.rs", "src/net/upgrade.rs"], "go through `net::websocket`"),
+    ("ppp::", &["src/net/proxy.rs"], "go through `net::proxy`"),
 ];
 
 /// Names of drawers: everything fits in, so nothing is found.

@@ -427,7 +427,7 @@ fn broker(settings: File) -> SocketAddr {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let broker = Broker::bind(config).unwrap();
-            sender.send(broker.local_addr()).unwrap();
+            sender.send(broker.local_addr().unwrap()).unwrap();
             broker.run(std::future::pending()).await.unwrap();
         });
     });

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::auth::Scram;
 use crate::codec::PACKET_BYTES_MAX;
+use crate::config::listeners::{Everywhere, Listener};
 use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig};
 use crate::ids::Qos;
 use crate::router::keeper::RetainedLimits;
@@ -54,14 +55,16 @@ impl File {
             let rule = "must be empty or a topic name that does not begin with `$`";
             return Err(InvalidConfig::Value { key: "response_topic_prefix", rule });
         }
-        let anonymous = match self.allow_anonymous || self.scram_users.is_empty() {
-            true => Anonymous::Allowed,
-            false => Anonymous::Refused,
+        let everywhere = Everywhere {
+            has_authentication: !self.scram_users.is_empty(),
+            allow_anonymous: self.allow_anonymous,
         };
-        let is_open = self.scram_users.is_empty() && !self.allow_anonymous;
-        if !self.listen.ip().is_loopback() && is_open {
-            return Err(InvalidConfig::OpenToTheWorld(self.listen));
+        let mut listeners = self.listeners;
+        if listeners.is_empty() || self.listen != File::default().listen {
+            listeners.insert(0, Listener::plain(self.listen));
         }
+        let listeners = listeners.into_iter().map(|it| it.check(everywhere));
+        let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
         let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
         if !self.scram_users.is_empty() {
             let users = self.scram_users.iter();
@@ -91,10 +94,11 @@ impl File {
         if durability.as_ref().is_some_and(|it| it.dir.as_os_str().is_empty()) {
             return Err(InvalidConfig::NoDataDir);
         }
+        let rules = self.authorisation.load()?;
         // Files that are not connections: standard streams, listener, epoll, a margin.
         let connections_possible = files_max.saturating_sub(32).max(1);
         Ok(Config {
-            listen: self.listen,
+            listeners,
             shards: match self.shards {
                 0 => available_parallelism().map_or(1, usize::from),
                 shards => shards.into(),
@@ -130,7 +134,7 @@ impl File {
                     check_payload_format: self.check_payload_format,
                 },
             },
-            access: Access { authenticators, anonymous },
+            access: Access { authenticators, anonymous: Anonymous::Refused },
             router: router::Limits {
                 queue: limits.queues.each,
                 retained: RetainedLimits {
@@ -139,6 +143,7 @@ impl File {
                 },
                 sharing: self.shared_strategy,
             },
+            rules,
             limits,
             sys_interval: Duration::from_secs(self.sys_interval_s.into()),
         })
@@ -187,7 +192,7 @@ mod tests {
 
     #[test]
     fn anonymous_clients_are_refused_where_there_are_users_and_no_consent() {
-        let anonymous = |file: File| file.check(1024).unwrap().access.anonymous;
+        let anonymous = |file: File| file.check(1024).unwrap().listeners[0].anonymous;
         let users = File { scram_users: alice(), ..in_memory() };
         assert_eq!(anonymous(in_memory()), Anonymous::Allowed);
         assert_eq!(anonymous(users.clone()), Anonymous::Refused);

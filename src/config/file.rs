@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Secret;
+use crate::config::{Authorisation, Listener, Secret};
 use crate::router::queues::Policy;
 use crate::router::sharing::Strategy;
 use crate::store::log::Level;
@@ -106,8 +106,12 @@ pub struct File {
     pub sys_interval_s: u16,
     /// Levels for the messages to some topics, in place of `durability`; the first filter that matches counts.
     pub durability_overrides: Vec<DurabilityOverride>,
+    /// Who may publish and receive what.
+    pub authorisation: Authorisation,
     /// Who may log in by SCRAM-SHA-256, with what `mailboxqtt scram-user` prints for each.
     pub scram_users: BTreeMap<String, Secret>,
+    /// Listeners with settings of their own, see [listeners](listeners.md).
+    pub listeners: Vec<Listener>,
 }
 
 impl Default for File {
@@ -155,7 +159,9 @@ impl Default for File {
             shared_strategy: Strategy::RoundRobin,
             sys_interval_s: 10,
             durability_overrides: Vec::new(),
+            authorisation: Authorisation::default(),
             scram_users: BTreeMap::new(),
+            listeners: Vec::new(),
         }
     }
 }

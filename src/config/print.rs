@@ -120,7 +120,7 @@ impl Printer<'_> {
 }
 
 /// `name = value`.
-fn entry(name: &str, value: &Value) -> Result<String, toml::ser::Error> {
+pub(super) fn entry(name: &str, value: &Value) -> Result<String, toml::ser::Error> {
     Ok(toml::to_string(&BTreeMap::from([(name, value)]))?.trim_end().to_owned())
 }
 

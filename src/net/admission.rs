@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 
+use crate::metrics::RefuseReason;
 use crate::router::Router;
 use crate::session::{Expiry, Opening};
 
@@ -46,6 +47,17 @@ pub enum Refused {
     AllTooFast,
 }
 
+impl Refused {
+    /// How it is counted.
+    pub(super) fn reason(self) -> RefuseReason {
+        match self {
+            Self::TooMany => RefuseReason::TooManyOfAddress,
+            Self::TooFast => RefuseReason::TooFastOfAddress,
+            Self::AllTooFast => RefuseReason::TooFast,
+        }
+    }
+}
+
 /// See the module comment. One for all listeners.
 #[derive(Debug, Default)]
 pub struct Gatekeeper {
@@ -67,7 +79,8 @@ struct Rules {
 /// A connection that was admitted; dropping it makes room for another one.
 #[derive(Debug)]
 pub struct Admitted {
-    counted: Option<(IpAddr, Arc<Connections>)>,
+    /// Boxed, because nearly always there is none and every connection has one.
+    counted: Option<Box<(IpAddr, Arc<Connections>)>>,
 }
 
 impl Gatekeeper {
@@ -111,7 +124,7 @@ impl Gatekeeper {
             return Ok(Admitted { counted: None });
         }
         *self.connections.lock().entry(address).or_insert(0) += 1;
-        Ok(Admitted { counted: Some((address, self.connections.clone())) })
+        Ok(Admitted { counted: Some(Box::new((address, self.connections.clone()))) })
     }
 }
 
@@ -123,7 +136,7 @@ impl Connections {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let Some((address, connections)) = &self.counted else { return };
+        let Some((address, connections)) = self.counted.as_deref() else { return };
         let mut connections = connections.lock();
         if let Some(count) = connections.get_mut(address) {
             *count -= 1;

@@ -285,6 +285,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // The gates are looked at whenever there was mail.
                 Mail::Safe => (),
                 Mail::Expire => may_have_expired = true,
+                Mail::Rights(rights) => self.session.set_rights(rights),
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }
@@ -486,6 +487,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.dropped(DropReason::QueueEvicted, tally.evicted);
         metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
         metrics.acks_unknown.add(tally.acks_unknown);
+        if !out.denials.is_empty() {
+            metrics.publishes_denied.add(tally.publishes_denied);
+            metrics.subscriptions_denied.add(tally.subscriptions_denied);
+            let user = self.inbox.mailbox().holder().user;
+            self.router.report(self.claim.client_id(), user.as_ref(), &out.denials);
+            out.denials.clear();
+        }
         if tally.subscriptions != 0 {
             metrics.subscriptions.add(tally.subscriptions);
         }
@@ -510,7 +518,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.unsent.len() == self.unsent_from
     }
 
-    /// Writes what was left and then `bytes`; keeps what the socket does not take.
+    /// Writes what was left and then `bytes`; keeps what the stream does not take.
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
         if !self.has_sent_all() || !self.gates.is_empty() {
             self.unsent.append(bytes);
@@ -531,7 +539,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.unsent.extend_from_slice(bytes.get(written..).unwrap_or_default());
             bytes.clear();
         }
-        Ok(())
+        // TLS and WebSocket may hold some of it, at most 64 KiB and a control frame; nothing else would push
+        // that on. A TCP stream holds nothing.
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Ready(flushed) => flushed,
+            Poll::Pending => Ok(()),
+        }
     }
 
     /// The timer runs to the deadline that was right when it was set. Only when it fires is it set
@@ -674,7 +687,7 @@ mod tests {
             password: None,
         };
         let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
-        let claim = router.registry().claim(&opening.client_id).await.unwrap();
+        let claim = router.registry().claim(&opening.client_id, None).await.unwrap();
         let session = Box::new(Session::new(LIMITS, &opening, Instant::now()));
         let inbox = router.open_mailbox(Some(&opening.client_id), Home::Memory);
         let parked = Parked { session, inbox, expires_at: None, will: None };

@@ -1,123 +1,52 @@
-//! Accepts connections and serves each in a task of its own. Floor 5, started by `broker`.
+//! One connection from its CONNECT to its CONNACK, and its end. Floor 5, called by `net::accept`, which
+//! brings a stream of any transport.
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant as Moment, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::codec::ReasonCode;
 use crate::ids::ClientId;
-use crate::net::admission::Gatekeeper;
+use crate::net::Limits;
+use crate::net::admission::{self, Gatekeeper};
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{HandshakeError, authenticate, read_hello};
-use crate::net::{Limits, admission};
+use crate::net::peer::{Address, Peer};
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
-use crate::router::registry::{Claim, Parked, WaitingWill};
-use crate::session::authentication::Access;
+use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
+use crate::session::authentication::{Access, Admission};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
 /// How long it then waits for the client to end its side.
 const LINGER_MAX: Duration = Duration::from_millis(200);
-/// Pause after an accept that failed for want of a resource.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until `stop`; the connections that it has accepted go on, counted by `tasks`.
-pub async fn run(
-    listener: TcpListener,
-    router: Router,
-    limits: Limits,
-    access: Access,
-    gatekeeper: Arc<Gatekeeper>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-) {
-    let connections_max = limits.connections_max;
-    let serving = Arc::new(Serving { router, limits, access, stop: stop.clone() });
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                serving.router.metrics().sockets_opened.add(1);
-                if tasks.len() >= connections_max {
-                    warn!(%peer, max = connections_max, "connection refused: too many");
-                    serving.router.metrics().connections_refused.add(1);
-                    continue;
-                }
-                let admitted = match gatekeeper.admit(Some(peer.ip())) {
-                    Ok(admitted) => admitted,
-                    Err(why) => {
-                        debug!(%peer, %why, "connection refused");
-                        serving.router.metrics().connections_refused.add(1);
-                        continue;
-                    }
-                };
-                let serving = serving.clone();
-                tasks.spawn(async move {
-                    serving.serve_tcp(stream, peer).await;
-                    drop(admitted);
-                });
-            }
-            Err(error) if is_of_one_peer(&error) => debug!(%error, "connection lost in accept"),
-            Err(error) => {
-                warn!(%error, "cannot accept connections for the moment");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Errors of accept that say nothing about the next one.
-fn is_of_one_peer(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-    )
-}
-
-/// What all connections of a listener share.
-struct Serving {
-    router: Router,
-    limits: Limits,
-    access: Access,
-    stop: CancellationToken,
+/// What all connections share.
+pub(super) struct Serving {
+    pub(super) router: Router,
+    pub(super) limits: Limits,
+    pub(super) access: Access,
+    pub(super) gatekeeper: Arc<Gatekeeper>,
+    pub(super) stop: CancellationToken,
 }
 
 impl Serving {
-    async fn serve_tcp(&self, stream: TcpStream, peer: SocketAddr) {
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%peer, %error, "cannot set TCP_NODELAY");
-        }
-        // The CONNECT is read in a future of its own, so that its size is not that of an idle connection.
-        let opened = Box::pin(self.open(stream, peer)).await;
-        if let Some(mut connection) = opened {
-            let reason = connection.run().await;
-            Box::pin(self.close(connection, reason, peer)).await;
-        }
-    }
-
-    /// CONNECT to CONNACK.
-    async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    /// CONNECT to CONNACK, of which the CONNECT has to come before `until`.
+    pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut stream: S,
-        peer: SocketAddr,
+        from: &Peer,
+        until: Moment,
     ) -> Option<Connection<S>> {
+        let peer = from.address;
         let shaken = tokio::select! {
-            shaken = self.shake_hands(&mut stream, peer) => shaken,
+            shaken = self.shake_hands(&mut stream, from, until) => shaken,
             () = self.stop.cancelled() => return None,
         };
         let error = match shaken {
@@ -153,16 +82,25 @@ impl Serving {
     async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
-        peer: SocketAddr,
+        peer: &Peer,
+        until: Moment,
     ) -> Result<Option<(Opening, Claim, Vec<u8>)>, HandshakeError> {
-        let introduction = timeout(self.limits.handshake_max, self.introduce(stream)).await;
+        let introduction = timeout_at(until, self.introduce(stream, peer)).await;
         let (opening, rest) = introduction.map_err(|_| HandshakeError::TooSlow)??;
         // A claim ends another connection, so whoever makes one has proved who he is.
-        let Ok(claim) = self.router.registry().claim(&opening.client_id).await else {
-            debug!(%peer, client = %opening.client_id, "a newer connection has the client id");
-            return Ok(None);
-        };
-        Ok(Some((opening, claim, rest)))
+        let client = &opening.client_id;
+        match self.router.registry().claim(client, opening.user()).await {
+            Ok(claim) => Ok(Some((opening, claim, rest))),
+            Err(ClaimError::Superseded) => {
+                debug!(peer = %peer.address, %client, "a newer connection has the client id");
+                Ok(None)
+            }
+            Err(ClaimError::NotOwner) => {
+                self.router.metrics().connects_denied.add(1);
+                let explanation = "the client identifier is another user's: choose one of your own";
+                Err(opening.refusal(ReasonCode::NotAuthorized, explanation).into())
+            }
+        }
     }
 
     /// Reads the CONNECT, settles the terms and finds out who the client is. Returns what it sent behind
@@ -170,6 +108,7 @@ impl Serving {
     async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
+        peer: &Peer,
     ) -> Result<(Opening, Vec<u8>), HandshakeError> {
         let bytes_max = self.limits.connect_bytes_max;
         let metrics = self.router.metrics();
@@ -178,12 +117,26 @@ impl Serving {
         let connect = hello.connect()?;
         let mut opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
         let failed = |error| HandshakeError::authentication(&opening.link, error);
-        let admission = self.access.handle_connect(&connect).map_err(failed)?;
+        let by_certificate = peer.certificate_user.is_some();
+        let admission = match connect.properties.authentication_method() {
+            None if by_certificate => Admission::Anonymous,
+            _ => {
+                let anonymous = peer.listener.anonymous;
+                let access = Access { anonymous, ..self.access.clone() };
+                access.handle_connect(&connect).map_err(failed)?
+            }
+        };
         let mut rest = hello.into_rest();
         let link = &opening.link;
         opening.authenticated =
             authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
         opening.check_room(&self.limits.session)?;
+        opening.rights = self.router.rights_of(&opening);
+        if let Err((refusal, denial)) = opening.check_will() {
+            metrics.connects_denied.add(1);
+            self.router.report(&opening.client_id, opening.user(), &[denial]);
+            return Err(refusal.into());
+        }
         Ok((opening, rest))
     }
 
@@ -245,11 +198,14 @@ impl Serving {
         stream: S,
         opening: &Opening,
         claim: Claim,
-        parked: Parked,
+        mut parked: Parked,
         was_present: bool,
         received: Vec<u8>,
     ) -> Connection<S> {
         claim.announce(parked.inbox.mailbox());
+        self.router.hold(&parked, opening);
+        // From here on whoever replaces the rules finds the session; before they may have been replaced unseen.
+        parked.session.set_rights(self.router.refresh_rights(parked.inbox.mailbox()));
         if self.stop.is_cancelled() {
             // Whoever told the owners to go may have looked before we were one.
             parked.inbox.mailbox().send(Mail::ShuttingDown);
@@ -273,11 +229,11 @@ impl Serving {
 
     /// Gives everything back in an order in which nothing is lost: batches to the shards, the will, the
     /// session to its slot; the last bytes to the client come last, for it may not read them.
-    async fn close<S: AsyncRead + AsyncWrite + Unpin>(
+    pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut connection: Connection<S>,
         reason: CloseReason,
-        peer: SocketAddr,
+        peer: Address,
     ) {
         let client = connection.claim.client_id().clone();
         let metrics = self.router.metrics();
@@ -323,7 +279,10 @@ impl Serving {
         } else {
             self.router.write_disconnected(&parked);
             self.router.hand_over(&mut parked.session, &parked.inbox, false).await;
+            let mailbox = parked.inbox.mailbox().clone();
             claim.park(parked, self.router.registry());
+            // While the session changed hands, whoever replaced the rules did not see it.
+            self.router.refresh_rights(&mailbox);
         }
         write_last(&mut stream, &last_words).await;
     }
@@ -337,7 +296,7 @@ impl Serving {
 
 /// Writes `bytes`, ends the stream and reads for a moment what the client still sends: a socket that is
 /// closed with unread input is reset, and the client might never see the last bytes.
-async fn write_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) {
+pub(super) async fn write_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) {
     let writing = async {
         stream.write_all(bytes).await?;
         stream.shutdown().await

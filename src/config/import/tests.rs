@@ -1,0 +1,144 @@
+//! What becomes of each setting of a `mosquitto.conf`.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::{File, parse};
+
+/// Imports `text`, which has to give a settings file.
+fn imported(text: &str) -> (toml::Table, Vec<String>) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("m.conf");
+    fs::write(&path, text).unwrap();
+    let Import { settings, left_out } = import(&path).unwrap();
+    let table = parse(&settings).unwrap_or_else(|mistake| panic!("{mistake}:\n{settings}"));
+    let _: File = table.clone().try_into().unwrap();
+    let place = format!("{}:", path.display());
+    (table, left_out.into_iter().map(|it| it.replace(&place, "")).collect())
+}
+
+fn settings(text: &str) -> String {
+    let (table, left_out) = imported(text);
+    assert_eq!(left_out, [""; 0], "{text}");
+    table.to_string().trim().to_owned()
+}
+
+fn left_out(text: &str) -> Vec<String> {
+    let (table, left_out) = imported(text);
+    assert!(table.is_empty(), "{text}: {table}");
+    left_out
+}
+
+#[test]
+fn settings_of_the_whole_broker_are_taken_over() {
+    for (theirs, ours) in [
+        ("", ""),
+        ("# comment\n\n  # another\n", ""),
+        ("allow_anonymous true", "allow_anonymous = true"),
+        ("allow_anonymous 0", "allow_anonymous = false"),
+        ("persistence true", "durability = \"always\""),
+        ("persistence false", "durability = \"none\""),
+        ("persistence_location /var/lib/m s/", "data_dir = \"/var/lib/m s/\""),
+        ("max_inflight_messages 20", "inflight_max = 20"),
+        ("max_inflight_messages 0", "inflight_max = 65535"),
+        ("max_queued_messages   1000  ", "queue_messages_max = 1000"),
+        ("max_queued_bytes 4096", "queue_bytes_max = 4096"),
+        ("max_packet_size 65536", "packet_bytes_max = 65536"),
+        ("max_keepalive 60", "keep_alive_s_max = 60"),
+        ("max_keepalive 65535", "keep_alive_s_max = 0"),
+        ("persistent_client_expiration 14d", "session_expiry_s_max = 1209600"),
+        ("persistent_client_expiration 2m", "session_expiry_s_max = 5184000"),
+        ("persistent_client_expiration 1y", "session_expiry_s_max = 31536000"),
+        ("retain_available false", "retain_available = false"),
+        ("sys_interval 30", "sys_interval_s = 30"),
+        ("max_inflight_messages 20\nmax_inflight_messages 30", "inflight_max = 30"),
+        ("set_tcp_nodelay true\nlog_dest stderr\nqueue_qos0_messages false", ""),
+        ("max_topic_alias 5\nmax_inflight_bytes 0", "topic_alias_max = 5"),
+    ] {
+        assert_eq!(settings(theirs), ours, "{theirs}");
+    }
+}
+
+#[test]
+fn what_has_no_place_is_left_out_with_its_line_and_a_reason_and_without_its_value() {
+    for (theirs, expected) in [
+        ("\n\nlog_dest file /var/log/m.log", "3: log_dest: the log goes to standard error"),
+        ("log_type all", "1: log_type: set RUST_LOG"),
+        ("max_queued_messages 0", "1: max_queued_messages: everything has a limit"),
+        ("max_queued_messages many", "1: max_queued_messages: is not a number"),
+        ("max_keepalive 70000", "1: max_keepalive: `keep_alive_s_max` cannot be that: "),
+        ("sys_interval 0", "1: sys_interval: $SYS is always published"),
+        ("message_size_limit 100", "1: message_size_limit: there is a limit for packets"),
+        ("set_tcp_nodelay false", "1: set_tcp_nodelay: TCP_NODELAY is always set"),
+        ("auth_opt_pass hunter2", "1: auth_opt_pass: there are no plugins here"),
+        ("remote_password hunter2", "1: remote_password: there are no bridges"),
+        ("persistent_client_expiration 3", "1: persistent_client_expiration: is not"),
+        ("max_topic_alias x", "1: max_topic_alias: is not a number"),
+        ("allow_anonymous maybe", "1: allow_anonymous: is not true or false"),
+        ("no_such_thing 1", "1: no_such_thing: there is nothing like it here"),
+    ] {
+        let left_out = imported(theirs).1.join("\n");
+        assert!(left_out.contains(expected), "{theirs}: {left_out}");
+        assert!(!left_out.contains("hunter2"), "{left_out}");
+    }
+}
+
+#[test]
+fn bridge_is_left_out_until_the_next_listener() {
+    let theirs = "connection cloud\naddress example.org\nmax_keepalive 7\n";
+    assert_eq!(left_out(theirs).len(), 3);
+}
+
+#[test]
+fn files_of_a_folder_are_read_in_order_and_where_they_are_included() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    fs::create_dir(folder.path().join("d")).unwrap();
+    let include = format!("sys_interval 1\ninclude_dir {}\n", folder.path().join("d").display());
+    write("m.conf", &include);
+    write("d/b.conf", "sys_interval 3\nlog_type all");
+    write("d/A.conf", "sys_interval 2\nmax_keepalive 2");
+    write("d/c.txt", "sys_interval 4");
+    let import = import(&folder.path().join("m.conf")).unwrap();
+    let words: Vec<&str> = import.settings.split_whitespace().collect();
+    assert_eq!(words[..3], ["keep_alive_s_max", "=", "2"]);
+    assert_eq!(words[5..8], ["sys_interval_s", "=", "3"]);
+    assert!(import.left_out[0].contains("b.conf:2: log_type"), "{:?}", import.left_out);
+
+    write("m.conf", "include_dir /nowhere");
+    let error = super::import(&folder.path().join("m.conf")).unwrap_err().to_string();
+    assert!(error.contains("/nowhere"), "{error}");
+}
+
+/// What mosquitto 2.0.11 was seen to do: only some settings before the first `listener` open port 1883.
+#[test]
+fn listener_that_need_not_be_named_is_there_where_something_is_said_of_it() {
+    let count = |text: &str| {
+        let lines = lines_of(text);
+        let mut listeners = vec![Listener::default()];
+        for line in &lines {
+            match line.name.as_str() {
+                "listener" => listeners.push(Listener::named(line)),
+                _ => assert!(listeners.last_mut().unwrap().take(line, Scope::All), "{text}"),
+            }
+        }
+        Listener::join_unnamed(listeners).len()
+    };
+    assert_eq!(count(""), 1);
+    assert_eq!(count("listener 1"), 1);
+    for silent in ["max_topic_alias 3", "tls_version tlsv1.2", "protocol mqtt"] {
+        assert_eq!(count(&format!("{silent}\nlistener 1")), 1, "{silent}");
+    }
+    for opening in ["max_connections 3", "port 1883", "protocol websockets", "max_qos 1"] {
+        assert_eq!(count(&format!("{opening}\nlistener 1")), 2, "{opening}");
+    }
+}
+
+fn lines_of(text: &str) -> Vec<Line> {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("m.conf");
+    fs::write(&path, text).unwrap();
+    read(&path).unwrap()
+}

@@ -1,0 +1,323 @@
+//! `[[listeners]]` of the settings file. Floor 6, checked by `config::check`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::net::accept::{Listen, Settings};
+use crate::net::tls::{
+    CertificateFiles, ClientCertificates, InvalidTls, NamedCertificate, Tls, TlsFiles, TlsMin,
+    UserFromCertificate,
+};
+use crate::net::upgrade::WebSocketSettings;
+use crate::session::authentication::Anonymous;
+
+/// A listener with settings of its own. Without any there is the one of `listen`; beside these there is that one
+/// only if `listen` is not at its default.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listener {
+    /// Where: `ADDRESS:PORT`, or `unix:PATH` for a Unix socket, which user and group of the broker may use.
+    pub listen: String,
+    /// What is spoken: `mqtt`, or `websocket` (MQTT in binary WebSocket frames).
+    pub protocol: Protocol,
+    /// The server's certificate in PEM, followed by those that it depends on. With `key_file` it makes the listener
+    /// one for TLS.
+    pub certificate_file: PathBuf,
+    /// The key of the certificate in PEM, without a passphrase.
+    pub key_file: PathBuf,
+    /// Oldest version of TLS: `1.2` or `1.3`.
+    pub tls_min: TlsMin,
+    /// Whether clients show certificates: `none`, `optional` (whoever does must show a good one) or `required`.
+    pub client_certificates: ClientCertificates,
+    /// The authorities of the clients' certificates, in PEM.
+    pub client_ca_file: PathBuf,
+    /// The certificates that those have revoked, in PEM; empty: none. Each authority in the chain of a client's
+    /// certificate but the last needs a list in it.
+    pub client_crl_file: PathBuf,
+    /// The user that a client's certificate proves: `none`, `common_name` or `subject_alt_name` (its first DNS
+    /// name, e-mail address or URI).
+    pub user_from_certificate: UserFromCertificate,
+    /// The path of WebSocket requests; empty takes any.
+    pub websocket_path: String,
+    /// The sites whose pages may connect by WebSocket, as in `https://example.com`; `*` is all. Empty: only pages
+    /// from the host and port that they connect to. Clients that are no browsers may connect in any case.
+    pub websocket_origins: Vec<String>,
+    /// Every connection comes through a proxy that says whose it is (PROXY protocol, version 1 or 2). Only the
+    /// proxy may be able to reach such a listener, for whoever does can say that he is anybody.
+    pub proxy_protocol: bool,
+    /// Accept clients that do not say who they are; without it the top-level key counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_anonymous: Option<bool>,
+    /// Connections at the same time; 0 is as many as the broker may have in all.
+    pub connections_max: usize,
+    /// Other certificates, for clients that ask for one of these servers (SNI).
+    pub server_names: Vec<ServerName>,
+}
+
+/// What is spoken over a connection.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// MQTT.
+    #[default]
+    Mqtt,
+    /// MQTT in WebSocket.
+    Websocket,
+}
+
+/// A certificate for clients that ask for one server.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerName {
+    /// The server, such as `mqtt.example.com`; `*.example.com` is every name with one label more.
+    pub name: String,
+    /// As for the listener.
+    pub certificate_file: PathBuf,
+    /// As for the listener.
+    pub key_file: PathBuf,
+}
+
+impl Default for Listener {
+    fn default() -> Self {
+        Self {
+            listen: String::new(),
+            protocol: Protocol::default(),
+            certificate_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            tls_min: TlsMin::default(),
+            client_certificates: ClientCertificates::default(),
+            client_ca_file: PathBuf::new(),
+            client_crl_file: PathBuf::new(),
+            user_from_certificate: UserFromCertificate::default(),
+            websocket_path: "/mqtt".to_owned(),
+            websocket_origins: Vec::new(),
+            proxy_protocol: false,
+            allow_anonymous: None,
+            connections_max: 0,
+            server_names: Vec::new(),
+        }
+    }
+}
+
+/// Why a listener cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidListener {
+    /// Not an address.
+    #[error("`{0}` is not ADDRESS:PORT, such as 0.0.0.0:8883, nor unix:PATH")]
+    Address(String),
+    /// A rule between its keys.
+    #[error("listener {listen}: {rule}")]
+    Rule {
+        /// Which.
+        listen: String,
+        /// What must be.
+        rule: &'static str,
+    },
+    /// Its files.
+    #[error("listener {listen}: {error}")]
+    Tls {
+        /// Which.
+        listen: String,
+        /// Names the file.
+        error: Box<InvalidTls>,
+    },
+    /// Everybody could connect.
+    #[error(
+        "listening on {0} would let anybody on the network in without a password; listen on a loopback \
+         address, name users below [scram_users] in the settings file (`mailboxqtt scram-user`), require \
+         client certificates that name a user (client_certificates and user_from_certificate of the listener), \
+         or say --allow-anonymous (in the settings file: allow_anonymous = true)"
+    )]
+    OpenToTheWorld(Listen),
+}
+
+/// What the rest of the settings says of everybody.
+#[derive(Clone, Copy, Debug)]
+pub struct Everywhere {
+    /// There is a way to prove who one is, such as a user with a password.
+    pub has_authentication: bool,
+    /// The top-level `allow_anonymous`.
+    pub allow_anonymous: bool,
+}
+
+impl Listener {
+    /// MQTT over plain TCP.
+    pub fn plain(listen: impl ToString) -> Self {
+        Self { listen: listen.to_string(), ..Self::default() }
+    }
+
+    /// Checks the values and reads the files.
+    pub fn check(self, everywhere: Everywhere) -> Result<Settings, InvalidListener> {
+        let Some(listen) = Listen::parse(&self.listen) else {
+            return Err(InvalidListener::Address(self.listen));
+        };
+        if let Some(rule) = self.broken_rule(&listen) {
+            return Err(InvalidListener::Rule { listen: self.listen, rule });
+        }
+        let has_users = everywhere.has_authentication
+            || self.user_from_certificate != UserFromCertificate::None;
+        let consents = self.allow_anonymous.unwrap_or(everywhere.allow_anonymous);
+        if listen.is_open() && !has_users && !consents {
+            return Err(InvalidListener::OpenToTheWorld(listen));
+        }
+        // Whoever is told by name that nobody may come unnamed is not asked whether there are names.
+        let is_refused = self.allow_anonymous == Some(false) || has_users && !consents;
+        let websocket = (self.protocol == Protocol::Websocket).then(|| WebSocketSettings {
+            path: self.websocket_path.clone(),
+            origins: self.websocket_origins.clone(),
+        });
+        Ok(Settings {
+            listen,
+            anonymous: if is_refused { Anonymous::Refused } else { Anonymous::Allowed },
+            connections_max: match self.connections_max {
+                0 => usize::MAX,
+                max => max,
+            },
+            proxy_protocol: self.proxy_protocol,
+            tls: self.load_tls()?,
+            websocket,
+        })
+    }
+
+    fn broken_rule(&self, listen: &Listen) -> Option<&'static str> {
+        let has_tls = self.has_tls();
+        let wants_certificates = self.client_certificates != ClientCertificates::None;
+        let has = |path: &PathBuf| !path.as_os_str().is_empty();
+        let has_both = has(&self.certificate_file) && has(&self.key_file);
+        let is_unix = matches!(listen, Listen::Unix(_));
+        if has_tls && !has_both {
+            return Some("TLS needs both `certificate_file` and `key_file`");
+        }
+        if is_unix && (has_tls || self.protocol == Protocol::Websocket) {
+            return Some("a Unix socket speaks `mqtt` without TLS only");
+        }
+        if wants_certificates && !has_tls {
+            return Some(
+                "`client_certificates` needs `certificate_file` and `key_file`: it is for TLS",
+            );
+        }
+        if wants_certificates != has(&self.client_ca_file) {
+            return Some(
+                "`client_ca_file` and `client_certificates` (`optional` or `required`) belong together",
+            );
+        }
+        if has(&self.client_crl_file) && !wants_certificates {
+            return Some("`client_crl_file` means nothing without `client_certificates`");
+        }
+        if self.user_from_certificate != UserFromCertificate::None && !wants_certificates {
+            return Some("`user_from_certificate` means nothing without `client_certificates`");
+        }
+        if self.server_names.iter().any(|it| !(has(&it.certificate_file) && has(&it.key_file))) {
+            return Some("each of `server_names` needs `certificate_file` and `key_file`");
+        }
+        if self.server_names.iter().any(|it| it.name.is_empty()) {
+            return Some("each of `server_names` needs a `name`");
+        }
+        if !self.websocket_origins.is_empty() && self.protocol != Protocol::Websocket {
+            return Some("`websocket_origins` means nothing without protocol `websocket`");
+        }
+        if !self.websocket_path.is_empty() && !self.websocket_path.starts_with('/') {
+            return Some("`websocket_path` must begin with `/`");
+        }
+        None
+    }
+
+    fn has_tls(&self) -> bool {
+        let files = [&self.certificate_file, &self.key_file];
+        files.iter().any(|path| !path.as_os_str().is_empty()) || !self.server_names.is_empty()
+    }
+
+    fn load_tls(self) -> Result<Option<Tls>, InvalidListener> {
+        if !self.has_tls() {
+            return Ok(None);
+        }
+        let named = self.server_names.into_iter().map(|it| {
+            let ServerName { name, certificate_file, key_file } = it;
+            NamedCertificate { name, files: CertificateFiles { certificate_file, key_file } }
+        });
+        let files = TlsFiles {
+            own: CertificateFiles {
+                certificate_file: self.certificate_file,
+                key_file: self.key_file,
+            },
+            named: named.collect(),
+            client_certificates: self.client_certificates,
+            client_ca_file: self.client_ca_file,
+            client_crl_file: self.client_crl_file,
+            user_from: self.user_from_certificate,
+            tls_min: self.tls_min,
+        };
+        let tls = Tls::load(&files);
+        tls.map(Some)
+            .map_err(|error| InvalidListener::Tls { listen: self.listen, error: Box::new(error) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY: Everywhere = Everywhere { has_authentication: false, allow_anonymous: false };
+    const USERS: Everywhere = Everywhere { has_authentication: true, allow_anonymous: false };
+    const CONSENT: Everywhere = Everywhere { has_authentication: false, allow_anonymous: true };
+
+    #[test]
+    fn listening_beyond_loopback_needs_authentication_or_consent() {
+        let open = Listener::plain("0.0.0.0:1883");
+        let error = open.clone().check(NOBODY).unwrap_err().to_string();
+        for way_out in [
+            "0.0.0.0:1883",
+            "loopback",
+            "[scram_users]",
+            "user_from_certificate",
+            "allow_anonymous",
+        ] {
+            assert!(error.contains(way_out), "{error}");
+        }
+        assert!(open.clone().check(USERS).is_ok() && open.clone().check(CONSENT).is_ok());
+        let own = |allow_anonymous| Listener { allow_anonymous, ..open.clone() };
+        assert!(own(Some(true)).check(NOBODY).is_ok());
+        assert!(own(Some(false)).check(CONSENT).is_err());
+        assert!(Listener::plain("unix:/nowhere/mqtt.sock").check(NOBODY).is_ok());
+    }
+
+    #[test]
+    fn anonymous_clients_are_refused_where_there_are_users_and_no_consent() {
+        let anonymous = |allow_anonymous, everywhere| {
+            let listener = Listener { allow_anonymous, ..Listener::plain("127.0.0.1:0") };
+            listener.check(everywhere).unwrap().anonymous
+        };
+        assert_eq!(anonymous(None, NOBODY), Anonymous::Allowed);
+        assert_eq!(anonymous(None, USERS), Anonymous::Refused);
+        assert_eq!(anonymous(Some(true), USERS), Anonymous::Allowed);
+        assert_eq!(anonymous(Some(false), NOBODY), Anonymous::Refused);
+        assert_eq!(anonymous(None, CONSENT), Anonymous::Allowed);
+    }
+
+    #[test]
+    fn keys_that_do_not_fit_together_are_refused_with_the_listener_and_the_rule() {
+        let broken = [
+            ("certificate_file = 'x'", "`key_file`"),
+            ("client_certificates = 'required'", "`certificate_file`"),
+            ("client_ca_file = 'x'", "`client_ca_file`"),
+            ("client_crl_file = 'x'", "`client_crl_file`"),
+            ("user_from_certificate = 'common_name'", "`user_from_certificate`"),
+            ("websocket_origins = ['*']", "`websocket_origins`"),
+            ("websocket_path = 'mqtt'", "`websocket_path`"),
+            ("server_names = [{ name = 'a' }]", "`certificate_file`"),
+        ];
+        for (text, named) in broken {
+            let mut listener: Listener = toml::from_str(text).unwrap();
+            listener.listen = "127.0.0.1:8883".to_owned();
+            let error = listener.check(NOBODY).unwrap_err().to_string();
+            assert!(error.starts_with("listener 127.0.0.1:8883: "), "{error}");
+            assert!(error.contains(named), "{text}: {error}");
+        }
+        let error = Listener::plain("8883").check(NOBODY).unwrap_err().to_string();
+        assert!(error.starts_with("`8883` is not ADDRESS:PORT"), "{error}");
+        let text = "listen = 'unix:x'\nprotocol = 'websocket'";
+        let listener: Listener = toml::from_str(text).unwrap();
+        assert!(listener.check(NOBODY).is_err());
+    }
+}

@@ -1,0 +1,303 @@
+//! The listeners: accepts connections and serves each in a task of its own. Floor 5, started by `broker`.
+//!
+//! A connection keeps the settings with which it was accepted. [`Listeners::replace`] gives new ones to those
+//! that come later, so nobody is disconnected: neither by new certificates nor by a listener that goes.
+//!
+//! # Invariants
+//!
+//! - Every transport has a task type of its own: the task of a plain TCP connection is not as large as that of
+//!   a TLS connection.
+//! - What opens a connection is a future that is freed when the connection is open.
+
+use std::future::Future;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use crate::metrics::RefuseReason;
+use crate::net::Limits;
+use crate::net::admission::Gatekeeper;
+use crate::net::connection::Connection;
+use crate::net::listener::Serving;
+use crate::net::peer::{Address, Peer};
+use crate::net::socket::{Accepted, Socket};
+use crate::net::tls::Tls;
+use crate::net::transport::{self, Opened};
+use crate::net::upgrade::WebSocketSettings;
+use crate::router::Router;
+use crate::session::authentication::{Access, Anonymous};
+
+pub use crate::net::socket::{BindError, Listen};
+
+/// Pause after an accept that failed for want of a resource.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// One listener.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where.
+    pub listen: Listen,
+    /// Whether its clients may come without saying who they are.
+    pub anonymous: Anonymous,
+    /// Its connections at the same time; one more is closed as soon as it is accepted.
+    pub connections_max: usize,
+    /// Every connection begins with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Every connection is encrypted.
+    pub tls: Option<Tls>,
+    /// Every connection is a WebSocket.
+    pub websocket: Option<WebSocketSettings>,
+}
+
+/// A listener whose address is taken and that accepts nobody yet: clients wait in its backlog.
+#[derive(Debug)]
+pub struct Bound {
+    settings: Settings,
+    socket: Socket,
+    local: Listen,
+}
+
+impl Bound {
+    /// Takes the address. Call it on a tokio runtime.
+    pub fn bind(settings: Settings) -> Result<Self, BindError> {
+        let socket = Socket::bind(&settings.listen)?;
+        let local = socket.local().map_err(|error| {
+            let listen = settings.listen.clone();
+            BindError::Other { listen, error }
+        })?;
+        Ok(Self { settings, socket, local })
+    }
+
+    /// Where it listens: the port is the real one where 0 was asked for.
+    pub fn local(&self) -> &Listen {
+        &self.local
+    }
+
+    /// What connections to it are made of, in words.
+    pub fn transport(&self) -> &'static str {
+        match (&self.settings.websocket, &self.settings.tls, &self.local) {
+            (None, None, Listen::Tcp(_)) => "TCP",
+            (None, Some(_), _) => "TLS",
+            (Some(_), None, _) => "WebSocket",
+            (Some(_), Some(_), _) => "WebSocket and TLS",
+            (None, None, Listen::Unix(_)) => "a Unix socket",
+        }
+    }
+}
+
+/// All listeners of a broker that serves.
+pub struct Listeners {
+    serving: Arc<Serving>,
+    running: Mutex<Vec<Running>>,
+    /// The connections.
+    tasks: TaskTracker,
+    /// The tasks that accept.
+    services: TaskTracker,
+}
+
+/// A listener that accepts.
+struct Running {
+    listen: Listen,
+    port: Arc<Port>,
+    stop: CancellationToken,
+}
+
+/// What the connections of a listener share.
+struct Port {
+    serving: Arc<Serving>,
+    settings: ArcSwap<Settings>,
+    connections: AtomicUsize,
+}
+
+/// Listeners for [`Listeners::replace`], all of whose addresses are taken.
+pub struct Prepared {
+    /// In the order of the settings.
+    listeners: Vec<PreparedListener>,
+}
+
+enum PreparedListener {
+    /// New settings for a listener that runs.
+    Kept(Box<Settings>),
+    New(Box<Bound>),
+}
+
+impl Listeners {
+    /// Accepts on all of them until `stop`; the connections that they have accepted go on, counted by `tasks`.
+    /// The tasks that accept are counted by `services`.
+    pub fn start(
+        bound: Vec<Bound>,
+        router: Router,
+        limits: Limits,
+        access: Access,
+        gatekeeper: Arc<Gatekeeper>,
+        (tasks, services): (TaskTracker, TaskTracker),
+        stop: CancellationToken,
+    ) -> Self {
+        let serving = Arc::new(Serving { router, limits, access, gatekeeper, stop });
+        let listeners = Self { serving, running: Mutex::default(), tasks, services };
+        let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
+        listeners.with_running(|list| *list = running);
+        listeners
+    }
+
+    /// Takes the addresses of `settings` on which nobody listens yet. Nothing changes before
+    /// [`Listeners::replace`]. Call it on a tokio runtime.
+    pub fn prepare(&self, settings: Vec<Settings>) -> Result<Prepared, BindError> {
+        let mut old: Vec<Listen> =
+            self.with_running(|running| running.iter().map(|it| it.listen.clone()).collect());
+        let prepare = |settings: Settings| match old.iter().position(|it| *it == settings.listen) {
+            Some(at) => {
+                old.swap_remove(at);
+                Ok(PreparedListener::Kept(Box::new(settings)))
+            }
+            None => Bound::bind(settings).map(|bound| PreparedListener::New(Box::new(bound))),
+        };
+        let listeners = settings.into_iter().map(prepare).collect::<Result<_, _>>()?;
+        Ok(Prepared { listeners })
+    }
+
+    /// From now on these are the listeners: those with the same address take the new settings, new ones accept,
+    /// and what is not among them closes its socket. Connections go on as they are.
+    pub fn replace(&self, new: Prepared) {
+        self.with_running(|running| {
+            let mut kept = Vec::new();
+            for listener in new.listeners {
+                match listener {
+                    PreparedListener::New(bound) => kept.push(self.spawn(*bound)),
+                    PreparedListener::Kept(settings) => {
+                        let same = running.iter().position(|it| it.listen == settings.listen);
+                        if let Some(at) = same {
+                            let old = running.swap_remove(at);
+                            old.port.settings.store(Arc::new(*settings));
+                            kept.push(old);
+                        }
+                    }
+                }
+            }
+            for gone in std::mem::replace(running, kept) {
+                info!(listener = %gone.listen, "no more connections are accepted here");
+                gone.stop.cancel();
+            }
+        });
+    }
+
+    fn with_running<T>(&self, action: impl FnOnce(&mut Vec<Running>) -> T) -> T {
+        action(&mut self.running.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn spawn(&self, bound: Bound) -> Running {
+        let Bound { settings, socket, .. } = bound;
+        let listen = settings.listen.clone();
+        let settings = ArcSwap::from_pointee(settings);
+        let connections = AtomicUsize::new(0);
+        let port = Arc::new(Port { serving: self.serving.clone(), settings, connections });
+        let stop = self.serving.stop.child_token();
+        self.services.spawn(accept(socket, port.clone(), self.tasks.clone(), stop.clone()));
+        Running { listen, port, stop }
+    }
+}
+
+/// Accepts until `stop`.
+async fn accept(socket: Socket, port: Arc<Port>, tasks: TaskTracker, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok(accepted) => port.serve(accepted, &tasks),
+            Err(error) if is_of_one_peer(&error) => debug!(%error, "connection lost in accept"),
+            Err(error) => {
+                warn!(%error, "cannot accept connections for the moment");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Errors of accept that say nothing about the next one.
+fn is_of_one_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+impl Port {
+    /// Starts the task of a connection, unless there are too many.
+    fn serve(self: &Arc<Self>, accepted: Accepted, tasks: &TaskTracker) {
+        let settings = self.settings.load_full();
+        let metrics = self.serving.router.metrics();
+        metrics.sockets_opened.add(1);
+        let address = match accepted {
+            Accepted::Tcp(_, address) => address,
+            Accepted::Unix(_) => Address::Unix,
+        };
+        let total_max = self.serving.limits.connections_max;
+        let is_full = self.connections.load(Relaxed) >= settings.connections_max;
+        if is_full || tasks.len() >= total_max {
+            let max = if is_full { settings.connections_max } else { total_max };
+            warn!(peer = %address, listener = %settings.listen, max, "connection refused: too many");
+            metrics.connection_refused(RefuseReason::TooMany);
+            return;
+        }
+        let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
+        let mut peer = Peer { address, certificate_user: None, listener: settings, admitted: None };
+        // Behind a proxy nobody is known yet.
+        if !peer.listener.proxy_protocol && self.serving.admit(&mut peer).is_none() {
+            return;
+        }
+        self.connections.fetch_add(1, Relaxed);
+        let serving = self.serving.clone();
+        match accepted {
+            Accepted::Tcp(stream, _) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    debug!(peer = %address, %error, "cannot set TCP_NODELAY");
+                }
+                match (has_tls, has_websocket) {
+                    (false, false) => self.spawn(tasks, transport::open(serving, stream, peer)),
+                    (true, false) => self.spawn(tasks, transport::open_tls(serving, stream, peer)),
+                    (false, true) => {
+                        self.spawn(tasks, transport::open_websocket(serving, stream, peer));
+                    }
+                    (true, true) => {
+                        self.spawn(tasks, transport::open_tls_websocket(serving, stream, peer));
+                    }
+                }
+            }
+            Accepted::Unix(stream) => self.spawn(tasks, transport::open(serving, stream, peer)),
+        }
+    }
+
+    /// Serves the connection that comes out of `opening`.
+    fn spawn<S>(
+        self: &Arc<Self>,
+        tasks: &TaskTracker,
+        opening: impl Future<Output = Option<Opened<S>>> + Send + 'static,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static,
+        Connection<S>: Send,
+    {
+        let port = self.clone();
+        // A future of its own, so that its size is not that of an idle connection.
+        let opening = Box::pin(opening);
+        tasks.spawn(async move {
+            let opened = opening.await;
+            if let Some(Opened { mut connection, address, admitted }) = opened {
+                let reason = connection.run().await;
+                Box::pin(port.serving.close(connection, reason, address)).await;
+                drop(admitted);
+            }
+            port.connections.fetch_sub(1, Relaxed);
+        });
+    }
+}

@@ -1,0 +1,173 @@
+//! TLS of a listener: the handshake, and who the client is by its certificate. Floor 5, used by
+//! `net::transport`; `load` reads the files.
+//!
+//! # Invariants
+//!
+//! - Where clients have certificates no session is resumed: every connection is checked against the authority
+//!   and the revocations that are in force when it begins.
+//! - There is no early data, which could be replayed, and no compression.
+
+mod load;
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::{CertificateError, ServerConfig};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::metrics::RefuseReason;
+use crate::session::authentication::UserName;
+
+pub use load::{
+    CertificateFiles, ClientCertificates, InvalidTls, NamedCertificate, TlsFiles, TlsMin,
+};
+
+/// An encrypted connection.
+pub(super) type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// Longest user name from a certificate, in bytes.
+const USER_BYTES_MAX: usize = 256;
+
+/// Whom a client's certificate names.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UserFromCertificate {
+    /// Nobody: it only says that the client may connect.
+    #[default]
+    None,
+    /// The first common name of its subject.
+    CommonName,
+    /// The first DNS name, e-mail address or URI among its alternative names.
+    SubjectAltName,
+}
+
+/// What a listener's certificates, keys and authorities were when its files were read.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    config: Arc<ServerConfig>,
+    user_from: UserFromCertificate,
+}
+
+/// Why there is no encrypted connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TlsError {
+    /// The connection ended, or failed.
+    #[error("connection lost in the TLS handshake: {0}")]
+    Lost(io::Error),
+    /// By the rules of TLS, or by the certificate.
+    #[error("TLS handshake failed: {0}")]
+    Failed(rustls::Error),
+    /// There has to be a user, and the certificate names none.
+    #[error("the client's certificate does not name a user (user_from_certificate)")]
+    Nameless,
+}
+
+impl From<io::Error> for TlsError {
+    fn from(error: io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(inner) => Self::Failed(inner.clone()),
+            None => Self::Lost(error),
+        }
+    }
+}
+
+impl TlsError {
+    pub(super) fn reason(&self) -> RefuseReason {
+        let error = match self {
+            Self::Lost(_) => return RefuseReason::TlsLost,
+            Self::Nameless => return RefuseReason::TlsCertificateNameless,
+            Self::Failed(error) => error,
+        };
+        match error {
+            rustls::Error::NoCertificatesPresented => RefuseReason::TlsNoCertificate,
+            rustls::Error::InvalidCertificate(error) => match error {
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. } => {
+                    RefuseReason::TlsCertificateExpired
+                }
+                CertificateError::Revoked => RefuseReason::TlsCertificateRevoked,
+                _ => RefuseReason::TlsCertificateUntrusted,
+            },
+            rustls::Error::PeerIncompatible(_) => RefuseReason::TlsVersion,
+            rustls::Error::AlertReceived(_) => RefuseReason::TlsRefusedByClient,
+            _ => RefuseReason::TlsProtocol,
+        }
+    }
+}
+
+impl Tls {
+    /// Shakes hands. With the stream comes the user whom the client's certificate names, where the listener
+    /// wants users from certificates and the client has one.
+    pub(super) async fn accept(
+        self,
+        stream: TcpStream,
+    ) -> Result<(TlsStream, Option<UserName>), TlsError> {
+        let stream = TlsAcceptor::from(self.config).accept(stream).await?;
+        let (_, connection) = stream.get_ref();
+        let certificate = connection.peer_certificates().and_then(|chain| chain.first());
+        let user = match (self.user_from, certificate) {
+            (UserFromCertificate::None, _) | (_, None) => None,
+            (from, Some(certificate)) => Some(user(from, certificate).ok_or(TlsError::Nameless)?),
+        };
+        Ok((stream, user))
+    }
+}
+
+/// `None` where there is no such name, or one that cannot be anybody's.
+fn user(from: UserFromCertificate, certificate: &[u8]) -> Option<UserName> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let name = match from {
+        UserFromCertificate::None => return None,
+        UserFromCertificate::CommonName => {
+            certificate.subject().iter_common_name().next()?.as_str().ok()?
+        }
+        UserFromCertificate::SubjectAltName => {
+            let names = certificate.subject_alternative_name().ok()??;
+            names.value.general_names.iter().find_map(|name| match name {
+                GeneralName::DNSName(name)
+                | GeneralName::RFC822Name(name)
+                | GeneralName::URI(name) => Some(*name),
+                _ => None,
+            })?
+        }
+    };
+    let is_name =
+        !name.is_empty() && name.len() <= USER_BYTES_MAX && !name.contains(char::is_control);
+    is_name.then(|| UserName::new(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    use super::*;
+
+    #[test]
+    fn user_is_the_name_that_was_asked_for() {
+        let name = |from, common_name: &str, alternatives: Vec<SanType>| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, common_name);
+            params.subject_alt_names = alternatives;
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            user(from, certificate.der()).map(|user| user.as_str().to_owned())
+        };
+        let mail = || SanType::Rfc822Name("a@b.example".try_into().unwrap());
+        let dns = || SanType::DnsName("sensor.example".try_into().unwrap());
+        let (common, alternative) =
+            (UserFromCertificate::CommonName, UserFromCertificate::SubjectAltName);
+        assert_eq!(name(common, "Jörg", vec![mail()]).as_deref(), Some("Jörg"));
+        assert_eq!(name(alternative, "x", vec![mail(), dns()]).as_deref(), Some("a@b.example"));
+        assert_eq!(name(alternative, "x", vec![dns()]).as_deref(), Some("sensor.example"));
+        assert_eq!(name(alternative, "x", Vec::new()), None);
+        assert_eq!(name(UserFromCertificate::None, "x", Vec::new()), None);
+        for nobody in ["", "a\nb", "a\0b", &"x".repeat(257)] {
+            assert_eq!(name(common, nobody, Vec::new()), None, "{nobody:?}");
+        }
+    }
+}
