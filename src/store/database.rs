@@ -213,7 +213,7 @@ impl Database {
     /// Whether it is a file of ours, and of a version in which sessions belonged to nobody.
     fn lacks_owners(&self) -> Result<bool, TablesError> {
         let names: Vec<String> = self
-            .engine
+            .engine()
             .begin_read()?
             .list_tables()?
             .map(|table| redb::TableHandle::name(&table).to_owned())
