@@ -453,7 +453,7 @@ mod tests {
             let (database, _) = Database::open(dir.path()).unwrap();
             let add = |rows: &mut Rows<'_>| put(rows, b"12345678", b"client");
             database.write(|writer| writer.rows(Table::Sessions, add)).unwrap();
-            let transaction = database.engine.begin_write().unwrap();
+            let transaction = database.engine().begin_write().unwrap();
             assert!(transaction.delete_table(TABLES[Table::Owners as usize].1).unwrap());
             transaction.commit().unwrap();
         }
