@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::auth::Gatekeeper;
 use crate::config::{Config, Durability, Limits};
 use crate::message::TopicHasher;
 use crate::metrics::Metrics;
 use crate::net::accept::{self, Bound, Listen, Listeners};
-use crate::net::admission::Gatekeeper;
+use crate::net::admission::Turnstile;
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::store::log::Settings;
@@ -116,7 +117,7 @@ impl Broker {
         let router = Router::spawn(shards, limits, hasher, metrics, store);
         router.replace_rules(self.config.rules).await;
         let Limits { queues, disk_bytes_max, memory_bytes_max, admission } = self.config.limits;
-        let gatekeeper = Arc::new(Gatekeeper::new(admission));
+        let turnstile = Arc::new(Turnstile::new(admission));
         router.queues().replace(queues);
         router.queues().set_memory_bytes_max(memory_bytes_max);
         router.replace_disk_limit(disk_bytes_max);
@@ -127,8 +128,10 @@ impl Broker {
         let connections = TaskTracker::new();
         let services = TaskTracker::new();
         let tasks = (connections.clone(), services.clone());
-        let Config { net, access, .. } = self.config;
-        Listeners::start(self.bound, router.clone(), net, access, gatekeeper, tasks, stop.clone());
+        let Config { net, authentication, .. } = self.config;
+        let gatekeeper = Arc::new(Gatekeeper::new(authentication));
+        let doors = (turnstile, gatekeeper);
+        Listeners::start(self.bound, router.clone(), net, doors, tasks, stop.clone());
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));

@@ -21,9 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::auth::Gatekeeper;
 use crate::metrics::RefuseReason;
 use crate::net::Limits;
-use crate::net::admission::Gatekeeper;
+use crate::net::admission::Turnstile;
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Peer};
@@ -32,7 +33,7 @@ use crate::net::tls::Tls;
 use crate::net::transport::{self, Opened};
 use crate::net::upgrade::WebSocketSettings;
 use crate::router::Router;
-use crate::session::authentication::{Access, Anonymous};
+use crate::session::authentication::Anonymous;
 
 pub use crate::net::socket::{BindError, Listen};
 
@@ -135,12 +136,11 @@ impl Listeners {
         bound: Vec<Bound>,
         router: Router,
         limits: Limits,
-        access: Access,
-        gatekeeper: Arc<Gatekeeper>,
+        (turnstile, gatekeeper): (Arc<Turnstile>, Arc<Gatekeeper>),
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
-        let serving = Arc::new(Serving { router, limits, access, gatekeeper, stop });
+        let serving = Arc::new(Serving { router, limits, turnstile, gatekeeper, stop });
         let listeners = Self { serving, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
         listeners.with_running(|list| *list = running);
