@@ -1,7 +1,7 @@
 //! What outlives the process: the log of records, and the tables that they fold into. Floor 3: owns threads
 //! and files, knows nothing of sessions and routes.
 
-pub use bodies::{Bodies, Body, Kept};
+pub use bodies::{Bodies, Body, Density, Kept};
 pub use database::{SetAside, TablesError, is_panic_expected};
 pub use place::Place;
 pub use recovered::{

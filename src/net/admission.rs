@@ -21,6 +21,8 @@ use crate::session::{Expiry, Opening};
 
 /// Addresses that are remembered.
 const ADDRESSES_MAX: usize = 100_000;
+/// The largest CONNECT while memory is short: enough for long names and passwords, and no large will.
+const SHORT_CONNECT_BYTES_MAX: u32 = 4096;
 
 /// How many connections there may be, and how fast they may come; 0 is no limit.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -155,6 +157,14 @@ pub(super) fn lacks_room(router: &Router, opening: &Opening) -> Option<&'static 
     let is_kept = opening.expiry != Expiry::WithConnection;
     (is_kept && router.is_disk_short())
         .then_some("the disk of the broker is full: try again later, or with a session that ends with the connection")
+}
+
+/// How large a CONNECT may be. Those that have begun hold what has come of them until they are too slow.
+pub(super) fn connect_bytes_max(router: &Router, bytes_max: u32) -> u32 {
+    match router.queues().is_memory_short() {
+        true => bytes_max.min(SHORT_CONNECT_BYTES_MAX),
+        false => bytes_max,
+    }
 }
 
 /// Whose the address is.

@@ -355,9 +355,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let Some(pause) = &mut self.pause else { return false };
         let Poll::Ready(then) = pause.poll(cx) else { return true };
         self.pause = None;
-        if let Some(reason) = then {
-            out.close.get_or_insert(reason);
-        }
+        out.close = out.close.take().or(then);
         false
     }
 

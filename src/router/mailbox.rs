@@ -275,6 +275,7 @@ impl Mailbox {
             messages: self.messages.load(Relaxed) + messages,
             bytes: self.bytes.load(Relaxed) + bytes,
             is_connected: self.is_connected(),
+            is_in_log: self.home == Home::Log,
         }
     }
 

@@ -87,6 +87,8 @@ pub(super) struct Held {
     pub(super) bytes: usize,
     /// Somebody may be taking them out.
     pub(super) is_connected: bool,
+    /// The log has them, too: dropping them gives little memory back.
+    pub(super) is_in_log: bool,
 }
 
 impl From<QueueLimits> for Arc<Queues> {
@@ -184,7 +186,7 @@ impl Queues {
 
     /// How much more a mailbox holds than it may.
     pub(super) fn excess(&self, held: Held, metrics: &Metrics) -> Held {
-        let bytes_max = match self.is_memory_short() {
+        let bytes_max = match self.is_memory_short() && !held.is_in_log {
             true => self.bytes_max.load(Relaxed).min(SHORT_BYTES_MAX),
             false => self.bytes_max.load(Relaxed),
         };
@@ -194,11 +196,7 @@ impl Queues {
             metrics.queued_bytes.value().saturating_sub(self.all_bytes_max.load(Relaxed));
         let messages = held.messages.saturating_sub(self.messages_max.load(Relaxed));
         let bytes = held.bytes.saturating_sub(bytes_max);
-        Held {
-            messages: messages.max(all_messages),
-            bytes: bytes.max(all_bytes as usize),
-            is_connected: held.is_connected,
-        }
+        Held { messages: messages.max(all_messages), bytes: bytes.max(all_bytes as usize), ..held }
     }
 
     /// Whether a mailbox holds twice what it may, and what one turn may bring: its session does not come round to

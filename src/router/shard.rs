@@ -565,7 +565,8 @@ mod tests {
     use crate::codec::{Packet, Properties, Publish, header_len};
     use crate::ids::ProtocolVersion::{V5, V311};
     use crate::message::{Collector, Incoming, TopicHasher};
-    use crate::router::mailbox::{Home, Inbox, QueueLimits, mailbox};
+    use crate::router::mailbox::{Home, Inbox, mailbox};
+    use crate::router::queues::{QueueLimits, QueuesLimits};
     use crate::subscriptions::Trie;
 
     /// A shard without a task, and the publisher.
@@ -736,6 +737,81 @@ mod tests {
         pair.shard.end_turn();
         let Some(Mail::Delivery(delivery)) = pair.publisher.try_next() else { panic!() };
         assert_eq!(delivery.vias[0].identifiers.iter().map(|id| id.get()).collect::<Vec<_>>(), [2]);
+    }
+
+    /// Of one turn as many are accepted as there is room for; nothing is done with the others.
+    #[test]
+    fn message_without_room_is_refused_before_anybody_gets_it() {
+        let mut pair = pair();
+        let each = QueueLimits { messages_max: 3, bytes_max: 10_000 };
+        let (messages_max, bytes_max) = (100, 100_000);
+        let limits = QueuesLimits { policy: Policy::Reject, each, messages_max, bytes_max };
+        pair.shard.queues.replace(limits);
+        let open = |session| {
+            let queues = pair.shard.queues.clone();
+            mailbox(SessionId(session), Home::Memory, None, queues, pair.shard.metrics.clone())
+        };
+        let (full, free) = (open(2), open(3));
+        let grant = Grant { qos: Qos::ExactlyOnce, ..grant(false) };
+        pair.subscribe(&full, "t", grant);
+        pair.subscribe(&free, "#", grant);
+        pair.publish(V5, &[("t", 1, 1), ("t", 1, 2)], false, Some(0));
+        let _ = pair.receipts();
+        // Somebody reads what one of them has.
+        let Some(Mail::Delivery(read)) = free.try_next() else { panic!("a delivery") };
+        free.mailbox().release(read.messages.into(), read.held_bytes);
+
+        let messages = [("t", 1, 3), ("t", 1, 4), ("other", 2, 5)];
+        pair.publish(V5, &messages, true, Some(1));
+        pair.shard.end_turn();
+        let Some(Mail::Refused { turn: 1, refused }) = pair.publisher.try_next() else {
+            panic!("a refusal")
+        };
+        assert_eq!(refused, [(PacketId::new(4).unwrap(), Shortage::Queue)]);
+        assert!(matches!(pair.publisher.try_next(), Some(Mail::Accepted { turn: 1, .. })));
+        let count = |inbox: &Inbox| {
+            let mails = std::iter::from_fn(|| inbox.try_next());
+            let messages = mails.filter_map(|mail| match mail {
+                Mail::Delivery(delivery) => Some(delivery.messages),
+                _ => None,
+            });
+            messages.sum::<u32>()
+        };
+        assert_eq!((count(&full), count(&free)), (3, 2));
+        assert_eq!(pair.shard.metrics.refused_for(Shortage::Queue), 1);
+        // At QoS 0 there is nobody to be told.
+        pair.publish(V5, &[("t", 0, 6)], false, None);
+        pair.shard.end_turn();
+        assert_eq!((count(&full), count(&free)), (0, 1));
+        assert_eq!(pair.shard.metrics.dropped_for(DropReason::QueueFull), 1);
+    }
+
+    /// It could not be told, so it will send all of it again: nothing may overtake what was refused.
+    #[test]
+    fn nothing_is_accepted_from_an_older_client_behind_what_was_refused() {
+        let mut pair = pair();
+        let each = QueueLimits { messages_max: 1, bytes_max: 10_000 };
+        let (messages_max, bytes_max) = (100, 100_000);
+        let limits = QueuesLimits { policy: Policy::Reject, each, messages_max, bytes_max };
+        pair.shard.queues.replace(limits);
+        let (queues, metrics) = (pair.shard.queues.clone(), pair.shard.metrics.clone());
+        let full = mailbox(SessionId(2), Home::Memory, None, queues, metrics);
+        pair.subscribe(&full, "t", Grant { qos: Qos::AtLeastOnce, ..grant(false) });
+        pair.publish(V311, &[("t", 1, 1), ("t", 1, 2), ("other", 1, 3)], false, Some(0));
+        pair.shard.end_turn();
+        full.mailbox().release(1, usize::MAX);
+        pair.publish(V311, &[("t", 1, 4)], false, Some(1));
+        pair.shard.end_turn();
+        let mut refused_ids = Vec::new();
+        while let Some(mail) = pair.publisher.try_next() {
+            if let Mail::Refused { refused, .. } = mail {
+                refused_ids.extend(refused.iter().map(|(id, _)| id.get()));
+            }
+        }
+        assert_eq!(refused_ids, [2, 3, 4]);
+        pair.publisher.mailbox().forget_refusal();
+        pair.publish(V311, &[("t", 1, 2)], false, Some(2));
+        assert_eq!(pair.receipts(), [(2, vec![])]);
     }
 
     #[test]

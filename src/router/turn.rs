@@ -128,8 +128,9 @@ impl Turn {
         publisher: SessionId,
     ) -> u64 {
         let mut left_out = 0;
+        let leaves_out = self.leaves_out && run.qos != Qos::AtMostOnce;
         for target in targets {
-            if self.leaves_out && self.must_leave_out(run, target) {
+            if leaves_out && self.must_leave_out(run, target) {
                 left_out += u64::from(run.count);
                 continue;
             }

@@ -464,6 +464,43 @@ mod tests {
         assert_eq!(queue.deliveries.len() + queue.stored.len(), 100);
     }
 
+    /// In memory, in the log, or in memory behind what is in the log.
+    #[test]
+    fn oldest_is_dropped_wherever_it_waits_and_written_down_as_done() {
+        let mut out = output();
+        let mut queue = Queue::default();
+        queue.push(delivery(1, AWAY_BYTES_MAX, Some(10)), true, &mut out);
+        queue.push(delivery(2, 100, Some(20)), true, &mut out);
+        queue.push(delivery(3, 100, None), true, &mut out);
+        queue.push(delivery(4, 100, Some(40)), true, &mut out);
+        out.tally = Default::default();
+        let durable = Some(SessionId(7));
+        for (number, bytes) in [(1, AWAY_BYTES_MAX), (2, AWAY_BYTES_MAX + 100)] {
+            assert!(queue.drop_oldest(number, durable, &mut out));
+            assert_eq!((out.tally.evicted, out.tally.released_messages), (number, number));
+            assert!(out.tally.released_bytes >= bytes, "{}", out.tally.released_bytes);
+        }
+        let (records, holds_output) = out.journal.take();
+        assert_eq!((records.len(), holds_output), (2 * (8 + 1 + 8 + 16), false));
+        assert!(queue.drop_oldest(3, durable, &mut out));
+        assert_eq!(positions(&queue.next_chunk().unwrap()), [40]);
+        queue.push(delivery(5, 100, None), true, &mut out);
+        // The chunk is on its way; what comes behind it is the oldest.
+        assert!(queue.drop_oldest(4, durable, &mut out));
+        assert!(!queue.drop_oldest(5, durable, &mut out));
+        queue.push_fetched(vec![delivery(4, 100, Some(40))]);
+        assert_eq!(taken(&mut queue, &mut out), [4]);
+    }
+
+    #[test]
+    fn part_of_a_run_in_the_log_can_be_dropped() {
+        let stored = Stored::of(&delivery(1, 100, Some(10)), &delivery(1, 100, Some(10)).pieces[0]);
+        let stored = Stored { count: 5, ..stored.unwrap() };
+        let rest = stored.without_first(2).unwrap();
+        assert_eq!((rest.first, rest.count, rest.skip, rest.len), (2, 3, 2, 100));
+        assert_eq!(rest.without_first(3), None);
+    }
+
     /// One message, all of whose `len` bytes are its number.
     fn delivery(number: u8, len: usize, logged_at: Option<u64>) -> Delivery {
         // The queue looks at no frame that it need not cut.

@@ -49,6 +49,15 @@ pub struct Kept {
     pub failed: Option<io::Error>,
 }
 
+/// Which segments are worth it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Density {
+    /// All: they are old.
+    Any,
+    /// Those of which less than half is needed: others would take more space in the tables.
+    Sparse,
+}
+
 /// What is needed of one record.
 #[derive(Debug)]
 struct Needed {
@@ -90,6 +99,7 @@ pub(super) fn keep(
     database: &Database,
     overlay: &mut Overlay,
     segments: &[LogPosition],
+    density: Density,
     read: &mut dyn FnMut(LogPosition, u32) -> io::Result<Vec<u8>>,
 ) -> Result<Kept, TablesError> {
     let stored_until = overlay.stored_until();
@@ -97,7 +107,20 @@ pub(super) fn keep(
     let mut segments: BTreeSet<LogPosition> = closed.copied().collect();
     let mut kept = Kept::default();
     let mut copies = Vec::new();
-    for (at, needed) in needed(overlay, &segments)? {
+    let needed = needed(overlay, &segments)?;
+    if density == Density::Sparse {
+        let mut bytes: BTreeMap<LogPosition, u64> = BTreeMap::new();
+        for (at, needed) in &needed {
+            let base = overlay.segments.base_of(*at).unwrap_or(*at);
+            *bytes.entry(base).or_default() += u64::from(needed.len);
+        }
+        let is_sparse = |base: &LogPosition| {
+            let needed = bytes.get(base).copied().unwrap_or(0);
+            needed < overlay.segments.len(*base) / 2
+        };
+        segments.retain(is_sparse);
+    }
+    for (at, needed) in needed {
         let Some(base) = overlay.segments.base_of(at).filter(|base| segments.contains(base)) else {
             continue;
         };

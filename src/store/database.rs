@@ -21,12 +21,12 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use redb::backends::FileBackend;
 use redb::{
-    DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageError,
-    TableDefinition, WriteTransaction,
+    CompactionError, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable,
+    StorageError, TableDefinition, WriteTransaction,
 };
 
 use crate::store::files::FILE_MODE;
@@ -109,6 +109,7 @@ macro_rules! from_errors {
 from_errors!(
     io::Error,
     redb::CommitError,
+    redb::CompactionError,
     redb::DatabaseError,
     redb::SetDurabilityError,
     redb::StorageError,
@@ -138,7 +139,8 @@ pub fn is_panic_expected() -> bool {
 /// See the module comment. A clone is the same database.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
-    engine: Arc<redb::Database>,
+    /// Written to be compacted only.
+    engine: Arc<RwLock<redb::Database>>,
 }
 
 /// Why a file does not open.
@@ -187,7 +189,7 @@ impl Database {
         // The engine trusts the pages of a file that was closed in order: it would take damaged rows for good
         // ones, or panic on them later.
         engine.check_integrity().map_err(refusal)?;
-        let database = Self { engine: Arc::new(engine) };
+        let database = Self { engine: Arc::new(RwLock::new(engine)) };
         if database.is_new().map_err(Refusal::Unusable)? {
             database.write(Self::make_tables).map_err(Refusal::Unusable)?;
         } else if database.lacks_owners().map_err(Refusal::Unusable)? {
@@ -205,13 +207,13 @@ impl Database {
     }
 
     fn is_new(&self) -> Result<bool, TablesError> {
-        Ok(self.engine.begin_read()?.list_tables()?.next().is_none())
+        Ok(self.engine().begin_read()?.list_tables()?.next().is_none())
     }
 
     /// Whether it is a file of ours, and of a version in which sessions belonged to nobody.
     fn lacks_owners(&self) -> Result<bool, TablesError> {
         let names: Vec<String> = self
-            .engine
+            .engine()
             .begin_read()?
             .list_tables()?
             .map(|table| redb::TableHandle::name(&table).to_owned())
@@ -241,9 +243,24 @@ impl Database {
         Ok(self)
     }
 
+    fn engine(&self) -> RwLockReadGuard<'_, redb::Database> {
+        self.engine.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves rows to the front of the file and cuts off its end; `false` where there is nothing to cut off, or a
+    /// [`Reader`] is alive.
+    pub(super) fn compact(&self) -> Result<bool, TablesError> {
+        let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
+        match engine.compact() {
+            Ok(compacted) => Ok(compacted),
+            Err(CompactionError::TransactionInProgress) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Sees what is committed now.
     pub(super) fn reader(&self) -> Result<Reader, TablesError> {
-        let moment = self.engine.begin_read()?;
+        let moment = self.engine().begin_read()?;
         let tables = TABLES.iter().map(|(_, definition)| moment.open_table(*definition));
         Ok(Reader { tables: tables.collect::<Result<_, _>>()? })
     }
@@ -253,7 +270,7 @@ impl Database {
         &self,
         change: impl FnOnce(&Writer) -> Result<(), TablesError>,
     ) -> Result<(), TablesError> {
-        let mut transaction = self.engine.begin_write()?;
+        let mut transaction = self.engine().begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
         let writer = Writer { transaction };
         change(&writer)?;
@@ -267,6 +284,11 @@ pub(super) struct Reader {
 }
 
 impl Reader {
+    /// Of no table.
+    pub(super) fn none() -> Self {
+        Self { tables: Vec::new() }
+    }
+
     /// What `read` makes of the row under `key`.
     pub(super) fn get<T>(
         &self,
@@ -431,7 +453,7 @@ mod tests {
             let (database, _) = Database::open(dir.path()).unwrap();
             let add = |rows: &mut Rows<'_>| put(rows, b"12345678", b"client");
             database.write(|writer| writer.rows(Table::Sessions, add)).unwrap();
-            let transaction = database.engine.begin_write().unwrap();
+            let transaction = database.engine().begin_write().unwrap();
             assert!(transaction.delete_table(TABLES[Table::Owners as usize].1).unwrap());
             transaction.commit().unwrap();
         }

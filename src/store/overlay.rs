@@ -120,6 +120,11 @@ impl Overlay {
         &self.reader
     }
 
+    /// Sees no row until [`Overlay::refresh`]: nobody may read meanwhile.
+    pub(super) fn leave(&mut self) {
+        self.reader = Reader::none();
+    }
+
     /// Another transaction than that of [`Overlay::write`] was made, when nothing had changed here.
     pub(super) fn refresh(&mut self, database: &Database) -> Result<(), TablesError> {
         self.reader = database.reader()?;

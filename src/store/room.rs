@@ -80,6 +80,16 @@ impl Room {
             || (max < u64::MAX && self.used_bytes() > max / 4 * 3 - self.reserve(max / 4 * 3))
     }
 
+    /// Whether there is a limit.
+    pub(super) fn is_limited(&self) -> bool {
+        self.bytes_max.load(Relaxed) < u64::MAX
+    }
+
+    /// Whether the tables take a large part of what there is.
+    pub(super) fn has_large_tables(&self) -> bool {
+        self.tables_bytes.load(Relaxed) > self.used_bytes() / 4
+    }
+
     /// Nothing will be given back by this process: the log may not grow much more.
     pub(super) fn give_up(&self) {
         let more = (STUCK_SEGMENTS_MAX + SPARE_SEGMENTS).saturating_mul(self.segment_bytes);

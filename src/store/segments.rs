@@ -78,6 +78,11 @@ impl Segments {
         self.by_base.get(&base).is_some_and(|segment| segment.end <= position)
     }
 
+    /// Positions that the segment has; those of the latest are not known.
+    pub(super) fn len(&self, base: LogPosition) -> u64 {
+        self.by_base.get(&base).map_or(0, |segment| segment.end.0.saturating_sub(base.0))
+    }
+
     /// Nothing is needed from it any more, and its row is gone.
     pub(super) fn forget(&mut self, base: LogPosition) {
         self.by_base.remove(&base);

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tracing::{error, info, warn};
@@ -22,7 +22,7 @@ use super::files::{Directory, DirectoryError, Files};
 use super::handle::{Clock, Store};
 use super::log::{Damage, Failure, Level, Log, OpenError, ReadError, SegmentInfo, Settings};
 use super::room::{DiskLimits, Room};
-use super::{Bodies, FoldError, Place, RecoveredState, Tables, TablesError};
+use super::{Bodies, Density, FoldError, Place, RecoveredState, Tables, TablesError};
 use crate::ids::LogPosition;
 use crate::record::{Messages, RecordError};
 
@@ -38,6 +38,8 @@ const SECOND_READ_AFTER: Duration = Duration::from_secs(2);
 const SEGMENTS_MAX: usize = 16;
 /// The same where there is little room on the disk.
 const TIGHT_SEGMENTS_MAX: usize = 4;
+/// Then space is looked for in what is still needed, no more often than this: it takes a look at all queues.
+const RELIEF_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why a broker cannot begin with these data. Files that are merely damaged are set aside and reported instead.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +141,7 @@ pub fn start_with(
     let room = Arc::new(Room::new(log.clone(), disk));
     room.measure(dir, &Tables::path(dir));
     let store = Store::new(log.clone(), tables.bodies(), room.clone(), level, Clock::start());
-    let work = Work { log, tables, room, dir: dir.to_owned() };
+    let work = Work { log, tables, room, dir: dir.to_owned(), relieved_at: None };
     let checkpointer = Checkpointer::start(work).map_err(StartError::Thread)?;
     Ok(Started { store, recovered, checkpointer })
 }
@@ -208,6 +210,8 @@ struct Work {
     tables: Tables,
     room: Arc<Room>,
     dir: PathBuf,
+    /// The last time that space was looked for.
+    relieved_at: Option<Instant>,
 }
 
 impl Work {
@@ -252,17 +256,29 @@ impl Work {
         self.tables.flush(until)?;
         let segments = self.log.segments();
         self.retire(&segments);
-        let segments_max = if self.room.is_tight() { TIGHT_SEGMENTS_MAX } else { SEGMENTS_MAX };
+        let is_tight = self.room.is_tight();
+        if is_tight && self.relieved_at.is_some_and(|at| at.elapsed() < RELIEF_INTERVAL) {
+            return Ok(());
+        }
+        let segments_max = if is_tight { TIGHT_SEGMENTS_MAX } else { SEGMENTS_MAX };
         let excess = segments.len().saturating_sub(segments_max);
         let old: Vec<LogPosition> = segments.iter().take(excess).map(|it| it.base).collect();
         if !old.is_empty() {
             let log = &self.log;
-            let kept = self.tables.keep_bodies(&old, &mut |at, len| read_frames(log, at, len))?;
+            let density = if self.room.is_limited() { Density::Sparse } else { Density::Any };
+            let read = &mut |at, len| read_frames(log, at, len);
+            let kept = self.tables.keep_bodies(&old, density, read)?;
             if let Some(error) = kept.failed {
                 warn!(%error, "an old segment of the log cannot be read");
             }
             self.tables.flush(until)?;
             self.retire(&segments);
+        }
+        if is_tight {
+            if self.room.has_large_tables() {
+                self.tables.compact()?;
+            }
+            self.relieved_at = Some(Instant::now());
         }
         Ok(())
     }

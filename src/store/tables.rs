@@ -18,7 +18,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::bodies::{self, Bodies, Kept};
+use super::bodies::{self, Bodies, Density, Kept};
 use super::database::{Database, FILE_NAME, SetAside, TablesError};
 use super::fold::fold;
 use super::overlay::Overlay;
@@ -145,10 +145,20 @@ impl Tables {
     pub fn keep_bodies(
         &mut self,
         segments: &[LogPosition],
+        density: Density,
         read: &mut dyn FnMut(LogPosition, u32) -> io::Result<Vec<u8>>,
     ) -> Result<Kept, TablesError> {
         self.flush(self.folded)?;
-        bodies::keep(&self.database, &mut self.overlay, segments, read)
+        bodies::keep(&self.database, &mut self.overlay, segments, density, read)
+    }
+
+    /// Gives back to the disk what the file of the tables does not need any more. Returns whether that was anything;
+    /// not where somebody reads at the same moment. It takes its time, and nothing may wait to be flushed.
+    pub fn compact(&mut self) -> Result<bool, TablesError> {
+        self.overlay.leave();
+        let compacted = self.database.compact();
+        self.overlay.refresh(&self.database)?;
+        compacted
     }
 
     /// Reads what was copied, on any thread.

@@ -230,6 +230,25 @@ fn who_publishes_faster_than_allowed_is_slowed_down() {
     broker.stop();
 }
 
+#[test]
+fn address_with_as_many_connections_as_it_may_have_gets_no_other_until_one_is_over() {
+    let broker = Broker::start_configured("connections_per_address_max = 2");
+    let first = Client::connect(&broker, V5);
+    let _second = Client::connect(&broker, V311);
+    Client::raw(broker.addr(), V5).assert_closed();
+    first.disconnect();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut third = Client::raw(broker.addr(), V5);
+        third.send_in_vain(&Hello::new(V5, "third").bytes());
+        if matches!(third.next(), Got::ConnAck(..)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the place is not given back");
+    }
+    broker.stop();
+}
+
 /// Memory of the whole process: who asks for more is refused with a code.
 #[test]
 fn broker_that_is_short_of_memory_refuses_by_code() {

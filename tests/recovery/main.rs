@@ -37,6 +37,7 @@ mod broker;
 mod damage;
 mod downtime;
 mod history;
+mod limits;
 mod link;
 mod message;
 mod mourner;

@@ -14,7 +14,7 @@ use mailboxqtt::record::{
     HEADER_BYTES, Messages, MessagesWriter, Owner, OwnerRule, Recipient, Record, Span, Targets,
     Terms, Will,
 };
-use mailboxqtt::store::{Place, Tables};
+use mailboxqtt::store::{Density, Place, Tables};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -456,7 +456,7 @@ impl History {
             Ok(it.frames[..len as usize].to_vec())
         };
         self.tables.flush(self.end).unwrap();
-        let kept = self.tables.keep_bodies(&chosen, &mut read).unwrap();
+        let kept = self.tables.keep_bodies(&chosen, Density::Any, &mut read).unwrap();
         let broken = broken.filter(|_| kept.failed.is_some());
         self.emptied.extend(chosen.iter().filter(|base| Some(**base) != broken));
         for base in &chosen {
