@@ -1,8 +1,11 @@
 //! Puts the parts together, serves, and stops them in an order that loses nothing. Floor 6, called by
 //! `main` and by tests.
 
+mod handle;
+
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +24,11 @@ use crate::store::log::Settings;
 use crate::store::start::{StartError, Started};
 use crate::{store, sys};
 
+use handle::Requests;
+
+pub use handle::Handle;
+pub use handle::ReplaceError;
+
 /// Time for all clients to be told that the broker stops.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
 
@@ -29,6 +37,8 @@ pub struct Broker {
     config: Config,
     bound: Vec<Bound>,
     durable: Option<Durable>,
+    handle: Handle,
+    requests: Requests,
 }
 
 /// What outlives the process.
@@ -64,7 +74,8 @@ impl Broker {
         let listeners = std::mem::take(&mut config.listeners).into_iter();
         let bound = listeners.map(Bound::bind).collect::<Result<_, _>>()?;
         let durable = config.durability.as_ref().map(open).transpose().map_err(BindError::Data)?;
-        Ok(Self { config, bound, durable })
+        let (handle, requests) = Handle::new();
+        Ok(Self { config, bound, durable, handle, requests })
     }
 
     /// Its listeners, in the order of the settings.
@@ -83,6 +94,11 @@ impl Broker {
     /// How many router shards it will have.
     pub fn shards(&self) -> usize {
         self.config.shards
+    }
+
+    /// The way to it while it runs.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Serves until `shutdown` is ready, then stops: no new clients, what was received is routed, and so
@@ -111,21 +127,28 @@ impl Broker {
         let services = TaskTracker::new();
         let tasks = (connections.clone(), services.clone());
         let Config { net, access, .. } = self.config;
-        Listeners::start(self.bound, router.clone(), net, access, tasks, stop.clone());
+        let listeners =
+            Listeners::start(self.bound, router.clone(), net, access, tasks, stop.clone());
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));
         services.spawn(relieve_mailboxes(router.clone(), stop.clone()));
 
-        tokio::select! {
-            () = shutdown => (),
-            failure = failed(failure) => {
-                // No goodbye: what waits for the log would go out with it.
-                let error = LogFailed(failure);
-                error!(%error, "shutting down");
-                return Err(error);
+        let mut requests = self.requests;
+        let (mut shutdown, mut failure) = (pin!(shutdown), pin!(failed(failure)));
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                request = requests.next() => request.answer(&listeners),
+                failure = &mut failure => {
+                    // No goodbye: what waits for the log would go out with it.
+                    let error = LogFailed(failure);
+                    error!(%error, "shutting down");
+                    return Err(error);
+                }
             }
         }
+        drop(requests);
         info!(clients = connections.len(), "shutting down");
         stop.cancel();
         services.close();

@@ -8,6 +8,7 @@
 //! check makes of it has a field in [`Config`]. What must not be printed is a [`Secret`].
 
 mod arguments;
+mod change;
 mod check;
 mod file;
 mod import;
@@ -31,9 +32,12 @@ use crate::{auth, net, router};
 
 pub use arguments::Arguments;
 pub use arguments::Command;
+pub use change::Change;
+pub use change::is_reloaded;
 pub use file::DurabilityLevel;
 pub use file::DurabilityOverride;
 pub use file::File;
+pub use file::LogFormat;
 pub use import::Import;
 pub use import::ImportError;
 pub use import::import;

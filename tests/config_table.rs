@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mailboxqtt::config::{File, Scalar, Schema, variable};
+use mailboxqtt::config::{File, Scalar, Schema, is_reloaded, variable};
 use toml::{Table, Value};
 
 const DOCUMENT: &str = "docs/config.md";
@@ -73,7 +73,8 @@ fn section(
     let heads = text.len();
     let place = sections.len();
     sections.push(String::new());
-    let _ = writeln!(text, "| key | default | environment | meaning |\n|---|---|---|---|");
+    let _ =
+        writeln!(text, "| key | default | environment | SIGHUP | meaning |\n|---|---|---|---|---|");
     let defaults = defaults(path);
     for (key, schema) in schema.keys() {
         let field = fields.get(*key).unwrap_or_else(|| panic!("`{name}` has no field `{key}`"));
@@ -100,7 +101,9 @@ fn section(
         };
         let environment = environment.map_or("–".to_owned(), |name| format!("`{name}`"));
         let comment = field.comment.replace('|', "\\|");
-        let _ = writeln!(text, "| `{key}` | {default} | {environment} | {comment} |");
+        let keys: Vec<&str> = path.iter().map(|step| step.key).chain([*key]).collect();
+        let reload = if is_reloaded(&keys.join(".")) { "yes" } else { "restart" };
+        let _ = writeln!(text, "| `{key}` | {default} | {environment} | {reload} | {comment} |");
     }
     assert!(text.len() > heads);
     sections[place] = text;

@@ -93,7 +93,9 @@ impl Bound {
 
 /// All listeners of a broker that serves.
 pub struct Listeners {
-    serving: Arc<Serving>,
+    /// Of connections that are still to come.
+    serving: Arc<ArcSwap<Serving>>,
+    stop: CancellationToken,
     running: Mutex<Vec<Running>>,
     /// The connections.
     tasks: TaskTracker,
@@ -110,7 +112,7 @@ struct Running {
 
 /// What the connections of a listener share.
 struct Port {
-    serving: Arc<Serving>,
+    serving: Arc<ArcSwap<Serving>>,
     settings: ArcSwap<Settings>,
     connections: AtomicUsize,
 }
@@ -138,11 +140,19 @@ impl Listeners {
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
-        let serving = Arc::new(Serving { router, limits, access, stop });
-        let listeners = Self { serving, running: Mutex::default(), tasks, services };
+        let serving = Serving { router, limits, access, stop: stop.clone() };
+        let serving = Arc::new(ArcSwap::from_pointee(serving));
+        let listeners = Self { serving, stop, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
         listeners.with_running(|list| *list = running);
         listeners
+    }
+
+    /// Gives these to the connections that come later.
+    pub fn renew(&self, limits: Limits, access: Access) {
+        let Serving { router, stop, .. } = &**self.serving.load();
+        let (router, stop) = (router.clone(), stop.clone());
+        self.serving.store(Arc::new(Serving { router, limits, access, stop }));
     }
 
     /// Takes the addresses of `settings` on which nobody listens yet. Nothing changes before
@@ -196,7 +206,7 @@ impl Listeners {
         let settings = ArcSwap::from_pointee(settings);
         let connections = AtomicUsize::new(0);
         let port = Arc::new(Port { serving: self.serving.clone(), settings, connections });
-        let stop = self.serving.stop.child_token();
+        let stop = self.stop.child_token();
         self.services.spawn(accept(socket, port.clone(), self.tasks.clone(), stop.clone()));
         Running { listen, port, stop }
     }
@@ -234,13 +244,14 @@ impl Port {
     /// Starts the task of a connection, unless there are too many.
     fn serve(self: &Arc<Self>, accepted: Accepted, tasks: &TaskTracker) {
         let settings = self.settings.load_full();
-        let metrics = self.serving.router.metrics();
+        let serving = self.serving.load_full();
+        let metrics = serving.router.metrics();
         metrics.sockets_opened.add(1);
         let address = match accepted {
             Accepted::Tcp(_, address) => address,
             Accepted::Unix(_) => Address::Unix,
         };
-        let total_max = self.serving.limits.connections_max;
+        let total_max = serving.limits.connections_max;
         let is_full = self.connections.load(Relaxed) >= settings.connections_max;
         if is_full || tasks.len() >= total_max {
             let max = if is_full { settings.connections_max } else { total_max };
@@ -251,7 +262,6 @@ impl Port {
         self.connections.fetch_add(1, Relaxed);
         let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
         let peer = Peer { address, certificate_user: None, listener: settings };
-        let serving = self.serving.clone();
         match accepted {
             Accepted::Tcp(stream, _) => {
                 if let Err(error) = stream.set_nodelay(true) {
@@ -288,7 +298,8 @@ impl Port {
             let opened = opening.await;
             if let Some(Opened { mut connection, address }) = opened {
                 let reason = connection.run().await;
-                Box::pin(port.serving.close(connection, reason, address)).await;
+                let serving = port.serving.load_full();
+                Box::pin(async move { serving.close(connection, reason, address).await }).await;
             }
             port.connections.fetch_sub(1, Relaxed);
         });

@@ -1,0 +1,85 @@
+//! What a broker that serves can be asked for. Floor 6, used by `main`.
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::Config;
+use crate::net::accept::{BindError, Listeners};
+
+/// The way to a [`Broker`](crate::broker::Broker) that runs.
+#[derive(Clone, Debug)]
+pub struct Handle(mpsc::Sender<Request>);
+
+/// Requests, for the broker.
+#[derive(Debug)]
+pub(super) struct Requests(mpsc::Receiver<Request>);
+
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Say when clients are served.
+    Serving(oneshot::Sender<()>),
+    /// Go on with these settings.
+    Replace(Box<Config>, oneshot::Sender<Result<(), BindError>>),
+}
+
+/// Why the settings are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    /// A new listener cannot have its address.
+    #[error(transparent)]
+    Listener(#[from] BindError),
+    /// It stops.
+    #[error("the broker is about to end")]
+    Ending,
+}
+
+impl Handle {
+    pub(super) fn new() -> (Self, Requests) {
+        let (sender, receiver) = mpsc::channel(1);
+        (Self(sender), Requests(receiver))
+    }
+
+    /// Waits until clients are served; `false` if that will never be.
+    pub async fn serving(&self) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Request::Serving(answer)).await.is_ok() && answered.await.is_ok()
+    }
+
+    /// Goes on with the settings of `config` that can change at run time: listeners with their certificates, who
+    /// may connect, and the limits of connections and sessions, which are for those that come later. Nobody is
+    /// disconnected. An error changes nothing.
+    pub async fn replace(&self, config: Config) -> Result<(), ReplaceError> {
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Replace(Box::new(config), answer);
+        self.0.send(request).await.map_err(|_| ReplaceError::Ending)?;
+        Ok(answered.await.map_err(|_| ReplaceError::Ending)??)
+    }
+}
+
+impl Requests {
+    /// The next one; never ready when nobody can ask any more.
+    pub(super) async fn next(&mut self) -> Request {
+        match self.0.recv().await {
+            Some(request) => request,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Request {
+    /// Does it, on a broker that serves.
+    pub(super) fn answer(self, listeners: &Listeners) {
+        // Whoever asked may have gone away.
+        match self {
+            Self::Serving(answer) => drop(answer.send(())),
+            Self::Replace(config, answer) => drop(answer.send(replace(*config, listeners))),
+        }
+    }
+}
+
+/// All that can fail comes first.
+fn replace(config: Config, listeners: &Listeners) -> Result<(), BindError> {
+    let prepared = listeners.prepare(config.listeners)?;
+    listeners.renew(config.net, config.access);
+    listeners.replace(prepared);
+    Ok(())
+}
