@@ -119,6 +119,7 @@ impl Broker {
         };
         let Config { shards, router: limits, .. } = self.config;
         let router = Router::spawn(shards, limits, hasher, metrics, store);
+        router.replace_rules(self.config.rules).await;
         if let Some(recovered) = recovered {
             router.recover(recovered, self.config.net.session).await;
         }
@@ -139,7 +140,7 @@ impl Broker {
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
-                request = requests.next() => request.answer(&listeners),
+                request = requests.next() => request.answer(&listeners, &router).await,
                 failure = &mut failure => {
                     // No goodbye: what waits for the log would go out with it.
                     let error = LogFailed(failure);

@@ -8,8 +8,10 @@
 //! check makes of it has a field in [`Config`]. What must not be printed is a [`Secret`].
 
 mod arguments;
+mod authorisation;
 mod change;
 mod check;
+mod explain;
 mod file;
 mod import;
 mod layers;
@@ -24,16 +26,26 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access::Rules;
 use crate::net::accept;
 use crate::session::authentication::Access;
 use crate::store::handle::Override;
 use crate::store::log::Level;
 use crate::{auth, net, router};
 
+pub use arguments::AclCommand;
 pub use arguments::Arguments;
 pub use arguments::Command;
+pub use authorisation::Authorisation;
+pub use authorisation::AuthorisationRule;
+pub use authorisation::InvalidAuthorisation;
+pub use authorisation::RuleAction;
+pub use authorisation::RulePermission;
 pub use change::Change;
 pub use change::is_reloaded;
+pub use explain::Explain;
+pub use explain::ExplainAction;
+pub use explain::Unexplained;
 pub use file::DurabilityLevel;
 pub use file::DurabilityOverride;
 pub use file::File;
@@ -69,6 +81,8 @@ pub struct Config {
     pub access: Access,
     /// For `router`.
     pub router: router::Limits,
+    /// For `router`.
+    pub rules: Rules,
     /// For `sys`.
     pub sys_interval: Duration,
 }
@@ -130,6 +144,9 @@ pub enum InvalidConfig {
     /// Users that cannot be.
     #[error("setting `scram_users`: {0}")]
     User(#[from] auth::InvalidUser),
+    /// Rules that cannot be read.
+    #[error(transparent)]
+    Authorisation(#[from] InvalidAuthorisation),
     /// Neither said nor to be found out.
     #[error(
         "there is no place for the data: set `data_dir` (--data-dir DIR), or HOME, or keep nothing \

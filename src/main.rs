@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use mailboxqtt::auth::{self, Credential};
 use mailboxqtt::broker::{Broker, Handle};
-use mailboxqtt::config::{self, Arguments, Change, Command, File};
+use mailboxqtt::config::{self, AclCommand, Arguments, Change, Command, Explain, File};
 use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,11 +24,37 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     end_on_panic();
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    if let Some(Command::Acl(AclCommand::Explain(question))) = &arguments.command {
+        return explain(question);
+    }
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mailboxqtt: {}", sentence(&error));
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what the rules say; the exit code says it, too.
+fn explain(question: &Explain) -> ExitCode {
+    let answer = || -> anyhow::Result<bool> {
+        let arguments = Arguments { config: question.config.clone(), ..Arguments::default() };
+        let authorisation = match &question.acl_file {
+            Some(_) => config::Authorisation::default(),
+            None => arguments.settings()?.file.authorisation,
+        };
+        let (is_allowed, sentence) = question.answer(&authorisation)?;
+        print(&format!("{sentence}\n"))?;
+        Ok(is_allowed)
+    };
+    match answer() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("mailboxqtt: {}", sentence(&error));
+            ExitCode::from(2)
         }
     }
 }
@@ -59,7 +85,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.command {
         Some(Command::ScramUser { name, iterations }) => return scram_user(name, *iterations),
         Some(Command::Import { file }) => return import(file),
-        None => (),
+        // `main` has an exit code of its own for it.
+        Some(Command::Acl(_)) | None => (),
     }
     let settings = arguments.settings()?;
     if arguments.print_config {

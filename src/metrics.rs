@@ -215,6 +215,12 @@ pub struct Metrics {
     pub acks_unknown: Counter,
     /// Clients that did not prove, on connecting or anew, who they are, where they have to.
     pub authentications_failed: Counter,
+    /// Messages and wills that the rules do not let their clients publish.
+    pub publishes_denied: Counter,
+    /// Filters of which the rules let nothing come to the client that asked for them.
+    pub subscriptions_denied: Counter,
+    /// CONNECTs refused for their will, or because another user has the session.
+    pub connects_denied: Counter,
     /// Clients that are connected.
     pub clients_connected: Gauge,
     /// Sessions, with and without a client.

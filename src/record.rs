@@ -28,8 +28,11 @@ pub use messages::MessagesWriter;
 pub use messages::Recipient;
 pub use messages::Target;
 pub use messages::Targets;
+pub use owner::Owner;
+pub use owner::OwnerRule;
 
 mod messages;
+mod owner;
 
 /// Bytes before the kind of each record: checksum and length.
 pub const HEADER_BYTES: usize = 8;
@@ -152,6 +155,13 @@ pub enum Record<'a> {
         /// Its name.
         topic: &'a str,
     },
+    /// The session belongs to somebody from here on. A session without this record belongs to nobody.
+    Owned {
+        /// Whose.
+        session: SessionId,
+        /// Who that is.
+        owner: Owner<'a>,
+    },
 }
 
 /// What a connection brought for its session.
@@ -201,6 +211,7 @@ mod kind {
     pub(super) const SUBSCRIBED: u8 = 13;
     pub(super) const UNSUBSCRIBED: u8 = 14;
     pub(super) const RETAINED_GONE: u8 = 15;
+    pub(super) const OWNED: u8 = 16;
 }
 
 impl<'a> Record<'a> {
@@ -257,6 +268,10 @@ impl<'a> Record<'a> {
                 put_text(filter, out);
             }
             Self::RetainedGone { topic } => put_text(topic, out),
+            Self::Owned { session, owner } => {
+                out.put_u64_le(session.0);
+                owner.encode(out);
+            }
         }
         end(start, out);
     }
@@ -266,7 +281,7 @@ impl<'a> Record<'a> {
         let Some((&kind, mut body)) = record.split_first() else {
             return Err(RecordError::Malformed(0));
         };
-        if !(kind::MESSAGES..=kind::RETAINED_GONE).contains(&kind) {
+        if !(kind::MESSAGES..=kind::OWNED).contains(&kind) {
             return Err(RecordError::UnknownKind(kind));
         }
         let record = decode_body(kind, &mut body).filter(|_| body.is_empty());
@@ -290,6 +305,7 @@ impl<'a> Record<'a> {
             Self::Subscribed { .. } => kind::SUBSCRIBED,
             Self::Unsubscribed { .. } => kind::UNSUBSCRIBED,
             Self::RetainedGone { .. } => kind::RETAINED_GONE,
+            Self::Owned { .. } => kind::OWNED,
         }
     }
 }
@@ -334,6 +350,7 @@ fn decode_body<'a>(kind: u8, body: &mut &'a [u8]) -> Option<Record<'a>> {
             Record::Subscribed { session, grant, filter: take_text(body)? }
         }
         kind::UNSUBSCRIBED => Record::Unsubscribed { session, filter: take_text(body)? },
+        kind::OWNED => Record::Owned { session, owner: Owner::decode(body)? },
         _ => return None,
     })
 }
@@ -532,6 +549,8 @@ mod tests {
         let (session, id) = (SessionId(1), PacketId::new(65_535).unwrap());
         let first_id = PacketId::FIRST;
         let span = Span { at: LogPosition(1 << 40), first: 3, count: 4 };
+        let (denies, is_publish, is_subscribe) = (true, false, true);
+        let rule = OwnerRule { denies, is_publish, is_subscribe, filter: "a/#" };
         let will = Will { frame: b"frame", version: ProtocolVersion::V5, delay_s: 10 };
         let identifier = NonZeroU32::new(268_435_455);
         let qos = Qos::AtLeastOnce;
@@ -553,6 +572,8 @@ mod tests {
             Record::Subscribed { session, filter: "a/+", grant },
             Record::Unsubscribed { session, filter: "a/+" },
             Record::RetainedGone { topic: "a/b" },
+            Record::Owned { session, owner: Owner { user: None, rules: Vec::new() } },
+            Record::Owned { session, owner: Owner { user: Some("bob"), rules: vec![rule, rule] } },
         ]
     }
 }

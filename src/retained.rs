@@ -147,12 +147,13 @@ impl Store {
         }
     }
 
-    /// The next chunk of `replay` as deliveries of at most one of each kind, and what is left of it. With No
-    /// Local the messages of `reader` are left out [MQTT-3.8.3-3].
+    /// The next chunk of `replay` as deliveries of at most one of each kind, and what is left of it. Topics that the reader
+    /// may not receive are left out. With No Local the messages of `reader` are left out [MQTT-3.8.3-3].
     pub fn replay(
         &self,
         mut replay: Replay,
         reader: Option<&ClientId>,
+        may_receive: impl Fn(&str) -> bool,
         now: Instant,
     ) -> (Vec<Delivery>, Option<Replay>) {
         let mut chunk = Chunk::default();
@@ -171,6 +172,7 @@ impl Store {
                     && !is_own
                     && stored.stored_at <= replay.stored_until
                     && filter.matches(topic)
+                    && may_receive(topic)
                 {
                     chunk.add(stored, grant.qos, via.as_ref());
                 }
@@ -298,7 +300,7 @@ mod tests {
         let (mut messages, mut chunks) = (0, 0);
         let mut next = Some(replay(&store, &["site/+/value"]));
         while let Some(replay) = next {
-            let (deliveries, rest) = store.replay(replay, None, Instant::now());
+            let (deliveries, rest) = store.replay(replay, None, |_| true, Instant::now());
             let chunk: u32 = deliveries.iter().map(|delivery| delivery.messages).sum();
             assert!(chunk <= CHUNK_MESSAGES as u32);
             messages += chunk;
@@ -317,7 +319,7 @@ mod tests {
         let pending = replay(&store, &["#"]);
         set(&mut store, "b", "new");
 
-        let (deliveries, rest) = store.replay(pending, None, Instant::now());
+        let (deliveries, rest) = store.replay(pending, None, |_| true, Instant::now());
         assert!(rest.is_none());
         assert_eq!(deliveries.iter().map(|delivery| delivery.messages).sum::<u32>(), 1);
     }
@@ -329,7 +331,8 @@ mod tests {
             set(&mut store, topic, "x");
         }
         let found = |filter| {
-            let (deliveries, _) = store.replay(replay(&store, &[filter]), None, Instant::now());
+            let (deliveries, _) =
+                store.replay(replay(&store, &[filter]), None, |_| true, Instant::now());
             deliveries.iter().map(|delivery| delivery.messages).sum::<u32>()
         };
         assert_eq!(found("a/#"), 3);
@@ -347,7 +350,7 @@ mod tests {
         store.set("b", Retain { expires_after: Some(2 * minute), ..retain("1", now) });
         store.set("c", retain("1", now));
         let found = |store: &Store, now| {
-            let (deliveries, _) = store.replay(replay(store, &["#"]), None, now);
+            let (deliveries, _) = store.replay(replay(store, &["#"]), None, |_| true, now);
             deliveries.iter().map(|delivery| delivery.messages).sum::<u32>()
         };
         assert_eq!(found(&store, now), 3);

@@ -7,10 +7,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::access::Authorizer;
 use crate::codec::{Delivery as Flow, Packet, Properties, Publish, header_len};
 use crate::ids::{ClientId, ProtocolVersion, Qos, SessionId};
 use crate::message::{Collector, Incoming, TopicHasher, shard_of};
-use crate::metrics::Metrics;
+use crate::metrics::{DropReason, Metrics};
+use crate::router::denials::Denials;
 use crate::router::keeper::RetainedLimits;
 use crate::router::links::Links;
 use crate::router::mailbox::{Expiring, Home, Inbox, Mailbox, QueueLimits, mailbox};
@@ -18,16 +20,19 @@ use crate::router::registry::{Due, Parked, Registry};
 use crate::router::route::{Routes, Subscriber};
 use crate::router::shard::{Command, Publication, ShardHandle};
 use crate::router::sharing::Strategy;
-use crate::session::{Request, Retained, Session, Will};
+use crate::session::{Denial, Request, Retained, Session, Will};
 use crate::store::handle::Store;
 use crate::subscriptions::Trie;
 use crate::topic::TopicFilter;
 
+mod authorising;
 mod bell;
 mod deadline;
+mod denials;
 mod expiring;
 mod fetching;
 mod handover;
+pub mod holder;
 mod journal;
 pub mod keeper;
 pub mod links;
@@ -60,6 +65,9 @@ pub struct Router {
     hasher: TopicHasher,
     limits: Limits,
     metrics: Arc<Metrics>,
+    /// The rules that are in force.
+    authorizer: Arc<Authorizer>,
+    denials: Arc<Denials>,
     /// Where sessions outlive the process, if they do.
     store: Option<Store>,
     /// Sessions in whose mailboxes messages wait that will expire.
@@ -91,7 +99,21 @@ impl Router {
         let run_id = hasher.hash(b"");
         let registry = Arc::default();
         let (expiring, crowded) = (flume::unbounded(), flume::unbounded());
-        Self { shards, trie, registry, hasher, limits, metrics, store, expiring, crowded, run_id }
+        let (authorizer, denials) = (Arc::default(), Arc::default());
+        Self {
+            shards,
+            trie,
+            registry,
+            hasher,
+            limits,
+            metrics,
+            authorizer,
+            denials,
+            store,
+            expiring,
+            crowded,
+            run_id,
+        }
     }
 
     /// How many shards there are.
@@ -209,8 +231,19 @@ impl Router {
         }
     }
 
-    /// Publishes what a client left behind, in the name of its session.
+    /// Publishes what a client left behind, in the name of its session, if it still may.
     pub async fn publish_will(&self, will: Will, mailbox: &Arc<Mailbox>) {
+        let holder = mailbox.holder();
+        let decision = holder.rights.may_publish(&will.topic);
+        if !decision.is_allowed() {
+            self.metrics.dropped(DropReason::NotAuthorized, 1);
+            self.metrics.publishes_denied.add(1);
+            if let Some(client_id) = mailbox.client_id() {
+                let denial = Denial::new("publish a will", &will.topic, &decision);
+                self.denials.report(client_id, holder.user.as_ref(), &denial);
+            }
+            return;
+        }
         let mut collector = self.collector();
         collector.begin(will.version, Instant::now());
         let Will { qos, retain, expires, .. } = will;

@@ -25,6 +25,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::access::Rights;
 use crate::codec::{
     Ack, Disconnect, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode, header_len,
 };
@@ -36,6 +37,7 @@ use crate::session::aliases::ReceivedAliases;
 use crate::session::authentication::Reauthentication;
 use crate::session::incoming::{Incoming, Novelty, Verdict};
 use crate::session::outgoing::{Outgoing, Step};
+use crate::session::permission::Permission;
 use crate::session::refusal::{NO_OPEN_MESSAGE, PublishRefusal, has_wrong_format};
 use crate::session::subscribing::Subscribing;
 use crate::topic::TopicFilter;
@@ -49,6 +51,7 @@ mod incoming;
 mod journal;
 mod outgoing;
 mod output;
+mod permission;
 mod queue;
 mod refusal;
 mod remembered;
@@ -64,6 +67,7 @@ pub use connect::Opening;
 pub use connect::Refusal;
 pub use connect::negotiate;
 pub use journal::Journal;
+pub use output::Denial;
 pub use output::Output;
 pub use output::Request;
 pub use output::Retained;
@@ -114,6 +118,7 @@ pub struct Session {
     incoming: Incoming,
     outgoing: Outgoing,
     subscribing: Subscribing,
+    permission: Permission,
     will: Option<Will>,
     expiry: Expiry,
     /// `None` for a client that is not authenticated. Boxed, because most are not.
@@ -148,6 +153,7 @@ impl Session {
             incoming: Incoming::default(),
             outgoing: Outgoing::new(),
             subscribing: Subscribing::default(),
+            permission: Permission::default(),
             will: None,
             expiry: Expiry::WithConnection,
             reauthentication: None,
@@ -170,6 +176,7 @@ impl Session {
         self.link = Link { durable: self.durable, ..opening.link.clone() };
         self.is_away = false;
         self.last_heard = now;
+        self.permission = Permission::new(opening.rights.clone());
         self.will = opening.will.clone();
         self.expiry = opening.expiry;
         self.aliases.clear();
@@ -188,6 +195,11 @@ impl Session {
         self.subscribing.detach();
         self.reauthentication = None;
         self.will.take().filter(|_| reason.publishes_will())
+    }
+
+    /// What the client may do from now on.
+    pub fn set_rights(&mut self, rights: Rights) {
+        self.permission = Permission::new(rights);
     }
 
     /// How long the session outlives its connection.
@@ -281,8 +293,14 @@ impl Session {
         if let Err(reason) = self.limits.availability.check_publish(qos, retain) {
             return out.close(reason);
         }
-        let is_system = self.topic_of(publish, alias).starts_with("$SYS/");
-        let refusal = is_system.then_some(PublishRefusal::SystemTopic).or(format);
+        let topic = topic_of(&self.aliases, publish, alias);
+        let refusal = if topic.starts_with("$SYS/") {
+            Some(PublishRefusal::SystemTopic)
+        } else if !self.permission.may_publish(topic) {
+            Some(PublishRefusal::NotAllowed)
+        } else {
+            format
+        };
         if let Some(id) = publish.delivery.id()
             && self.receive(id, qos, refusal, out) == Novelty::Repeated
         {
@@ -290,12 +308,16 @@ impl Session {
         }
         if let Some(refusal) = refusal {
             refusal.count(&mut out.tally);
+            if refusal == PublishRefusal::NotAllowed {
+                let topic = topic_of(&self.aliases, publish, alias);
+                out.deny("publish", topic, &self.permission.rights().may_publish(topic));
+            }
             if (qos, refusal) == (Qos::AtMostOnce, PublishRefusal::PayloadFormat) {
                 out.close(CloseReason::PayloadFormatInvalid);
             }
             return;
         }
-        let topic = self.topic_of(publish, alias);
+        let topic = topic_of(&self.aliases, publish, alias);
         let message = Arrival { topic, qos, retain, expires };
         match alias {
             None => out.routes.add(message, place.frame, place.topic_at),
@@ -439,14 +461,6 @@ impl Session {
         Ok(())
     }
 
-    /// The topic itself, or the one that its alias stands for.
-    fn topic_of<'t>(&'t self, publish: &Publish<'t>, alias: Option<u16>) -> &'t str {
-        match alias.and_then(|alias| self.aliases.get(alias)) {
-            Some(topic) => topic,
-            None => publish.topic,
-        }
-    }
-
     /// A QoS 1 or 2 message arrived: an answer is due at the end of the turn.
     fn receive(
         &mut self,
@@ -488,7 +502,8 @@ impl Session {
         {
             return out.close(reason);
         }
-        self.subscribing.subscribe(packet, &self.limits, &self.link, out);
+        let rights = self.permission.rights();
+        self.subscribing.subscribe(packet, &self.limits, rights, &self.link, out);
     }
 
     fn disconnect(&mut self, packet: &Disconnect<'_>, out: &mut Output) {
@@ -504,6 +519,18 @@ impl Session {
             ReasonCode::Success => CloseReason::Disconnected,
             reason => CloseReason::DisconnectedWithReason(reason.as_u8()),
         });
+    }
+}
+
+/// The topic itself, or the one that its alias stands for.
+fn topic_of<'t>(
+    aliases: &'t ReceivedAliases,
+    publish: &Publish<'t>,
+    alias: Option<u16>,
+) -> &'t str {
+    match alias.and_then(|alias| aliases.get(alias)) {
+        Some(topic) => topic,
+        None => publish.topic,
     }
 }
 

@@ -65,6 +65,9 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("errors/protocol", metrics.protocol_errors.value()),
         ("errors/acknowledgements", metrics.acks_unknown.value()),
         ("errors/authentication", metrics.authentications_failed.value()),
+        ("access/denied/publish", metrics.publishes_denied.value()),
+        ("access/denied/subscribe", metrics.subscriptions_denied.value()),
+        ("access/denied/connect", metrics.connects_denied.value()),
         // Of the process: one per connection, one per shard and a few more. A leak shows here.
         ("tasks", Handle::current().metrics().num_alive_tasks() as u64),
     ];

@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("metrics", 0),
     ("codec", 1),
     ("record", 1),
+    ("access", 1),
     ("session", 2),
     ("subscriptions", 2),
     ("retained", 2),

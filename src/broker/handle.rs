@@ -4,6 +4,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
 use crate::net::accept::{BindError, Listeners};
+use crate::router::Router;
 
 /// The way to a [`Broker`](crate::broker::Broker) that runs.
 #[derive(Clone, Debug)]
@@ -45,8 +46,8 @@ impl Handle {
     }
 
     /// Goes on with the settings of `config` that can change at run time: listeners with their certificates, who
-    /// may connect, and the limits of connections and sessions, which are for those that come later. Nobody is
-    /// disconnected. An error changes nothing.
+    /// may connect, what they may do, and the limits of connections and sessions, which are for those that come
+    /// later. An error changes nothing.
     pub async fn replace(&self, config: Config) -> Result<(), ReplaceError> {
         let (answer, answered) = oneshot::channel();
         let request = Request::Replace(Box::new(config), answer);
@@ -67,18 +68,21 @@ impl Requests {
 
 impl Request {
     /// Does it, on a broker that serves.
-    pub(super) fn answer(self, listeners: &Listeners) {
+    pub(super) async fn answer(self, listeners: &Listeners, router: &Router) {
         // Whoever asked may have gone away.
         match self {
             Self::Serving(answer) => drop(answer.send(())),
-            Self::Replace(config, answer) => drop(answer.send(replace(*config, listeners))),
+            Self::Replace(config, answer) => {
+                drop(answer.send(replace(*config, listeners, router).await));
+            }
         }
     }
 }
 
 /// All that can fail comes first.
-fn replace(config: Config, listeners: &Listeners) -> Result<(), BindError> {
+async fn replace(config: Config, listeners: &Listeners, router: &Router) -> Result<(), BindError> {
     let prepared = listeners.prepare(config.listeners)?;
+    router.replace_rules(config.rules).await;
     listeners.renew(config.net, config.access);
     listeners.replace(prepared);
     Ok(())

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use crate::auth;
 use crate::config::layers::{Layers, Settings};
 use crate::config::read::read;
-use crate::config::{DurabilityLevel, InvalidConfig};
+use crate::config::{DurabilityLevel, Explain, InvalidConfig};
 use crate::store::start::default_dir;
 
 /// An MQTT broker for 3.1.1 and 5.0 that uses all cores.
@@ -85,6 +85,19 @@ pub enum Command {
         #[arg(value_parser = clap::value_parser!(u32).range(i64::from(auth::ITERATIONS_MIN)..))]
         iterations: u32,
     },
+
+    /// Ask the rules of access
+    #[command(subcommand)]
+    Acl(AclCommand),
+}
+
+/// What the rules are asked.
+#[derive(Clone, Debug, Subcommand)]
+pub enum AclCommand {
+    /// Say whether a client may publish to a topic or subscribe to a filter, and which rule decides it
+    ///
+    /// Exit code 0 is allowed, 1 is denied, 2 is a question without an answer.
+    Explain(Explain),
 }
 
 const EXAMPLES: &str = "\
@@ -105,6 +118,10 @@ Users, who log in with MQTT 5 and SCRAM-SHA-256:
 
 Coming from mosquitto:
   mailboxqtt import /etc/mosquitto/mosquitto.conf > mailboxqtt.toml
+
+Rules of access:
+  mailboxqtt acl explain sensor-1 alice publish home/kitchen --config mailboxqtt.toml
+  mailboxqtt acl explain sensor-1 - subscribe 'home/#' --acl-file /etc/mosquitto/acl
 
 Environment, over the settings file and under the arguments:
   MAILBOXQTT_<KEY>

@@ -95,6 +95,7 @@ impl File {
         if durability.as_ref().is_some_and(|it| it.dir.as_os_str().is_empty()) {
             return Err(InvalidConfig::NoDataDir);
         }
+        let rules = self.authorisation.load()?;
         // Files that are not connections: standard streams, listener, epoll, a margin.
         let connections_possible = files_max.saturating_sub(32).max(1);
         Ok(Config {
@@ -145,6 +146,7 @@ impl File {
                 },
                 sharing: self.shared_strategy,
             },
+            rules,
             sys_interval: Duration::from_secs(self.sys_interval_s.into()),
         })
     }

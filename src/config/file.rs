@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Listener, Secret};
+use crate::config::{Authorisation, Listener, Secret};
 use crate::router::sharing::Strategy;
 use crate::store::log::Level;
 
@@ -85,6 +85,8 @@ pub struct File {
     pub log_format: LogFormat,
     /// Levels for the messages to some topics, in place of `durability`; the first filter that matches counts.
     pub durability_overrides: Vec<DurabilityOverride>,
+    /// Who may publish and receive what.
+    pub authorisation: Authorisation,
     /// Who may log in by SCRAM-SHA-256, with what `mailboxqtt scram-user` prints for each.
     pub scram_users: BTreeMap<String, Secret>,
     /// Listeners with settings of their own, see [listeners](listeners.md).
@@ -127,6 +129,7 @@ impl Default for File {
             sys_interval_s: 10,
             log_format: LogFormat::default(),
             durability_overrides: Vec::new(),
+            authorisation: Authorisation::default(),
             scram_users: BTreeMap::new(),
             listeners: Vec::new(),
         }

@@ -259,6 +259,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // The gates are looked at whenever there was mail.
                 Mail::Safe => (),
                 Mail::Expire => may_have_expired = true,
+                Mail::Rights(rights) => self.session.set_rights(rights),
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }
@@ -429,6 +430,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.dropped(DropReason::Unreadable, tally.unreadable);
         metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
         metrics.acks_unknown.add(tally.acks_unknown);
+        if !out.denials.is_empty() {
+            metrics.publishes_denied.add(tally.publishes_denied);
+            metrics.subscriptions_denied.add(tally.subscriptions_denied);
+            let user = self.inbox.mailbox().holder().user;
+            self.router.report(self.claim.client_id(), user.as_ref(), &out.denials);
+            out.denials.clear();
+        }
         if tally.subscriptions != 0 {
             metrics.subscriptions.add(tally.subscriptions);
         }
@@ -622,7 +630,7 @@ mod tests {
             password: None,
         };
         let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
-        let claim = router.registry().claim(&opening.client_id).await.unwrap();
+        let claim = router.registry().claim(&opening.client_id, None).await.unwrap();
         let session = Box::new(Session::new(LIMITS, &opening, Instant::now()));
         let inbox = router.open_mailbox(Some(&opening.client_id), Home::Memory);
         let parked = Parked { session, inbox, expires_at: None, will: None };

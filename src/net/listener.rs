@@ -16,7 +16,7 @@ use crate::net::handshake::{HandshakeError, authenticate, read_hello};
 use crate::net::peer::{Address, Peer};
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
-use crate::router::registry::{Claim, Parked, WaitingWill};
+use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
 use crate::session::authentication::{Access, Admission};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
@@ -85,11 +85,19 @@ impl Serving {
         let introduction = timeout_at(until, self.introduce(stream, peer)).await;
         let (opening, rest) = introduction.map_err(|_| HandshakeError::TooSlow)??;
         // A claim ends another connection, so whoever makes one has proved who he is.
-        let Ok(claim) = self.router.registry().claim(&opening.client_id).await else {
-            debug!(peer = %peer.address, client = %opening.client_id, "a newer connection has the client id");
-            return Ok(None);
-        };
-        Ok(Some((opening, claim, rest)))
+        let client = &opening.client_id;
+        match self.router.registry().claim(client, opening.user()).await {
+            Ok(claim) => Ok(Some((opening, claim, rest))),
+            Err(ClaimError::Superseded) => {
+                debug!(peer = %peer.address, %client, "a newer connection has the client id");
+                Ok(None)
+            }
+            Err(ClaimError::NotOwner) => {
+                self.router.metrics().connects_denied.add(1);
+                let explanation = "the client identifier is another user's: choose one of your own";
+                Err(opening.refusal(ReasonCode::NotAuthorized, explanation).into())
+            }
+        }
     }
 
     /// Reads the CONNECT, settles the terms and finds out who the client is. Returns what it sent behind
@@ -120,6 +128,12 @@ impl Serving {
         opening.authenticated =
             authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
         opening.check_room(&self.limits.session)?;
+        opening.rights = self.router.rights_of(&opening);
+        if let Err((refusal, denial)) = opening.check_will() {
+            metrics.connects_denied.add(1);
+            self.router.report(&opening.client_id, opening.user(), &[denial]);
+            return Err(refusal.into());
+        }
         Ok((opening, rest))
     }
 
@@ -176,11 +190,14 @@ impl Serving {
         stream: S,
         opening: &Opening,
         claim: Claim,
-        parked: Parked,
+        mut parked: Parked,
         was_present: bool,
         received: Vec<u8>,
     ) -> Connection<S> {
         claim.announce(parked.inbox.mailbox());
+        self.router.hold(&parked, opening);
+        // From here on whoever replaces the rules finds the session; before they may have been replaced unseen.
+        parked.session.set_rights(self.router.refresh_rights(parked.inbox.mailbox()));
         if self.stop.is_cancelled() {
             // Whoever told the owners to go may have looked before we were one.
             parked.inbox.mailbox().send(Mail::ShuttingDown);
@@ -248,7 +265,10 @@ impl Serving {
         } else {
             self.router.write_disconnected(&parked);
             self.router.hand_over(&mut parked.session, &parked.inbox, false).await;
+            let mailbox = parked.inbox.mailbox().clone();
             claim.park(parked, self.router.registry());
+            // While the session changed hands, whoever replaced the rules did not see it.
+            self.router.refresh_rights(&mailbox);
         }
         write_last(&mut stream, &last_words).await;
     }

@@ -142,7 +142,7 @@ mod tests {
             password: None,
         };
         let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
-        let claim = router.registry.claim(&opening.client_id).await.unwrap();
+        let claim = router.registry.claim(&opening.client_id, None).await.unwrap();
         let mut session = Box::new(Session::new(LIMITS, &opening, Instant::now()));
         session.detach(&CloseReason::Lost("gone".into()));
         let inbox = router.open_mailbox(Some(&opening.client_id), Home::Memory);

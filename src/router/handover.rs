@@ -102,7 +102,11 @@ pub(super) fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) 
             }
             Mail::Fetched { fetched, lost } => session.handle_fetched(fetched, lost, out),
             // Nobody is connected who could go, and whoever takes the mail also looks for what has expired.
-            Mail::TakenOver { .. } | Mail::ShuttingDown | Mail::Expire | Mail::Safe => (),
+            Mail::TakenOver { .. }
+            | Mail::ShuttingDown
+            | Mail::Expire
+            | Mail::Safe
+            | Mail::Rights(_) => (),
         }
     }
 }

@@ -5,9 +5,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::access::{Action, Permission, Rule};
 use crate::ids::LogPosition;
-use crate::record::{Record, Terms, Will};
+use crate::record::{Owner, OwnerRule, Record, Terms, Will};
 use crate::router::Router;
+use crate::router::holder::Holder;
 use crate::router::mailbox::{Home, Mail, Mailbox};
 use crate::router::registry::Parked;
 use crate::session::{Opening, Output};
@@ -58,6 +60,9 @@ impl Router {
             let client_id = opening.client_id.as_str();
             Record::SessionBegan { session, client_id }.encode(&mut records);
         }
+        if let Some(owner) = owner_of(&mailbox.holder()) {
+            Record::Owned { session, owner }.encode(&mut records);
+        }
         let will = opening.will.as_ref().map(|will| Will {
             frame: &will.frame,
             version: will.version,
@@ -98,6 +103,25 @@ impl Router {
             self.settle().await;
             append(store, &Record::SessionEnded { session: mailbox.session() });
         }
+    }
+}
+
+/// `None` where the session belongs to nobody: then it did before, too.
+fn owner_of(holder: &Holder) -> Option<Owner<'_>> {
+    let Holder { user, rules, .. } = holder;
+    let belongs = user.is_some() || !rules.is_empty();
+    belongs.then(|| Owner {
+        user: user.as_ref().map(|user| user.as_str()),
+        rules: rules.iter().map(owner_rule).collect(),
+    })
+}
+
+fn owner_rule(rule: &Rule) -> OwnerRule<'_> {
+    OwnerRule {
+        denies: rule.permission == Permission::Deny,
+        is_publish: matches!(rule.action, Action::Publish | Action::All),
+        is_subscribe: matches!(rule.action, Action::Subscribe | Action::All),
+        filter: rule.filter.as_str(),
     }
 }
 

@@ -53,14 +53,15 @@ impl Keeper {
         self.gone.drain(..)
     }
 
-    /// The next chunk of `replay`, and what is left of it.
+    /// The next chunk of `replay`, of those topics that its reader may receive, and what is left of it.
     pub(super) fn replay(
         &self,
         replay: Replay,
         reader: Option<&ClientId>,
+        may_receive: impl Fn(&str) -> bool,
         now: Instant,
     ) -> (Vec<Delivery>, Option<Replay>) {
-        self.store.replay(replay, reader, now)
+        self.store.replay(replay, reader, may_receive, now)
     }
 
     /// The replay of what matches `filters`, if there may be anything; `token` comes back with it.

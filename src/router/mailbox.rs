@@ -10,15 +10,17 @@
 //! acknowledged (bytes). At the limit a delivery is dropped and counted. Everything else that goes
 //! through a mailbox is a direct answer to something the session sent, so the session bounds it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
+use crate::access::Rights;
 use crate::ids::{ClientId, PacketId, SessionId};
 use crate::message::{Delivery, Kind, Replay, Stored};
 use crate::metrics::{DropReason, Metrics};
 use crate::router::bell::Bell;
+use crate::router::holder::Holder;
 
 /// What may wait in memory for a client that is away, if it is in the log.
 const CROWD_BYTES: usize = 256 * 1024;
@@ -63,6 +65,8 @@ pub enum Mail {
     Safe,
     /// Messages that wait may have expired: drop them.
     Expire,
+    /// Other rules are in force, and this is what they give the client.
+    Rights(Rights),
     /// Another connection wants the session. Meant for every owner with an older ticket: the mail may
     /// still be there when the session has a new owner.
     TakenOver {
@@ -106,6 +110,8 @@ pub struct Mailbox {
     expiring: Option<Expiring>,
     /// Bytes that came while the client was away, since somebody has looked.
     crowd_bytes: AtomicUsize,
+    /// Looked at when routes are compiled and connections begin, never for each message.
+    holder: Mutex<Holder>,
     bell: Bell,
     metrics: Arc<Metrics>,
 }
@@ -148,6 +154,7 @@ pub fn mailbox(
         may_expire: AtomicBool::new(false),
         expiring,
         crowd_bytes: AtomicUsize::new(0),
+        holder: Mutex::default(),
         bell: Bell::default(),
         metrics,
     };
@@ -168,6 +175,26 @@ impl Mailbox {
     /// The client whose session it is; `None` for the broker's own.
     pub fn client_id(&self) -> Option<&ClientId> {
         self.expiring.as_ref().map(|expiring| &expiring.client_id)
+    }
+
+    /// Whose session it is, and what may come into it.
+    pub fn holder(&self) -> Holder {
+        self.lock_holder().clone()
+    }
+
+    /// Sets whose session it is. Returns who it was.
+    pub fn set_holder(&self, holder: Holder) -> Holder {
+        std::mem::replace(&mut *self.lock_holder(), holder)
+    }
+
+    /// Whether the rules let messages of `topic` come into it.
+    pub fn may_receive(&self, topic: &str) -> bool {
+        self.lock_holder().rights.may_receive(topic).is_allowed()
+    }
+
+    fn lock_holder(&self) -> MutexGuard<'_, Holder> {
+        // It is only ever replaced as a whole.
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether another message could be queued, if `messages` with `bytes` were on their way already.

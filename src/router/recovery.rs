@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tracing::{info, warn};
 
+use crate::access::{Action, Permission, Rights, Rule};
 use crate::codec::PublishView;
 use crate::ids::{ClientId, PacketId, ProtocolVersion, Qos, SessionId};
 use crate::message::{Batch, Buffer, Delivery, Kind, Piece, Run, Stored, Via, shard_of};
 use crate::metrics::DropReason;
-use crate::record::Record;
+use crate::record::{Owner, OwnerRule, Record};
 use crate::router::Router;
+use crate::router::holder::Holder;
 use crate::router::journal::append;
 use crate::router::mailbox::{Home, Inbox, Mailbox};
 use crate::router::registry::{Parked, WaitingWill};
 use crate::router::shard::Command;
+use crate::session::authentication::UserName;
 use crate::session::{self, Output, Remembered, Session, Will};
 use crate::store::handle::Store;
 use crate::store::{
@@ -95,6 +98,10 @@ impl Router {
         }
         let inbox = self.open_mailbox_of(session, Some(&client_id), Home::Log);
         inbox.mailbox().set_connected(false);
+        let mut holder = recovered.owner.as_deref().and_then(holder).unwrap_or_default();
+        holder.rights = self.rights_of_holder(&holder, &client_id);
+        let user = holder.user.clone();
+        inbox.mailbox().set_holder(holder);
         let subscriptions = parse_filters(&recovered);
         let mut sent: Vec<(PacketId, Delivery)> = Vec::new();
         for RecoveredSent { first_id, run } in &recovered.sent {
@@ -127,7 +134,7 @@ impl Router {
             Box::new(WaitingWill { will, due_at })
         });
         let parked = Parked { session: parked_session, inbox, expires_at, will };
-        match self.registry.claim(&client_id).await {
+        match self.registry.claim(&client_id, user.as_ref()).await {
             Ok(mut claim) => {
                 // The end of an earlier session of this client was not written any more.
                 if let Some(earlier) = claim.take(&self.registry) {
@@ -184,6 +191,23 @@ impl Router {
         self.metrics.dropped(DropReason::Unreadable, run.place.count.into());
         append(store, &Record::Done { session, span: run.place.span() });
     }
+}
+
+/// Whose the session was; its rights have to be made out.
+fn holder(mut row: &[u8]) -> Option<Holder> {
+    let Owner { user, rules } = Owner::decode(&mut row)?;
+    let rule = |rule: &OwnerRule<'_>| {
+        let permission = if rule.denies { Permission::Deny } else { Permission::Allow };
+        let action = match (rule.is_publish, rule.is_subscribe) {
+            (true, true) => Action::All,
+            (true, false) => Action::Publish,
+            (false, _) => Action::Subscribe,
+        };
+        // It was one when it was written.
+        Some(Rule { permission, action, filter: TopicFilter::parse(rule.filter).ok()? })
+    };
+    let rules = rules.iter().filter_map(rule).collect();
+    Some(Holder { user: user.map(UserName::new), rules, rights: Rights::UNRESTRICTED })
 }
 
 fn parse_filters(recovered: &RecoveredSession) -> Vec<(TopicFilter, crate::message::Grant)> {

@@ -10,6 +10,12 @@
 //! waiter that sees a newer one gives up, an owner that sees one is told by [`Mail::TakenOver`]. So
 //! a thousand connections with one id cost one handover, not a thousand.
 //!
+//! # Owners
+//!
+//! A session belongs to the user that its client has proved to be. Nobody else gets it, ends it, or ends the connection that has
+//! it: a claim of another user is refused before it takes a ticket. A session of an anonymous client goes to whoever
+//! claims it, and belongs to him from then on if he has proved who he is.
+//!
 //! # Deadlines
 //!
 //! A session whose client is away ends when its expiry interval has passed, and a will that waits with it
@@ -40,6 +46,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use crate::ids::{ClientId, SessionId};
 use crate::router::deadline::{Deadline, Deadlines};
 use crate::router::mailbox::{Home, Inbox, Mail, Mailbox};
+use crate::session::authentication::UserName;
 use crate::session::{Session, Will};
 
 /// What [`Registry::due`] takes out at once; the rest follows.
@@ -98,6 +105,8 @@ pub struct Registry {
 /// The place of one client id.
 #[derive(Debug, Default)]
 struct Slot {
+    /// Whose the session is, or will be; `None` for an anonymous client.
+    user: Mutex<Option<UserName>>,
     newest_ticket: AtomicU64,
     ticket_taken: Notify,
     /// Who has to be told when somebody else comes.
@@ -141,10 +150,16 @@ pub struct Claim {
     ticket: u64,
 }
 
-/// A newer connection with the same client id has come.
+/// Why there is no [`Claim`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("a newer connection with the same client identifier has come")]
-pub struct Superseded;
+pub enum ClaimError {
+    /// A newer connection with the same client id has come.
+    #[error("a newer connection with the same client identifier has come")]
+    Superseded,
+    /// The session of the client id belongs to somebody else.
+    #[error("the session of the client identifier belongs to another user")]
+    NotOwner,
+}
 
 impl Registry {
     /// Sessions of earlier processes have had the identifiers up to `greatest`.
@@ -157,10 +172,16 @@ impl Registry {
         SessionId(self.sessions.fetch_add(1, Relaxed))
     }
 
-    /// Becomes the owner of `client_id`: whoever is it now is told to go, and is waited for.
-    pub async fn claim(&self, client_id: &ClientId) -> Result<Claim, Superseded> {
+    /// Becomes the owner of `client_id`: whoever is it now is told to go, and is waited for. `user` is who the client has
+    /// proved to be; where the session belongs to another one, nothing happens.
+    pub async fn claim(
+        &self,
+        client_id: &ClientId,
+        user: Option<&UserName>,
+    ) -> Result<Claim, ClaimError> {
         loop {
             let slot = self.slots.entry(client_id.clone()).or_default().clone();
+            slot.admit(user)?;
             let ticket = slot.newest_ticket.fetch_add(1, SeqCst) + 1;
             slot.ticket_taken.notify_waiters();
             if let Some(owner) = slot.owner() {
@@ -184,6 +205,21 @@ impl Registry {
             Err(_) => return Visit::InUse(slot.owner()),
         }
         Visit::Done
+    }
+
+    /// Every client id that has a session, or just gets one or loses it.
+    pub(super) fn client_ids(&self) -> Vec<ClientId> {
+        self.slots.iter().map(|slot| slot.key().clone()).collect()
+    }
+
+    /// The mailbox of its session; none while that is changing hands.
+    pub(super) fn mailbox_of(&self, client_id: &ClientId) -> Option<Arc<Mailbox>> {
+        let mut mailbox = None;
+        let visited = self.visit(client_id, |it| mailbox = Some(it.inbox.mailbox().clone()));
+        match visited {
+            Visit::InUse(owner) => owner,
+            Visit::Done | Visit::NoSession => mailbox,
+        }
     }
 
     /// Tells every connected session something.
@@ -296,6 +332,16 @@ impl Parked {
 }
 
 impl Slot {
+    /// Whether the session may go to `user`; then it is his.
+    fn admit(&self, user: Option<&UserName>) -> Result<(), ClaimError> {
+        let mut owner = self.user.lock().unwrap_or_else(PoisonError::into_inner);
+        if owner.is_some() && owner.as_ref() != user {
+            return Err(ClaimError::NotOwner);
+        }
+        *owner = user.cloned();
+        Ok(())
+    }
+
     fn owner(&self) -> Option<Arc<Mailbox>> {
         self.owner.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -307,12 +353,12 @@ impl Slot {
     async fn wait_for_place(
         self: Arc<Self>,
         ticket: u64,
-    ) -> Result<OwnedMutexGuard<Place>, Superseded> {
+    ) -> Result<OwnedMutexGuard<Place>, ClaimError> {
         let mut place = std::pin::pin!(self.place.clone().lock_owned());
         loop {
             let taken = self.ticket_taken.notified();
             if self.newest_ticket.load(SeqCst) != ticket {
-                return Err(Superseded);
+                return Err(ClaimError::Superseded);
             }
             tokio::select! {
                 place = &mut place => return Ok(place),
@@ -470,7 +516,7 @@ mod tests {
     }
 
     async fn claim(registry: &Registry, number: usize) -> Claim {
-        registry.claim(&client(number)).await.unwrap()
+        registry.claim(&client(number), None).await.unwrap()
     }
 
     async fn park(registry: &Registry, number: usize, expiry_s: u32, will_delay_s: Option<u32>) {
@@ -597,7 +643,7 @@ mod tests {
         park(&registry, 1, 1, None).await;
         let first = claim(&registry, 1).await;
         let id = client(1);
-        let mut second = Box::pin(registry.claim(&id));
+        let mut second = Box::pin(registry.claim(&id, None));
         assert!(tokio::time::timeout(seconds(5), &mut second).await.is_err());
         // The lock goes to the one who waits, and the deadline is long over.
         drop(first);
@@ -616,7 +662,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for number in 0..DUE_MAX + 1 {
             let parked = parked(&registry, now, 1, None);
-            let claim = runtime.block_on(registry.claim(&client(number))).unwrap();
+            let claim = runtime.block_on(registry.claim(&client(number), None)).unwrap();
             claim.park(parked, &registry);
         }
         assert_eq!(registry.take_due(now).len(), 0);
@@ -679,7 +725,8 @@ mod tests {
                         assert_eq!((ended, published), (to_end, to_publish), "seed {seed}");
                     }
                     1 if !claims.contains_key(&number) => {
-                        let mut claim = runtime.block_on(registry.claim(&client(number))).unwrap();
+                        let mut claim =
+                            runtime.block_on(registry.claim(&client(number), None)).unwrap();
                         let parked = claim.take(&registry);
                         let expected = away.remove(&number);
                         let found = parked.as_ref().map(|parked| {

@@ -3,6 +3,9 @@
 //! The trie is touched only to compile a route. A route is valid while the trie's generation has not
 //! moved; exact subscriptions touch only the route of their own topic.
 //!
+//! A route has only those whom the rules let receive its topic. Whoever changes their rights moves the generation, so a message
+//! costs no look at any rule.
+//!
 //! # Limits
 //!
 //! At most [`ROUTES_MAX`] routes and [`ROUTES_BYTES_MAX`] bytes; at the limit those that were not used since the last time are
@@ -173,13 +176,14 @@ impl Routes {
         Some(route)
     }
 
-    /// The members of the shared subscription `filter`, if it has any.
+    /// The members of the shared subscription `filter` that may receive `topic`, if there are any.
     pub(super) fn group(
         &mut self,
         filter: &TopicFilter,
+        topic: &str,
         outboxes: &mut Vec<Outbox>,
     ) -> Option<Group> {
-        self.trie.group(filter).map(|found| self.group_of(found, outboxes))
+        self.trie.group(filter).and_then(|found| self.group_of(found, topic, outboxes))
     }
 
     /// The exact subscriptions of `topic` have changed.
@@ -214,6 +218,7 @@ impl Routes {
         let mut order = Vec::new();
         let mut add = |session, subscriber: &Subscriber| match found.get_mut(&session) {
             Some(earlier) => earlier.add(subscriber.grant),
+            None if !subscriber.mailbox.may_receive(text) => (),
             None => {
                 order.push(session);
                 found.insert(session, Matched::new(subscriber));
@@ -230,8 +235,9 @@ impl Routes {
         let matched = order.iter().filter_map(|session| found.remove(session));
         let target = |matched: Matched| matched.target(self.outbox(&matched.mailbox, outboxes));
         let targets: Vec<Target> = matched.map(target).collect();
-        let groups = matches.groups.into_iter().map(|found| self.group_of(found, outboxes));
-        let groups: Vec<Group> = groups.collect();
+        let groups = matches.groups.into_iter();
+        let groups: Vec<Group> =
+            groups.filter_map(|found| self.group_of(found, text, outboxes)).collect();
         let is_durable = targets.iter().chain(groups.iter().flat_map(|group| &group.members)).any(
             |target: &Target| outboxes.get(target.outbox as usize).is_some_and(Outbox::is_durable),
         );
@@ -248,7 +254,12 @@ impl Routes {
         self.table.insert_unique(hash, route, |route| route.hash);
     }
 
-    fn group_of(&mut self, found: GroupMatch<Subscriber>, outboxes: &mut Vec<Outbox>) -> Group {
+    fn group_of(
+        &mut self,
+        found: GroupMatch<Subscriber>,
+        topic: &str,
+        outboxes: &mut Vec<Outbox>,
+    ) -> Option<Group> {
         let target = |(_, subscriber): (SessionId, Subscriber)| {
             let identifiers = subscriber.grant.identifier.into_iter().collect();
             let share = Some(found.filter.clone());
@@ -259,8 +270,10 @@ impl Routes {
                 own: None,
             }
         };
-        let members = found.members.into_iter().map(target).collect();
-        Group { members, cursor: found.cursor }
+        let may_receive = |(_, it): &(SessionId, Subscriber)| it.mailbox.may_receive(topic);
+        let members: Vec<Target> =
+            found.members.into_iter().filter(may_receive).map(target).collect();
+        (!members.is_empty()).then_some(Group { members, cursor: found.cursor })
     }
 
     fn outbox(&mut self, mailbox: &Arc<Mailbox>, outboxes: &mut Vec<Outbox>) -> u32 {

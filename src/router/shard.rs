@@ -283,7 +283,10 @@ impl Shard {
             Command::Share(again) => self.share_again(&again),
             Command::Replay { mailbox, replay } => {
                 let now = Instant::now();
-                let (mut deliveries, rest) = self.keeper.replay(replay, mailbox.client_id(), now);
+                let rights = mailbox.holder().rights;
+                let may_receive = |topic: &str| rights.may_receive(topic).is_allowed();
+                let reader = mailbox.client_id();
+                let (mut deliveries, rest) = self.keeper.replay(replay, reader, may_receive, now);
                 if let Some(store) = &self.store {
                     log::replayed(&mut deliveries, &mailbox, store);
                 }
@@ -357,7 +360,9 @@ impl Shard {
         let ShareAgain { batch, filter, from, logged } = again;
         let (from, logged) = (*from, *logged);
         self.turn.begin_batch();
-        let Some(group) = self.routes.group(filter, &mut self.turn.outboxes) else {
+        let topic = batch.runs.first().map(|run| batch.topic(run)).unwrap_or_default();
+        let topic = str::from_utf8(topic).unwrap_or_default();
+        let Some(group) = self.routes.group(filter, topic, &mut self.turn.outboxes) else {
             let messages = batch.runs.iter().map(|run| u64::from(run.count)).sum();
             self.metrics.dropped(DropReason::SessionEnded, messages);
             return log::moved(&mut self.turn, batch, from, logged);

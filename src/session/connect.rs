@@ -8,12 +8,15 @@
 //!   Response Information and reason strings; a client that cannot take the rest is refused.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::access::{Rights, Rule};
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion, SessionId};
+use crate::session::Denial;
 use crate::session::Limits;
-use crate::session::authentication::Authenticated;
+use crate::session::authentication::{Authenticated, UserName};
 use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
 use crate::topic::check_topic_name;
@@ -104,6 +107,10 @@ pub struct Opening {
     pub link: Link,
     /// Set by the caller once the client has proved who it is; `None` for an anonymous one.
     pub authenticated: Option<Authenticated>,
+    /// Set by the caller: what the client's token says about what it may do. Empty without a token.
+    pub rules: Arc<[Rule]>,
+    /// Set by the caller: what it may do.
+    pub rights: Rights,
     /// The client sent no identifier.
     assigned: bool,
     /// The client has to ping at least this often, whatever it asked for.
@@ -167,6 +174,8 @@ pub fn negotiate(
         will,
         link,
         authenticated: None,
+        rules: Arc::default(),
+        rights: Rights::UNRESTRICTED,
         assigned,
         server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
         is_expiry_lowered: expiry.as_seconds() != wish_s,
@@ -213,6 +222,23 @@ impl Opening {
         }
         let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
         Err(self.refusal(ReasonCode::ImplementationSpecificError, explanation))
+    }
+
+    /// Who the client has proved to be; `None` for an anonymous one.
+    pub fn user(&self) -> Option<&UserName> {
+        self.authenticated.as_ref().map(|authenticated| &authenticated.user)
+    }
+
+    /// Refuses a client that may not publish its will; the denial is for the log.
+    pub fn check_will(&self) -> Result<(), (Refusal, Denial)> {
+        let Some(will) = &self.will else { return Ok(()) };
+        let decision = self.rights.may_publish(&will.topic);
+        if decision.is_allowed() {
+            return Ok(());
+        }
+        let sentence = "the rules of the broker do not let this client publish to its will topic: ask its operator";
+        let denial = Denial::new("publish a will", &will.topic, &decision);
+        Err((self.refusal(ReasonCode::NotAuthorized, sentence), denial))
     }
 
     /// Writes the CONNACK that accepts the client. `response_topic_prefix` is empty where none is

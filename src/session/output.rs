@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::access::Decision;
 use crate::codec::{
     Ack, Disconnect, Packet, Properties, PropertiesBuf, Property, SubAck, UnsubAck,
 };
@@ -10,6 +11,11 @@ use crate::message::{Collector, Grant, Replay, Stored};
 use crate::session::journal::Journal;
 use crate::session::{CloseReason, Link};
 use crate::topic::TopicFilter;
+
+/// Denials that one turn tells apart; the others are counted only.
+const DENIALS_MAX: usize = 8;
+/// Characters of a topic that a denial shows.
+const DENIED_TOPIC_MAX: usize = 256;
 
 /// Filled by the session, emptied by its caller.
 #[derive(Debug)]
@@ -26,6 +32,28 @@ pub struct Output {
     pub close: Option<CloseReason>,
     /// For the counters.
     pub tally: Tally,
+    /// For the log: the first of them since the caller last took them.
+    pub denials: Vec<Denial>,
+}
+
+/// Something that the rules do not let the client do. The texts may hold what clients have sent, any character of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Denial {
+    /// What it is.
+    pub action: &'static str,
+    /// The topic or filter, perhaps only its beginning.
+    pub topic: Box<str>,
+    /// The rule that decided.
+    pub rule: Box<str>,
+}
+
+impl Denial {
+    /// `decision` was that `action` is not allowed.
+    pub fn new(action: &'static str, topic: &str, decision: &Decision<'_>) -> Self {
+        let end = topic.char_indices().nth(DENIED_TOPIC_MAX).map_or(topic.len(), |(at, _)| at);
+        let topic = topic.get(..end).unwrap_or_default().into();
+        Self { action, topic, rule: decision.to_string().into() }
+    }
 }
 
 /// What the router is asked for.
@@ -83,6 +111,10 @@ pub struct Tally {
     pub expired: u64,
     /// Messages that the client may not publish.
     pub not_authorized: u64,
+    /// Those of them that the rules deny.
+    pub publishes_denied: u64,
+    /// Filters that the rules deny.
+    pub subscriptions_denied: u64,
     /// Messages that say they are text and are not.
     pub payload_format_invalid: u64,
     /// Messages that the log could not give back.
@@ -115,6 +147,7 @@ impl Output {
             journal: Journal::default(),
             close: None,
             tally: Tally::default(),
+            denials: Vec::new(),
         }
     }
 
@@ -164,6 +197,17 @@ impl Output {
         }
         self.tally.packets_sent += 1;
         Ok(())
+    }
+
+    /// The rules do not let the client do this.
+    pub(super) fn deny(&mut self, action: &'static str, topic: &str, decision: &Decision<'_>) {
+        match action {
+            "subscribe" => self.tally.subscriptions_denied += 1,
+            _ => self.tally.publishes_denied += 1,
+        }
+        if self.denials.len() < DENIALS_MAX {
+            self.denials.push(Denial::new(action, topic, decision));
+        }
     }
 
     /// The first reason wins.

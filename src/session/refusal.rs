@@ -18,6 +18,11 @@ pub(super) enum PublishRefusal {
     /// Only the broker publishes there.
     #[error("$SYS/ topics belong to the broker: publish to another topic")]
     SystemTopic,
+    /// No rule allows it, or one denies it.
+    #[error(
+        "the rules of the broker do not let this client publish to the topic: ask its operator"
+    )]
+    NotAllowed,
     /// Payload Format Indicator 1, and the payload is not UTF-8 (MQTT 5, section 3.3.2.3.2).
     #[error(
         "the payload is not UTF-8, as its format indicator says: correct it or leave the indicator out"
@@ -29,7 +34,7 @@ impl PublishRefusal {
     /// For PUBACK, PUBREC and DISCONNECT.
     pub(super) fn reason_code(self) -> ReasonCode {
         match self {
-            Self::SystemTopic => ReasonCode::NotAuthorized,
+            Self::SystemTopic | Self::NotAllowed => ReasonCode::NotAuthorized,
             Self::PayloadFormat => ReasonCode::PayloadFormatInvalid,
         }
     }
@@ -37,7 +42,7 @@ impl PublishRefusal {
     /// Counts one message.
     pub(super) fn count(self, tally: &mut Tally) {
         match self {
-            Self::SystemTopic => tally.not_authorized += 1,
+            Self::SystemTopic | Self::NotAllowed => tally.not_authorized += 1,
             Self::PayloadFormat => tally.payload_format_invalid += 1,
         }
     }
@@ -55,6 +60,9 @@ pub enum FilterRefusal {
     /// `+` or `#`.
     #[error("wildcard subscriptions are not available: subscribe to each topic by its name")]
     WildcardsNotSupported,
+    /// No message that it matches may go to the client.
+    #[error("the rules of the broker let nothing of it come to this client: ask its operator")]
+    NotAllowed,
     /// The session's limit of filters.
     #[error("a session has at most {0} subscriptions: unsubscribe from one first")]
     TooMany(usize),
@@ -70,6 +78,7 @@ impl FilterRefusal {
             Self::Invalid(_) => ReasonCode::TopicFilterInvalid,
             Self::SharedNotSupported => ReasonCode::SharedSubscriptionsNotSupported,
             Self::WildcardsNotSupported => ReasonCode::WildcardSubscriptionsNotSupported,
+            Self::NotAllowed => ReasonCode::NotAuthorized,
             Self::TooMany(_) | Self::TooManyBytes(_) => ReasonCode::QuotaExceeded,
         }
     }

@@ -12,6 +12,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
 
+use crate::access::Rights;
 use crate::codec::{
     Packet, Properties, ReasonCode, RetainHandling, SubAck, Subscribe, SubscribeOptions, UnsubAck,
     Unsubscribe,
@@ -115,6 +116,7 @@ impl Subscribing {
         &mut self,
         packet: &Subscribe<'_>,
         limits: &Limits,
+        rights: &Rights,
         link: &Link,
         out: &mut Output,
     ) {
@@ -130,7 +132,10 @@ impl Subscribing {
         let mut reasons = Vec::with_capacity(packet.filters.len());
         let mut why = None;
         for (text, options) in packet.filters.iter() {
-            let outcome = self.grant(text, options, identifier, limits, out);
+            let outcome = match check(text, limits, rights, out) {
+                Ok(filter) => self.grant(filter, options, identifier, limits, out),
+                Err(refusal) => Err(refusal),
+            };
             reasons.push(match outcome {
                 Ok(mut granted) => {
                     // A filter that comes twice counts once, as it was given last [MQTT-3.8.4-3], and gets
@@ -292,14 +297,12 @@ impl Subscribing {
 
     fn grant(
         &mut self,
-        text: &str,
+        filter: TopicFilter,
         options: SubscribeOptions,
         identifier: Option<NonZeroU32>,
         limits: &Limits,
         out: &mut Output,
     ) -> Result<(TopicFilter, Grant, Retained), FilterRefusal> {
-        let filter = TopicFilter::parse(text)?;
-        limits.availability.check_filter(&filter)?;
         let grant = Grant {
             qos: limits.availability.grant(options.qos),
             no_local: options.no_local,
@@ -309,7 +312,7 @@ impl Subscribing {
         let earlier = self.filters.get(&filter).copied();
         let is_new = earlier.is_none();
         if is_new {
-            let bytes = self.filter_bytes + text.len();
+            let bytes = self.filter_bytes + filter.as_str().len();
             if self.filters.len() >= limits.subscriptions_max {
                 return Err(FilterRefusal::TooMany(limits.subscriptions_max));
             }
@@ -359,6 +362,23 @@ impl Subscribing {
         });
         token
     }
+}
+
+/// Whether `text` is a filter that the client may be subscribed to.
+fn check(
+    text: &str,
+    limits: &Limits,
+    rights: &Rights,
+    out: &mut Output,
+) -> Result<TopicFilter, FilterRefusal> {
+    let filter = TopicFilter::parse(text)?;
+    limits.availability.check_filter(&filter)?;
+    let decision = rights.may_subscribe(&filter);
+    if !decision.is_allowed() {
+        out.deny("subscribe", text, &decision);
+        return Err(FilterRefusal::NotAllowed);
+    }
+    Ok(filter)
 }
 
 /// What the answer to a request says about the filter at `index`: the codes say it of each, the

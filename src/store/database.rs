@@ -23,6 +23,7 @@ use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use redb::backends::FileBackend;
 use redb::{
     DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageError,
     TableDefinition, WriteTransaction,
@@ -65,10 +66,12 @@ pub(super) enum Table {
     Bodies,
     /// Position -> how many messages need its row in [`Table::Bodies`].
     BodiesLive,
+    /// Session -> whose it is, of those that belong to somebody. Files of earlier versions lack it.
+    Owners,
 }
 
 /// All of them, each at the place of its number.
-const TABLES: [(Table, Definition); 11] = [
+const TABLES: [(Table, Definition); 12] = [
     (Table::Meta, Definition::new("meta")),
     (Table::Sessions, Definition::new("sessions")),
     (Table::Terms, Definition::new("terms")),
@@ -80,6 +83,7 @@ const TABLES: [(Table, Definition); 11] = [
     (Table::Segments, Definition::new("segments")),
     (Table::Bodies, Definition::new("bodies")),
     (Table::BodiesLive, Definition::new("bodies_live")),
+    (Table::Owners, Definition::new("owners")),
 ];
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -177,7 +181,8 @@ impl Database {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
         let file = options.open(path).map_err(|error| Refusal::Unusable(error.into()))?;
-        let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_file(file);
+        let backend = FileBackend::new(file).map_err(refusal)?;
+        let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend);
         let mut engine = opened.map_err(refusal)?;
         // The engine trusts the pages of a file that was closed in order: it would take damaged rows for good
         // ones, or panic on them later.
@@ -185,6 +190,9 @@ impl Database {
         let database = Self { engine: Arc::new(engine) };
         if database.is_new().map_err(Refusal::Unusable)? {
             database.write(Self::make_tables).map_err(Refusal::Unusable)?;
+        } else if database.lacks_owners().map_err(Refusal::Unusable)? {
+            let add = |writer: &Writer| writer.rows(Table::Owners, |_| Ok(()));
+            database.write(add).map_err(Refusal::Unusable)?;
         }
         let damaged = |error: TablesError| Refusal::Damaged(error.to_string());
         match database.format().map_err(damaged)? {
@@ -198,6 +206,18 @@ impl Database {
 
     fn is_new(&self) -> Result<bool, TablesError> {
         Ok(self.engine.begin_read()?.list_tables()?.next().is_none())
+    }
+
+    /// Whether it is a file of ours, and of a version in which sessions belonged to nobody.
+    fn lacks_owners(&self) -> Result<bool, TablesError> {
+        let names: Vec<String> = self
+            .engine
+            .begin_read()?
+            .list_tables()?
+            .map(|table| redb::TableHandle::name(&table).to_owned())
+            .collect();
+        let has = |name: &str| names.iter().any(|other| other == name);
+        Ok(has("bodies_live") && !has("owners"))
     }
 
     fn make_tables(writer: &Writer) -> Result<(), TablesError> {
@@ -402,6 +422,26 @@ mod tests {
             drop(database);
         }
         assert_eq!(Database::open(dir.path()).unwrap().1, None);
+    }
+
+    #[test]
+    fn file_of_a_version_in_which_sessions_belonged_to_nobody_gets_the_table_of_owners() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let (database, _) = Database::open(dir.path()).unwrap();
+            let add = |rows: &mut Rows<'_>| put(rows, b"12345678", b"client");
+            database.write(|writer| writer.rows(Table::Sessions, add)).unwrap();
+            let transaction = database.engine.begin_write().unwrap();
+            assert!(transaction.delete_table(TABLES[Table::Owners as usize].1).unwrap());
+            transaction.commit().unwrap();
+        }
+        for _ in 0..2 {
+            let (database, set_aside) = Database::open(dir.path()).unwrap();
+            assert_eq!(set_aside, None);
+            let reader = database.reader().unwrap();
+            assert_eq!(reader.get(Table::Sessions, b"12345678", <[u8]>::len).unwrap(), Some(6));
+            assert_eq!(reader.get(Table::Owners, b"12345678", <[u8]>::len).unwrap(), None);
+        }
     }
 
     #[test]

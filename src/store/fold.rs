@@ -78,6 +78,11 @@ pub(super) fn fold(
         }
         Record::Unsubscribed { session, filter } => overlay.subscribe(session, filter, None),
         Record::RetainedGone { topic } => overlay.retain(topic, None)?,
+        Record::Owned { session, owner } => {
+            let mut row = Vec::new();
+            owner.encode(&mut row);
+            overlay.own(session, row);
+        }
     }
     Ok(())
 }
@@ -97,7 +102,8 @@ fn session_of(record: &Record<'_>) -> Option<SessionId> {
         | Record::WillPublished { session }
         | Record::SessionEnded { session }
         | Record::Subscribed { session, .. }
-        | Record::Unsubscribed { session, .. } => Some(*session),
+        | Record::Unsubscribed { session, .. }
+        | Record::Owned { session, .. } => Some(*session),
     }
 }
 

@@ -53,6 +53,8 @@ struct Known {
 struct Changes {
     /// Of a new session.
     client_id: Option<Box<str>>,
+    /// The row of whom it belongs to.
+    owner: Option<Vec<u8>>,
     terms: Option<Terms>,
     subscriptions: BTreeMap<Box<str>, Option<Grant>>,
     /// Of records behind `stored_until`, in order; `None` is done, and never first or last.
@@ -170,6 +172,11 @@ impl Overlay {
             *terms = self.reader.get(Table::Terms, &key(session.0), Terms::decode)?.flatten();
         }
         Ok(terms.get_or_insert_default())
+    }
+
+    /// A session that there is belongs to somebody else from now on.
+    pub(super) fn own(&mut self, session: SessionId, row: Vec<u8>) {
+        self.sessions.entry(session).or_default().changes().owner = Some(row);
     }
 
     /// A session that there is has that subscription from now on, or has it no more.
@@ -353,6 +360,7 @@ impl Overlay {
             Table::Queue,
             Table::Outgoing,
             Table::Accepted,
+            Table::Owners,
         ];
         for table in of_sessions {
             writer.rows(table, |rows| {
@@ -373,6 +381,12 @@ impl Overlay {
         writer.rows(Table::Terms, |rows| {
             changed.iter().try_for_each(|(session, changes)| match &changes.terms {
                 Some(terms) => put(rows, &key(session.0), &terms.encode()),
+                None => Ok(()),
+            })
+        })?;
+        writer.rows(Table::Owners, |rows| {
+            changed.iter().try_for_each(|(session, changes)| match &changes.owner {
+                Some(owner) => put(rows, &key(session.0), owner),
                 None => Ok(()),
             })
         })?;

@@ -10,6 +10,7 @@ use super::place::Place;
 use super::row::{Outgoing, Retained, Terms, decode_grant, read_id, read_key, read_position};
 use crate::ids::{LogPosition, PacketId, ProtocolVersion, Qos, SessionId};
 use crate::message::Grant;
+use crate::record::Owner;
 
 /// See the module comment.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -32,6 +33,8 @@ pub struct RecoveredSession {
     pub session: SessionId,
     /// Its client.
     pub client_id: Box<str>,
+    /// Whose it is, if it belongs to somebody; as [`Owner::decode`] reads it.
+    pub owner: Option<Box<[u8]>>,
     /// How long it outlives its connection; `u32::MAX` is for ever, 0 also where it never had one.
     pub expiry_s: u32,
     /// Neither withdrawn nor published.
@@ -165,6 +168,7 @@ fn read_sessions(reader: &Reader) -> Result<Sessions, TablesError> {
         sessions.list.extend(read.map(|((session, _), client_id)| RecoveredSession {
             session: SessionId(session),
             client_id: client_id.into(),
+            owner: None,
             expiry_s: 0,
             will: None,
             left_at_ms: None,
@@ -188,6 +192,11 @@ fn read_terms(reader: &Reader, sessions: &mut Sessions) -> Result<(), TablesErro
             version: will.version,
             delay_s: will.delay_s,
         });
+        Some(())
+    })?;
+    sessions.scan(reader, Table::Owners, |session, _, row| {
+        Owner::decode(&mut &row[..])?;
+        session.owner = Some(row.into());
         Some(())
     })?;
     sessions.scan(reader, Table::Subscriptions, |session, filter, row| {

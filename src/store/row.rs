@@ -17,6 +17,7 @@
 //! segments        [base u64]                      [end u64][live u64]
 //! bodies          [position u64]                  [checksum u32][number of the first frame u32][frames]
 //! bodies_live     [position u64]                  [messages u64]
+//! owners          [session u64]                   as in the record, see `record::owner`
 //! ```
 //!
 //! # Invariants

@@ -161,6 +161,11 @@ impl<S: Clone> Trie<S> {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// Moves the generation, though nothing has changed: what was made of matches no longer holds for another reason.
+    pub fn invalidate(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
     /// How many subscriptions there are.
     pub fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)

@@ -22,7 +22,7 @@ const CONTINUE: ReasonCode = ReasonCode::ContinueAuthentication;
 const BEGIN: ReasonCode = ReasonCode::ReAuthenticate;
 
 /// The client's side of SCRAM-SHA-256.
-struct Scram {
+pub(crate) struct Scram {
     name: String,
     password: String,
     gs2_header: &'static str,
@@ -30,7 +30,7 @@ struct Scram {
 }
 
 impl Scram {
-    fn new(name: &str, password: &str) -> Self {
+    pub(crate) fn new(name: &str, password: &str) -> Self {
         let (name, password) = (name.to_owned(), password.to_owned());
         Self { name, password, gs2_header: "n,,", nonce: unique("nonce") }
     }
@@ -40,12 +40,12 @@ impl Scram {
     }
 
     /// client-first.
-    fn first(&self) -> Vec<u8> {
+    pub(crate) fn first(&self) -> Vec<u8> {
         format!("{}{}", self.gs2_header, self.bare()).into_bytes()
     }
 
     /// client-final, and the server-final that has to follow.
-    fn last(&self, server_first: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) fn last(&self, server_first: &[u8]) -> (Vec<u8>, Vec<u8>) {
         let server_first = str::from_utf8(server_first).unwrap();
         let [nonce, salt, iterations] = challenge(server_first);
         assert!(nonce.starts_with(&self.nonce) && nonce.len() >= self.nonce.len() + 18, "{nonce}");
@@ -89,7 +89,7 @@ fn xor(one: [u8; 32], other: [u8; 32]) -> [u8; 32] {
 }
 
 /// The line for the settings file that `mailboxqtt scram-user` prints.
-fn user_line(name: &str, password: &str, arguments: &[&str]) -> String {
+pub(crate) fn user_line(name: &str, password: &str, arguments: &[&str]) -> String {
     let (status, lines, said) = make_user(name, password, arguments);
     assert!(status, "{said}");
     let [line] = &lines[..] else { panic!("{lines:?}") };

@@ -18,6 +18,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may")]
 
 mod abuse;
+mod access;
 mod auth;
 mod bounds;
 mod broker;

@@ -11,7 +11,8 @@ use mailboxqtt::codec::{PublishView, next_frame};
 use mailboxqtt::ids::{LogPosition, PacketId, ProtocolVersion, Qos, SessionId};
 use mailboxqtt::message::Grant;
 use mailboxqtt::record::{
-    HEADER_BYTES, Messages, MessagesWriter, Recipient, Record, Span, Targets, Terms, Will,
+    HEADER_BYTES, Messages, MessagesWriter, Owner, OwnerRule, Recipient, Record, Span, Targets,
+    Terms, Will,
 };
 use mailboxqtt::store::{Place, Tables};
 use proptest::prelude::*;
@@ -104,6 +105,10 @@ enum Step {
         session: u64,
         filter: u8,
     },
+    Owned {
+        session: u64,
+        user: u8,
+    },
     RetainedGone {
         topic: u8,
     },
@@ -184,6 +189,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => session().prop_map(|session| Step::Ended { session }),
         2 => (session(), 0..3_u8, 0..3_u8).prop_map(|(session, filter, qos)| Step::Subscribed { session, filter, qos }),
         1 => (session(), 0..3_u8).prop_map(|(session, filter)| Step::Unsubscribed { session, filter }),
+        1 => (session(), 0..3_u8).prop_map(|(session, user)| Step::Owned { session, user }),
         1 => (0..3_u8).prop_map(|topic| Step::RetainedGone { topic }),
         3 => (0..100_u8).prop_map(|gap| Step::Segment { gap }),
         3 => Just(Step::Flush),
@@ -313,6 +319,17 @@ impl History {
                 let session = session(raw);
                 let expiry_s = 60;
                 self.write(&Record::Disconnected { session, at_ms, expiry_s, is_will_withdrawn });
+            }
+            Step::Owned { session: raw, user } => {
+                let user = user.to_string();
+                let rule = OwnerRule {
+                    denies: false,
+                    is_publish: true,
+                    is_subscribe: false,
+                    filter: &user,
+                };
+                let owner = Owner { user: Some(&user), rules: vec![rule] };
+                self.write(&Record::Owned { session: session(raw), owner });
             }
             Step::WillPublished { session: raw } => {
                 self.write(&Record::WillPublished { session: session(raw) });

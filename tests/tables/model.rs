@@ -19,6 +19,8 @@ pub(crate) struct Model {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Session {
     pub(crate) client_id: String,
+    /// As bytes.
+    pub(crate) owner: Option<Vec<u8>>,
     pub(crate) expiry_s: u32,
     pub(crate) left_at_ms: Option<u64>,
     pub(crate) will: Option<(Vec<u8>, u32)>,
@@ -102,6 +104,11 @@ impl Model {
             Record::WillPublished { session } => self.with(*session, |it| it.will = None),
             Record::Subscribed { session, filter, grant } => self.with(*session, |it| {
                 it.subscriptions.insert((*filter).to_owned(), *grant);
+            }),
+            Record::Owned { session, owner } => self.with(*session, |it| {
+                let mut row = Vec::new();
+                owner.encode(&mut row);
+                it.owner = Some(row);
             }),
             Record::Unsubscribed { session, filter } => {
                 self.with(*session, |it| it.subscriptions.retain(|other, _| other != filter));
@@ -234,6 +241,7 @@ fn session(it: &RecoveredSession) -> Session {
     let waiting = it.waiting.iter().flat_map(|it| messages(it, None));
     Session {
         client_id: it.client_id.to_string(),
+        owner: it.owner.as_deref().map(<[u8]>::to_vec),
         expiry_s: it.expiry_s,
         left_at_ms: it.left_at_ms,
         will: it.will.as_ref().map(|will| (will.frame.to_vec(), will.delay_s)),
