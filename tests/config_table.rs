@@ -38,7 +38,8 @@ fn comments_of_fields_are_read_from_the_source() {
                   pub one: u8,\n    pub two: Option<Vec<B>>,\n}\nstruct C {\n    a: u8,\n}\n";
     let structs = structs(source);
     let fields = &structs["A"];
-    assert_eq!(fields["one"], Field { kind: "u8".into(), comment: "One line.".into() });
+    let one = Field { kind: "u8".into(), comment: "One line.".into(), may_be_left_out: true };
+    assert_eq!(fields["one"], one);
     assert_eq!(fields["two"].comment, "");
     assert_eq!(innermost(&fields["two"].kind), "B");
     assert_eq!(structs.len(), 2);
@@ -95,6 +96,7 @@ fn section(
                 ("none".to_owned(), None)
             }
             (Schema::Map(_), _) => ("none".to_owned(), None),
+            (_, None) if field.may_be_left_out => ("not set".to_owned(), None),
             (_, None) => ("has to be said".to_owned(), None),
             (_, Some(None)) => ("not set".to_owned(), name_in_environment(path, key)),
             (_, Some(Some(value))) => (shown(value, schema), name_in_environment(path, key)),
@@ -162,6 +164,8 @@ fn innermost(kind: &str) -> &str {
 struct Field {
     kind: String,
     comment: String,
+    /// Also in a table that may not be empty.
+    may_be_left_out: bool,
 }
 
 type Fields = BTreeMap<String, Field>;
@@ -194,14 +198,19 @@ fn structs(source: &str) -> BTreeMap<String, Fields> {
         };
         let mut fields = Fields::new();
         let mut comment = Vec::new();
+        let mut has_default = false;
         for line in lines.by_ref().take_while(|line| *line != "}") {
             if let Some(words) = line.strip_prefix("///") {
                 comment.push(words.trim());
+            } else if line.starts_with("#[serde(") {
+                has_default = line.contains("default");
             } else if let Some((name, kind)) = line.split_once(": ") {
                 let name = name.rsplit(' ').next().unwrap();
                 let kind = kind.trim_end_matches(',').to_owned();
-                fields.insert(name.to_owned(), Field { kind, comment: comment.join(" ") });
-                comment.clear();
+                let may_be_left_out = has_default || kind.starts_with("Option<");
+                let comment = std::mem::take(&mut comment).join(" ");
+                fields.insert(name.to_owned(), Field { kind, comment, may_be_left_out });
+                has_default = false;
             }
         }
         structs.insert(name.to_owned(), fields);

@@ -102,6 +102,33 @@ fn listener_comes_and_goes_by_a_reload_and_its_clients_stay() {
     service.stop();
 }
 
+#[test]
+fn rules_of_a_file_that_has_changed_bind_those_that_are_connected() {
+    let folder = tempfile::tempdir().unwrap();
+    let acl_file = folder.path().join("acl");
+    let settings = format!("[authorisation]\nacl_file = '{}'", acl_file.display());
+    std::fs::write(&acl_file, "topic readwrite #").unwrap();
+    let service = Service::start(&settings);
+    let (mut client, _) = Hello::new(V5, &unique("bound")).open(service.addr);
+    client.publish("secret/one", "allowed", 1, 1);
+    assert!(matches!(client.next(), Got::Ack(_, 1, code) if code < 0x80));
+
+    std::fs::write(&acl_file, "topic readwrite #\ntopic deny secret/#\ntopic frobnicate x")
+        .unwrap();
+    service.reload(&settings);
+    service.wait_for_log("the settings are not changed");
+    client.publish("secret/one", "still allowed", 1, 2);
+    assert!(matches!(client.next(), Got::Ack(_, 2, code) if code < 0x80));
+
+    std::fs::write(&acl_file, "topic readwrite #\ntopic deny secret/#").unwrap();
+    service.reload(&settings);
+    client.publish("secret/one", "not any more", 1, 3);
+    assert!(matches!(client.next(), Got::Ack(_, 3, 0x87)));
+    client.publish("open", "this is", 1, 4);
+    assert!(matches!(client.next(), Got::Ack(_, 4, code) if code < 0x80));
+    service.stop();
+}
+
 /// A form that is read; of no password that anybody knows.
 const CREDENTIAL: &str = "SCRAM-SHA-256$4096:CdYjP6cN1/wAhYq14/XWuQ==$\
     Tf4P0MA9j1/AZZn21GMBC4k2CocaTzOIb3Vkb8b27w8=:eElIGnaevPodHktS1K9eSqPdEZWekqLz8gIDiduTo90=";
