@@ -14,17 +14,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Durability};
+use crate::config::{Config, Durability, Limits};
 use crate::message::TopicHasher;
 use crate::metrics::Metrics;
 use crate::net::accept::{self, Bound, Listen, Listeners};
+use crate::net::admission::Gatekeeper;
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::store::log::Settings;
 use crate::store::start::{StartError, Started};
 use crate::{store, sys};
 
-use handle::Requests;
+use handle::{Parts, Requests};
 
 pub use handle::Handle;
 pub use handle::ReplaceError;
@@ -39,6 +40,8 @@ pub struct Broker {
     durable: Option<Durable>,
     handle: Handle,
     requests: Requests,
+    /// Says how much memory the process uses, where somebody knows.
+    memory_in_use: fn() -> Option<u64>,
 }
 
 /// What outlives the process.
@@ -73,9 +76,17 @@ impl Broker {
     pub fn bind(mut config: Config) -> Result<Self, BindError> {
         let listeners = std::mem::take(&mut config.listeners).into_iter();
         let bound = listeners.map(Bound::bind).collect::<Result<_, _>>()?;
-        let durable = config.durability.as_ref().map(open).transpose().map_err(BindError::Data)?;
+        let disk_bytes_max = config.limits.disk_bytes_max;
+        let durability = config.durability.as_ref();
+        let durable =
+            durability.map(|it| open(it, disk_bytes_max)).transpose().map_err(BindError::Data)?;
         let (handle, requests) = Handle::new();
-        Ok(Self { config, bound, durable, handle, requests })
+        Ok(Self { config, bound, durable, handle, requests, memory_in_use: || None })
+    }
+
+    /// With somebody to ask how many bytes of memory the process uses; nobody else can limit them.
+    pub fn with_memory_in_use(self, memory_in_use: fn() -> Option<u64>) -> Self {
+        Self { memory_in_use, ..self }
     }
 
     /// Its listeners, in the order of the settings.
@@ -120,6 +131,8 @@ impl Broker {
         let Config { shards, router: limits, .. } = self.config;
         let router = Router::spawn(shards, limits, hasher, metrics, store);
         router.replace_rules(self.config.rules).await;
+        let gatekeeper = Arc::new(Gatekeeper::default());
+        set_limits(&router, &gatekeeper, self.config.limits);
         if let Some(recovered) = recovered {
             router.recover(recovered, self.config.net.session).await;
         }
@@ -128,19 +141,22 @@ impl Broker {
         let services = TaskTracker::new();
         let tasks = (connections.clone(), services.clone());
         let Config { net, access, .. } = self.config;
+        let keeper = gatekeeper.clone();
         let listeners =
-            Listeners::start(self.bound, router.clone(), net, access, tasks, stop.clone());
+            Listeners::start(self.bound, router.clone(), net, access, keeper, tasks, stop.clone());
+        let parts = Parts { listeners, router: router.clone(), gatekeeper };
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));
         services.spawn(relieve_mailboxes(router.clone(), stop.clone()));
+        services.spawn(watch_memory(router.clone(), self.memory_in_use, stop.clone()));
 
         let mut requests = self.requests;
         let (mut shutdown, mut failure) = (pin!(shutdown), pin!(failed(failure)));
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
-                request = requests.next() => request.answer(&listeners, &router).await,
+                request = requests.next() => request.answer(&parts).await,
                 failure = &mut failure => {
                     // No goodbye: what waits for the log would go out with it.
                     let error = LogFailed(failure);
@@ -173,12 +189,24 @@ impl Broker {
     }
 }
 
-fn open(durability: &Durability) -> Result<Durable, StartError> {
+/// What all clients together may take, from now on.
+fn set_limits(router: &Router, gatekeeper: &Gatekeeper, limits: Limits) {
+    let Limits { queues, disk_bytes_max, memory_bytes_max, admission } = limits;
+    gatekeeper.replace(admission);
+    router.queues().replace(queues);
+    router.queues().set_memory_bytes_max(memory_bytes_max);
+    router.replace_disk_limit(disk_bytes_max);
+}
+
+fn open(durability: &Durability, disk_bytes_max: u64) -> Result<Durable, StartError> {
     let (tell, failure) = oneshot::channel();
     // Nobody listens any more when the broker is about to end.
     let on_failure = move |why| drop(tell.send(why));
     let Durability { dir, level, log_segment_bytes, overrides } = durability;
-    let log = Settings { segment_bytes: *log_segment_bytes, ..Settings::default() };
+    let default = Settings::default();
+    // Files that wait to be used are not counted, so there had better be few.
+    let spare_segments_max = if disk_bytes_max > 0 { 1 } else { default.spare_segments_max };
+    let log = Settings { segment_bytes: *log_segment_bytes, spare_segments_max, ..default };
     let mut started = store::start::start(dir, *level, log, on_failure)?;
     started.store = started.store.with_overrides(overrides.clone());
     Ok(Durable { started, failure })
@@ -218,6 +246,14 @@ async fn drop_expired(router: Router, stop: CancellationToken) {
 async fn relieve_mailboxes(router: Router, stop: CancellationToken) {
     tokio::select! {
         () = router.relieve_mailboxes() => (),
+        () = stop.cancelled() => (),
+    }
+}
+
+/// Says when memory is short.
+async fn watch_memory(router: Router, in_use: fn() -> Option<u64>, stop: CancellationToken) {
+    tokio::select! {
+        () = router.watch_memory(in_use) => (),
         () = stop.cancelled() => (),
     }
 }

@@ -15,6 +15,7 @@ mod explain;
 mod file;
 mod import;
 mod layers;
+mod limits;
 mod listeners;
 mod print;
 mod read;
@@ -28,6 +29,8 @@ use std::time::Duration;
 
 use crate::access::Rules;
 use crate::net::accept;
+use crate::net::admission::AdmissionLimits;
+use crate::router::queues::QueuesLimits;
 use crate::session::authentication::Access;
 use crate::store::handle::Override;
 use crate::store::log::Level;
@@ -83,8 +86,23 @@ pub struct Config {
     pub router: router::Limits,
     /// For `router`.
     pub rules: Rules,
+    /// For `router`: what may change while it runs.
+    pub limits: Limits,
     /// For `sys`.
     pub sys_interval: Duration,
+}
+
+/// Limits that take effect at once when they change.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of queues.
+    pub queues: QueuesLimits,
+    /// Of the data directory; 0 is none.
+    pub disk_bytes_max: u64,
+    /// Of the process; 0 is none.
+    pub memory_bytes_max: u64,
+    /// Of those who connect.
+    pub admission: AdmissionLimits,
 }
 
 /// What outlives the process.

@@ -25,10 +25,13 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 fn main() -> ExitCode {
     end_on_panic();
     let arguments = Arguments::parse();
-    if let Some(Command::Acl(AclCommand::Explain(question))) = &arguments.command {
-        return explain(question);
-    }
-    match run(&arguments) {
+    let done = match &arguments.command {
+        None => run(&arguments),
+        Some(Command::ScramUser { name, iterations }) => scram_user(name, *iterations),
+        Some(Command::Import { file }) => import(file),
+        Some(Command::Acl(AclCommand::Explain(question))) => return explain(question),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mailboxqtt: {}", sentence(&error));
@@ -59,6 +62,14 @@ fn explain(question: &Explain) -> ExitCode {
     }
 }
 
+/// Bytes of the process that are in memory, as the system counts them against its limits. Linux only.
+fn memory_in_use() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let (_, rest) = status.split_once("VmRSS:")?;
+    let kibibytes: u64 = rest.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// The error and what led to it, as far as it has not said that itself.
 fn sentence(error: &anyhow::Error) -> String {
     let mut sentence = error.to_string();
@@ -82,12 +93,6 @@ fn end_on_panic() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    match &arguments.command {
-        Some(Command::ScramUser { name, iterations }) => return scram_user(name, *iterations),
-        Some(Command::Import { file }) => return import(file),
-        // `main` has an exit code of its own for it.
-        Some(Command::Acl(_)) | None => (),
-    }
     let settings = arguments.settings()?;
     if arguments.print_config {
         return print(&config::print(&settings)?);
@@ -109,7 +114,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
-        let broker = Broker::bind(config)?;
+        let broker = Broker::bind(config)?.with_memory_in_use(memory_in_use);
         print(&greeting(&broker))?;
         let shutdown = async {
             tokio::select! {

@@ -34,6 +34,11 @@ impl Gauge {
         self.0.fetch_add(n, Relaxed) + n
     }
 
+    /// Another value, whatever it was; for one writer.
+    pub fn set(&self, value: u64) {
+        self.0.store(i64::try_from(value).unwrap_or(i64::MAX), Relaxed);
+    }
+
     /// The value now; a moment's negative value, seen between two updates, reads as zero.
     pub fn value(&self) -> u64 {
         self.0.load(Relaxed).max(0) as u64
@@ -46,6 +51,12 @@ impl Gauge {
 pub enum DropReason {
     /// The session's queue is at its limit of messages or bytes.
     QueueFull,
+    /// It waited longest in a queue at its limit, and another one has its place.
+    QueueEvicted,
+    /// All queues together are at their limit of messages or bytes.
+    QueuesFull,
+    /// Memory is short, and what the session's queue may hold then is reached.
+    MemoryFull,
     /// QoS 0 for a session whose client is away.
     Offline,
     /// Larger than the subscriber's Maximum Packet Size [MQTT-3.1.2-24].
@@ -68,8 +79,11 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::QueueFull,
+        Self::QueueEvicted,
+        Self::QueuesFull,
+        Self::MemoryFull,
         Self::Offline,
         Self::PacketTooLarge,
         Self::Expired,
@@ -85,6 +99,9 @@ impl DropReason {
     pub fn name(self) -> &'static str {
         match self {
             Self::QueueFull => "queue_full",
+            Self::QueueEvicted => "queue_evicted",
+            Self::QueuesFull => "queues_full",
+            Self::MemoryFull => "memory_full",
             Self::Offline => "offline",
             Self::PacketTooLarge => "packet_too_large",
             Self::Expired => "expired",
@@ -104,6 +121,12 @@ impl DropReason {
 pub enum RefuseReason {
     /// There are as many connections as there may be, at all or on this listener.
     TooMany,
+    /// There are as many connections as there may be from this address.
+    TooManyOfAddress,
+    /// Connections come too fast from this address.
+    TooFastOfAddress,
+    /// Connections come too fast from all addresses together.
+    TooFast,
     /// No PROXY header, or a wrong one, where there has to be one.
     ProxyHeader,
     /// The PROXY header did not come in time.
@@ -142,8 +165,11 @@ pub enum RefuseReason {
 
 impl RefuseReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::TooMany,
+        Self::TooManyOfAddress,
+        Self::TooFastOfAddress,
+        Self::TooFast,
         Self::ProxyHeader,
         Self::ProxyTooSlow,
         Self::TlsLost,
@@ -167,6 +193,9 @@ impl RefuseReason {
     pub fn name(self) -> &'static str {
         match self {
             Self::TooMany => "too_many",
+            Self::TooManyOfAddress => "too_many_of_address",
+            Self::TooFastOfAddress => "too_fast_of_address",
+            Self::TooFast => "too_fast",
             Self::ProxyHeader => "proxy_header",
             Self::ProxyTooSlow => "proxy_too_slow",
             Self::TlsLost => "tls_lost",
@@ -184,6 +213,47 @@ impl RefuseReason {
             Self::WebsocketPath => "websocket_path",
             Self::WebsocketOrigin => "websocket_origin",
             Self::WebsocketSubprotocol => "websocket_subprotocol",
+        }
+    }
+}
+
+/// What there is too little of for a message: it is refused, and nothing was done with it.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[repr(usize)]
+pub enum Shortage {
+    /// The queue of a session that has subscribed is at its limit.
+    Queue,
+    /// All queues together are at their limit.
+    Queues,
+    /// What the data directory may hold, or room on the disk.
+    Disk,
+    /// Memory.
+    Memory,
+}
+
+impl Shortage {
+    /// All of them, in the order of their counters.
+    pub const ALL: [Self; 4] = [Self::Queue, Self::Queues, Self::Disk, Self::Memory];
+
+    /// The name in `$SYS`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queue => "queue_full",
+            Self::Queues => "queues_full",
+            Self::Disk => "disk_full",
+            Self::Memory => "memory_full",
+        }
+    }
+}
+
+impl From<Shortage> for DropReason {
+    /// Of a message that is dropped and not refused.
+    fn from(shortage: Shortage) -> Self {
+        match shortage {
+            // What is refused for want of disk is never dropped.
+            Shortage::Queue | Shortage::Disk => Self::QueueFull,
+            Shortage::Queues => Self::QueuesFull,
+            Shortage::Memory => Self::MemoryFull,
         }
     }
 }
@@ -237,8 +307,15 @@ pub struct Metrics {
     pub queued_messages: Gauge,
     /// Bytes held by those.
     pub queued_bytes: Gauge,
+    /// Good CONNECTs of clients without a session for which there was no memory or no disk.
+    pub connects_refused: Counter,
+    /// Bytes of memory that the process uses, if somebody looks.
+    pub memory_bytes: Gauge,
+    /// How often memory was short.
+    pub memory_short: Counter,
     dropped: [Counter; DropReason::ALL.len()],
-    refused: [Counter; RefuseReason::ALL.len()],
+    connections_refused: [Counter; RefuseReason::ALL.len()],
+    refused: [Counter; Shortage::ALL.len()],
 }
 
 impl Metrics {
@@ -260,19 +337,31 @@ impl Metrics {
     }
 
     /// Counts a connection that was closed because of `reason`.
-    pub fn refused(&self, reason: RefuseReason) {
-        if let Some(counter) = self.refused.get(reason as usize) {
+    pub fn connection_refused(&self, reason: RefuseReason) {
+        if let Some(counter) = self.connections_refused.get(reason as usize) {
             counter.add(1);
         }
     }
 
     /// How many connections were closed because of `reason` since start-up.
-    pub fn refused_for(&self, reason: RefuseReason) -> u64 {
-        self.refused.get(reason as usize).map_or(0, Counter::value)
+    pub fn connections_refused_for(&self, reason: RefuseReason) -> u64 {
+        self.connections_refused.get(reason as usize).map_or(0, Counter::value)
     }
 
     /// How many connections were closed before their CONNECT for any of these reasons since start-up.
-    pub fn refused_total(&self) -> u64 {
-        self.refused.iter().map(Counter::value).sum()
+    pub fn connections_refused(&self) -> u64 {
+        self.connections_refused.iter().map(Counter::value).sum()
+    }
+
+    /// Counts `messages` that were refused because of `shortage`.
+    pub fn refused(&self, shortage: Shortage, messages: u64) {
+        if let Some(counter) = self.refused.get(shortage as usize) {
+            counter.add(messages);
+        }
+    }
+
+    /// How many were refused because of `shortage` since start-up.
+    pub fn refused_for(&self, shortage: Shortage) -> u64 {
+        self.refused.get(shortage as usize).map_or(0, Counter::value)
     }
 }

@@ -5,9 +5,11 @@
 //! it ends. One driver serves every transport.
 
 pub mod accept;
+pub mod admission;
 mod connection;
 mod handshake;
 mod listener;
+pub mod pace;
 mod peer;
 mod proxy;
 mod scratch;
@@ -34,6 +36,8 @@ pub struct Limits {
     pub handshake_max: Duration,
     /// What response topics begin with, before the client identifier; empty where clients are told none.
     pub response_topic_prefix: Box<str>,
+    /// How much one client may publish.
+    pub publish: pace::PublishRates,
     /// Of each session.
     pub session: session::Limits,
 }

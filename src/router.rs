@@ -15,7 +15,8 @@ use crate::metrics::{DropReason, Metrics};
 use crate::router::denials::Denials;
 use crate::router::keeper::RetainedLimits;
 use crate::router::links::Links;
-use crate::router::mailbox::{Expiring, Home, Inbox, Mailbox, QueueLimits, mailbox};
+use crate::router::mailbox::{Expiring, Home, Inbox, Mailbox, mailbox};
+use crate::router::queues::{QueueLimits, Queues};
 use crate::router::registry::{Due, Parked, Registry};
 use crate::router::route::{Routes, Subscriber};
 use crate::router::shard::{Command, Publication, ShardHandle};
@@ -38,6 +39,8 @@ pub mod keeper;
 pub mod links;
 mod log;
 pub mod mailbox;
+mod memory;
+pub mod queues;
 pub mod recovery;
 pub mod registry;
 mod route;
@@ -48,7 +51,7 @@ mod turn;
 /// Bounds of the router.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Of each session's mailbox.
+    /// Of each session's mailbox; [`Queues::replace`] says more.
     pub queue: QueueLimits,
     /// Of all shards together.
     pub retained: RetainedLimits,
@@ -63,7 +66,7 @@ pub struct Router {
     trie: Arc<Trie<Subscriber>>,
     registry: Arc<Registry>,
     hasher: TopicHasher,
-    limits: Limits,
+    queues: Arc<Queues>,
     metrics: Arc<Metrics>,
     /// The rules that are in force.
     authorizer: Arc<Authorizer>,
@@ -87,11 +90,13 @@ impl Router {
         store: Option<Store>,
     ) -> Self {
         let trie = Arc::new(Trie::new());
+        let queues: Arc<Queues> = limits.queue.into();
         let handles = (0..shards.max(1)).map(|index| {
             let routes = Routes::new(trie.clone(), hasher.clone(), store.clone());
             let Limits { retained, sharing, .. } = limits;
+            let (store, queues) = (store.clone(), queues.clone());
             let (shard, handle) =
-                shard::shard(index, routes, retained, sharing, store.clone(), metrics.clone());
+                shard::shard(index, routes, retained, sharing, store, queues, metrics.clone());
             tokio::spawn(shard.run());
             handle
         });
@@ -105,7 +110,7 @@ impl Router {
             trie,
             registry,
             hasher,
-            limits,
+            queues,
             metrics,
             authorizer,
             denials,
@@ -131,6 +136,28 @@ impl Router {
         self.run_id
     }
 
+    /// Whether the disk has no room for more that must be kept.
+    pub fn is_disk_short(&self) -> bool {
+        self.store.as_ref().is_some_and(Store::is_short)
+    }
+
+    /// The data directory may hold so many bytes from now on; 0 is no limit.
+    pub fn replace_disk_limit(&self, bytes_max: u64) {
+        if let Some(store) = &self.store {
+            store.replace_limit(bytes_max);
+        }
+    }
+
+    /// Bytes that the store takes on the disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.store.as_ref().map_or(0, Store::used_bytes)
+    }
+
+    /// What queues may hold.
+    pub fn queues(&self) -> &Arc<Queues> {
+        &self.queues
+    }
+
     /// The counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
@@ -152,7 +179,7 @@ impl Router {
             clients: self.expiring.0.clone(),
             crowded: self.crowded.0.clone(),
         });
-        mailbox(session, home, expiring, self.limits.queue, self.metrics.clone())
+        mailbox(session, home, expiring, self.queues.clone(), self.metrics.clone())
     }
 
     /// Channels to all shards, for one connection.

@@ -33,6 +33,7 @@ use crate::ids::{PacketId, ProtocolVersion, Qos, SessionId};
 use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
 use crate::message::{Replay, Stored, Undelivered};
+use crate::metrics::Shortage;
 use crate::session::aliases::ReceivedAliases;
 use crate::session::authentication::Reauthentication;
 use crate::session::incoming::{Incoming, Novelty, Verdict};
@@ -393,6 +394,17 @@ impl Session {
     pub fn handle_accepted(&mut self, turn: u64, unmatched: Vec<PacketId>, out: &mut Output) {
         self.incoming.accept(turn, unmatched);
         self.incoming.answer(&self.link, out);
+    }
+
+    /// A shard has no room for these messages of `turn`. [`Session::handle_accepted`] follows.
+    pub fn handle_refused(&mut self, turn: u64, refused: Vec<(PacketId, Shortage)>) {
+        self.incoming.refuse(turn, refused);
+    }
+
+    /// So many messages and bytes too many wait: drops those that wait longest, at QoS 0 first. What is on its way to
+    /// the client stays.
+    pub fn make_room(&mut self, messages: u64, bytes: usize, out: &mut Output) {
+        self.outgoing.make_room(messages, bytes, &self.link, out);
     }
 
     /// A shard has done its part of request `token`, which `parts_due` shards have to do.

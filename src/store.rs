@@ -24,6 +24,7 @@ mod overlay;
 mod pending;
 mod place;
 mod recovered;
+pub mod room;
 mod row;
 mod scan;
 mod segment;

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{DropReason, Metrics, RefuseReason};
+use crate::metrics::{DropReason, Metrics, RefuseReason, Shortage};
 use crate::router::Router;
 use crate::router::mailbox::Home;
 
@@ -25,7 +25,9 @@ pub async fn run(router: Router, interval: Duration, stop: CancellationToken) {
         }
         let clients = router.metrics().clients_connected.value();
         clients_max = clients.max(clients_max);
-        let messages = messages(router.metrics(), started.elapsed(), clients_max);
+        let mut messages = messages(router.metrics(), started.elapsed(), clients_max);
+        let disk = ("$SYS/broker/store/disk/bytes".to_owned(), router.disk_bytes().to_string());
+        messages.push(disk);
         router.publish_own(&messages, inbox.mailbox()).await;
     }
 }
@@ -44,7 +46,8 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("clients/maximum", clients_max),
         ("clients/total", sessions),
         ("connections/socket/count", metrics.sockets_opened.value()),
-        ("connections/refused", metrics.refused_total()),
+        ("connections/refused", metrics.connections_refused()),
+        ("connections/short", metrics.connects_refused.value()),
         ("bytes/received", metrics.bytes_received.value()),
         ("bytes/sent", metrics.bytes_sent.value()),
         ("messages/received", metrics.packets_received.value()),
@@ -61,6 +64,8 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
             metrics.retained_messages.value() + metrics.queued_messages.value(),
         ),
         ("store/messages/bytes", metrics.retained_bytes.value() + metrics.queued_bytes.value()),
+        ("memory/bytes", metrics.memory_bytes.value()),
+        ("memory/shortages", metrics.memory_short.value()),
         ("subscriptions/count", metrics.subscriptions.value()),
         ("errors/protocol", metrics.protocol_errors.value()),
         ("errors/acknowledgements", metrics.acks_unknown.value()),
@@ -80,7 +85,11 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
     }
     for reason in RefuseReason::ALL {
         let topic = format!("$SYS/broker/connections/refused/{}", reason.name());
-        messages.push((topic, metrics.refused_for(reason).to_string()));
+        messages.push((topic, metrics.connections_refused_for(reason).to_string()));
+    }
+    for shortage in Shortage::ALL {
+        let topic = format!("$SYS/broker/publish/messages/refused/{}", shortage.name());
+        messages.push((topic, metrics.refused_for(shortage).to_string()));
     }
     messages
 }

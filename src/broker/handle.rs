@@ -1,9 +1,13 @@
 //! What a broker that serves can be asked for. Floor 6, used by `main`.
 
+use std::sync::Arc;
+
 use tokio::sync::{mpsc, oneshot};
 
+use crate::broker::set_limits;
 use crate::config::Config;
 use crate::net::accept::{BindError, Listeners};
+use crate::net::admission::Gatekeeper;
 use crate::router::Router;
 
 /// The way to a [`Broker`](crate::broker::Broker) that runs.
@@ -68,22 +72,32 @@ impl Requests {
 
 impl Request {
     /// Does it, on a broker that serves.
-    pub(super) async fn answer(self, listeners: &Listeners, router: &Router) {
+    pub(super) async fn answer(self, parts: &Parts) {
         // Whoever asked may have gone away.
         match self {
             Self::Serving(answer) => drop(answer.send(())),
             Self::Replace(config, answer) => {
-                drop(answer.send(replace(*config, listeners, router).await));
+                drop(answer.send(parts.replace(*config).await));
             }
         }
     }
 }
 
-/// All that can fail comes first.
-async fn replace(config: Config, listeners: &Listeners, router: &Router) -> Result<(), BindError> {
-    let prepared = listeners.prepare(config.listeners)?;
-    router.replace_rules(config.rules).await;
-    listeners.renew(config.net, config.access);
-    listeners.replace(prepared);
-    Ok(())
+/// What can go on with other settings.
+pub(super) struct Parts {
+    pub(super) listeners: Listeners,
+    pub(super) router: Router,
+    pub(super) gatekeeper: Arc<Gatekeeper>,
+}
+
+impl Parts {
+    /// All that can fail comes first.
+    async fn replace(&self, config: Config) -> Result<(), BindError> {
+        let prepared = self.listeners.prepare(config.listeners)?;
+        self.router.replace_rules(config.rules).await;
+        set_limits(&self.router, &self.gatekeeper, config.limits);
+        self.listeners.renew(config.net, config.access);
+        self.listeners.replace(prepared);
+        Ok(())
+    }
 }

@@ -32,6 +32,18 @@ const RELOADED: &[&str] = &[
     "subscription_identifiers",
     "response_topic_prefix",
     "check_payload_format",
+    "queue_messages_max",
+    "queue_bytes_max",
+    "queue_policy",
+    "queues_messages_max",
+    "queues_bytes_max",
+    "publish_rate_max",
+    "publish_bytes_rate_max",
+    "disk_bytes_max",
+    "memory_bytes_max",
+    "connections_per_address_max",
+    "accept_rate_per_address_max",
+    "accept_rate_max",
 ];
 
 /// What a new settings file changes. Keys are named with their section in dots.

@@ -11,7 +11,6 @@ use crate::config::listeners::{Everywhere, Listener};
 use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig};
 use crate::ids::Qos;
 use crate::router::keeper::RetainedLimits;
-use crate::router::mailbox::QueueLimits;
 use crate::session;
 use crate::session::Availability;
 use crate::session::authentication::{Access, Anonymous, Authenticator};
@@ -32,8 +31,6 @@ impl File {
         not_zero("handshake_s_max", self.handshake_s_max.into())?;
         not_zero("inflight_max", self.inflight_max.into())?;
         not_zero("receive_max", self.receive_max.into())?;
-        not_zero("queue_messages_max", self.queue_messages_max)?;
-        not_zero("queue_bytes_max", self.queue_bytes_max as u64)?;
         not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
         not_zero("sessions_max", self.sessions_max)?;
         if self.shards > SHARDS_MAX {
@@ -43,6 +40,8 @@ impl File {
             let rule = "must be from 65536 to 4294967296";
             return Err(InvalidConfig::Value { key: "log_segment_bytes", rule });
         }
+        let limits = self.limits()?;
+        let publish = self.publish_rates();
         not_zero("sys_interval_s", self.sys_interval_s.into())?;
         if !(64..=PACKET_BYTES_MAX).contains(&self.packet_bytes_max) {
             let rule = "must be from 64 to 268435460, the largest packet of the standard";
@@ -114,6 +113,7 @@ impl File {
                 connect_bytes_max: self.connect_bytes_max.min(self.packet_bytes_max),
                 response_topic_prefix: self.response_topic_prefix.into(),
                 handshake_max: Duration::from_secs(self.handshake_s_max.into()),
+                publish,
                 session: session::Limits {
                     inflight_max: self.inflight_max,
                     receive_max: self.receive_max,
@@ -136,10 +136,7 @@ impl File {
             },
             access: Access { authenticators, anonymous: Anonymous::Refused },
             router: router::Limits {
-                queue: QueueLimits {
-                    messages_max: self.queue_messages_max,
-                    bytes_max: self.queue_bytes_max,
-                },
+                queue: limits.queues.each,
                 retained: RetainedLimits {
                     messages_max: self.retained_messages_max,
                     bytes_max: self.retained_bytes_max,
@@ -147,6 +144,7 @@ impl File {
                 sharing: self.shared_strategy,
             },
             rules,
+            limits,
             sys_interval: Duration::from_secs(self.sys_interval_s.into()),
         })
     }

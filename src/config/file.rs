@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Authorisation, Listener, Secret};
+use crate::router::queues::Policy;
 use crate::router::sharing::Strategy;
 use crate::store::log::Level;
 
@@ -27,11 +28,22 @@ pub struct File {
     pub durability: DurabilityLevel,
     /// Size of each file of the message log, from 64 KiB to 4 GiB; one is in use and one is made ready.
     pub log_segment_bytes: u64,
+    /// Bytes of all files in the data directory, beyond which messages that must be kept are refused; 0 is as much as
+    /// the disk has, but for a reserve.
+    pub disk_bytes_max: u64,
+    /// Bytes of memory of the process, beyond which new work is refused; 0 is no limit.
+    pub memory_bytes_max: u64,
     /// Accept clients that do not say who they are, also from other machines and beside users. Without users
     /// those from this machine are always accepted.
     pub allow_anonymous: bool,
     /// Connections at the same time; 0 is as many as the open-file limit allows.
     pub connections_max: usize,
+    /// Connections at the same time from one address; all addresses of one IPv6 /64 count as one. 0 is no limit.
+    pub connections_per_address_max: u32,
+    /// Connections per second from one address, TLS or not; as many may come at once. 0 is no limit.
+    pub accept_rate_per_address_max: u32,
+    /// Connections per second from all addresses, in the same way.
+    pub accept_rate_max: u32,
     /// Seconds that a new connection may take to send its CONNECT and to prove who it is; at least 1.
     pub handshake_s_max: u16,
     /// Largest CONNECT that is read, in bytes, at least 1; a will of this size stays in memory.
@@ -72,6 +84,17 @@ pub struct File {
     pub queue_messages_max: u64,
     /// Bytes held by the messages that wait for one session or are not acknowledged by it; at least 1.
     pub queue_bytes_max: usize,
+    /// What happens to a message for which a queue has no room: `reject` (its publisher is told with 0x97, or not
+    /// acknowledged), `drop_oldest` or `drop_newest`.
+    pub queue_policy: Policy,
+    /// Messages that wait for all sessions together.
+    pub queues_messages_max: u64,
+    /// Bytes held by the messages that wait for all sessions together or are not acknowledged by them.
+    pub queues_bytes_max: u64,
+    /// Messages per second that one client may publish; over it the client is not read for a while. 0 is no limit.
+    pub publish_rate_max: u32,
+    /// Bytes of messages per second that one client may publish, in the same way.
+    pub publish_bytes_rate_max: u64,
     /// Retained messages of all topics; one more is not kept.
     pub retained_messages_max: u64,
     /// Bytes of retained messages and their topics.
@@ -101,8 +124,13 @@ impl Default for File {
             data_dir: PathBuf::new(),
             durability: DurabilityLevel::default(),
             log_segment_bytes: 64 * 1024 * 1024,
+            disk_bytes_max: 0,
+            memory_bytes_max: 0,
             allow_anonymous: false,
             connections_max: 0,
+            connections_per_address_max: 0,
+            accept_rate_per_address_max: 0,
+            accept_rate_max: 0,
             handshake_s_max: 10,
             connect_bytes_max: 256 * 1024,
             packet_bytes_max: 16 * 1024 * 1024,
@@ -123,6 +151,11 @@ impl Default for File {
             check_payload_format: false,
             queue_messages_max: 100_000,
             queue_bytes_max: 64 * 1024 * 1024,
+            queue_policy: Policy::default(),
+            queues_messages_max: 10_000_000,
+            queues_bytes_max: 4 * 1024 * 1024 * 1024,
+            publish_rate_max: 0,
+            publish_bytes_rate_max: 0,
             retained_messages_max: 1_000_000,
             retained_bytes_max: 1024 * 1024 * 1024,
             shared_strategy: Strategy::RoundRobin,

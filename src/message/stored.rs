@@ -51,6 +51,13 @@ impl Stored {
         })
     }
 
+    /// Those behind the first `count`, if there are any. The bytes that must be read stay the same, for nobody knows where
+    /// a frame begins before that.
+    pub fn without_first(&self, count: u32) -> Option<Self> {
+        let rest = self.count.checked_sub(count).filter(|rest| *rest > 0)?;
+        Some(Self { first: self.first + count, count: rest, skip: self.skip + count, ..*self })
+    }
+
     /// The messages, whose `frames` have been read at `now`.
     pub fn delivery(&self, frames: Bytes, now: Instant) -> Delivery {
         let piece = Piece {

@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::metrics::RefuseReason;
 use crate::net::Limits;
+use crate::net::admission::Gatekeeper;
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Peer};
@@ -137,10 +138,11 @@ impl Listeners {
         router: Router,
         limits: Limits,
         access: Access,
+        gatekeeper: Arc<Gatekeeper>,
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
-        let serving = Serving { router, limits, access, stop: stop.clone() };
+        let serving = Serving { router, limits, access, gatekeeper, stop: stop.clone() };
         let serving = Arc::new(ArcSwap::from_pointee(serving));
         let listeners = Self { serving, stop, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
@@ -150,9 +152,10 @@ impl Listeners {
 
     /// Gives these to the connections that come later.
     pub fn renew(&self, limits: Limits, access: Access) {
-        let Serving { router, stop, .. } = &**self.serving.load();
-        let (router, stop) = (router.clone(), stop.clone());
-        self.serving.store(Arc::new(Serving { router, limits, access, stop }));
+        let serving = self.serving.load_full();
+        let (router, gatekeeper) = (serving.router.clone(), serving.gatekeeper.clone());
+        let stop = self.stop.clone();
+        self.serving.store(Arc::new(Serving { router, limits, access, gatekeeper, stop }));
     }
 
     /// Takes the addresses of `settings` on which nobody listens yet. Nothing changes before
@@ -256,12 +259,16 @@ impl Port {
         if is_full || tasks.len() >= total_max {
             let max = if is_full { settings.connections_max } else { total_max };
             warn!(peer = %address, listener = %settings.listen, max, "connection refused: too many");
-            metrics.refused(RefuseReason::TooMany);
+            metrics.connection_refused(RefuseReason::TooMany);
+            return;
+        }
+        let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
+        let mut peer = Peer { address, certificate_user: None, listener: settings, admitted: None };
+        // Behind a proxy nobody is known yet.
+        if !peer.listener.proxy_protocol && serving.admit(&mut peer).is_none() {
             return;
         }
         self.connections.fetch_add(1, Relaxed);
-        let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
-        let peer = Peer { address, certificate_user: None, listener: settings };
         match accepted {
             Accepted::Tcp(stream, _) => {
                 if let Err(error) = stream.set_nodelay(true) {
@@ -296,10 +303,11 @@ impl Port {
         let opening = Box::pin(opening);
         tasks.spawn(async move {
             let opened = opening.await;
-            if let Some(Opened { mut connection, address }) = opened {
+            if let Some(Opened { mut connection, address, admitted }) = opened {
                 let reason = connection.run().await;
                 let serving = port.serving.load_full();
                 Box::pin(async move { serving.close(connection, reason, address).await }).await;
+                drop(admitted);
             }
             port.connections.fetch_sub(1, Relaxed);
         });

@@ -18,7 +18,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
@@ -27,6 +27,7 @@ use tokio_util::io::poll_read_buf;
 use crate::codec::{Publish, decode, frame_len, header_len};
 use crate::ids::LogPosition;
 use crate::metrics::DropReason;
+use crate::net::pace::{Pace, Pause, PublishRates};
 use crate::net::scratch::{READ_BYTES_MAX, Scratch};
 use crate::router::Router;
 use crate::router::links::Links;
@@ -39,6 +40,8 @@ use crate::session::{CloseReason, Output, Place, Session};
 const TURNS_MAX: usize = 4;
 /// Nothing is read from a client that leaves this much of our output unread.
 const UNSENT_BYTES_MAX: usize = 1024 * 1024;
+/// How long a large packet is not read while memory is short, before another look.
+const SHORT_PAUSE: Duration = Duration::from_millis(200);
 /// Mails taken in one turn.
 const MAILS_MAX: usize = 1024;
 
@@ -71,6 +74,10 @@ pub(super) struct Connection<S> {
     is_taken_over: bool,
     /// What may not be written before something is safe in the log, in their order.
     gates: VecDeque<Gate>,
+    /// Nothing is read for a while.
+    pause: Option<Box<Pause>>,
+    /// What the client may publish, if that is limited.
+    pace: Option<Box<Pace>>,
 }
 
 /// Output from here on waits until the log has what it tells the client of.
@@ -124,7 +131,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             has_packets: false,
             is_taken_over: false,
             gates: VecDeque::new(),
+            pause: None,
+            pace: None,
         }
+    }
+
+    /// Reads no more of what the client publishes than `rates` allow.
+    pub(super) fn limit(&mut self, rates: PublishRates) {
+        self.pace = Pace::new(rates, Instant::now());
     }
 
     /// Nothing is written before what was appended at `at` is safe. A [`Mail::Safe`] has to follow.
@@ -186,6 +200,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         bytes.append(&mut out.bytes);
         // There is a reason already, and the next user of the buffers must not find one.
         out.close = None;
+        out.hold = None;
         scratch.give_back();
         bytes
     }
@@ -194,6 +209,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         for _ in 0..TURNS_MAX {
             let mail = self.take_mail(&mut scratch.out);
             self.open_gates();
+            if let Some(reason) = scratch.out.hold.take() {
+                self.pause = Some(Box::new(Pause::before_end(reason)));
+            }
             let read = self.poll_read(cx, scratch);
             let out = &mut scratch.out;
             if self.is_taken_over {
@@ -213,7 +231,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             let can_go_on = (more || was_blocked) && self.has_sent_all();
             // A read that was held back registered no waker: try again as soon as the cause is gone.
-            let may_read = self.is_held_back && !held_by_shards && !self.has_much_unsent();
+            let may_read = self.is_held_back
+                && !held_by_shards
+                && !self.has_much_unsent()
+                && self.pause.is_none();
             if can_go_on || may_read || mail == Step::Progress || read == Step::Progress {
                 continue;
             }
@@ -239,6 +260,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Mail::Delivery(delivery) => self.session.handle_delivery(delivery, out),
                 Mail::Accepted { turn, unmatched } => {
                     self.session.handle_accepted(turn, unmatched, out);
+                }
+                Mail::Refused { turn, refused } => self.session.handle_refused(turn, refused),
+                Mail::MakeRoom => {
+                    let (messages, bytes) = self.inbox.mailbox().excess();
+                    self.session.make_room(messages, bytes, out);
                 }
                 Mail::PartDone { token, parts_due, replay } => {
                     self.session.handle_part_done(token, parts_due, replay, out);
@@ -277,7 +303,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// One read, if there may be one, and everything that it brought.
     fn poll_read(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Step {
         let Scratch { read, out, .. } = scratch;
-        self.is_held_back = self.links.poll_flush(cx).is_pending() || self.has_much_unsent();
+        out.is_memory_short = self.router.queues().is_memory_short();
+        self.is_held_back = self.links.poll_flush(cx).is_pending()
+            || self.has_much_unsent()
+            || self.is_pausing(cx, out);
         if out.close.is_some() || self.is_held_back {
             return Step::Nothing;
         }
@@ -286,6 +315,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Step::Progress;
         }
         let is_large = self.tail.len() > READ_BYTES_MAX / 2;
+        if is_large && out.is_memory_short {
+            // What would grow is not read until there is memory again.
+            self.pause = Some(Box::new(Pause::of(SHORT_PAUSE)));
+            self.is_held_back = self.is_pausing(cx, out);
+            return Step::Nothing;
+        }
         let stream = Pin::new(&mut self.stream);
         let result = if is_large {
             // Grows as the bytes arrive: what a packet announces is not allocated for in advance.
@@ -313,6 +348,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.forget_empty_tail();
         }
         Step::Progress
+    }
+
+    fn is_pausing(&mut self, cx: &mut Context<'_>, out: &mut Output) -> bool {
+        let Some(pause) = &mut self.pause else { return false };
+        let Poll::Ready(then) = pause.poll(cx) else { return true };
+        self.pause = None;
+        if let Some(reason) = then {
+            out.close.get_or_insert(reason);
+        }
+        false
     }
 
     /// Takes the packets that `tail` holds.
@@ -415,6 +460,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.write_journal(out);
         }
         let tally = std::mem::take(&mut out.tally);
+        if let Some(pace) = &mut self.pace
+            && tally.publishes_received > 0
+        {
+            let (messages, bytes) = (tally.publishes_received, tally.publish_bytes_received);
+            let wait = pace.spend(messages, bytes, Instant::now());
+            // The last one must come to its end.
+            if let Some(wait) = wait.filter(|_| self.pause.as_ref().is_none_or(|it| !it.is_last()))
+            {
+                self.pause = Some(Box::new(Pause::of(wait)));
+            }
+        }
         let _ = self.inbox.mailbox().release(tally.released_messages, tally.released_bytes);
         let metrics = self.router.metrics();
         metrics.packets_received.add(tally.packets_received);
@@ -428,6 +484,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.dropped(DropReason::RefusedBySubscriber, tally.refused);
         metrics.dropped(DropReason::NotAuthorized, tally.not_authorized);
         metrics.dropped(DropReason::Unreadable, tally.unreadable);
+        metrics.dropped(DropReason::QueueEvicted, tally.evicted);
         metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
         metrics.acks_unknown.add(tally.acks_unknown);
         if !out.denials.is_empty() {

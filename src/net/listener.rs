@@ -1,6 +1,7 @@
 //! One connection from its CONNECT to its CONNACK, and its end. Floor 5, called by `net::accept`, which
 //! brings a stream of any transport.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -11,6 +12,7 @@ use tracing::{debug, info};
 use crate::codec::ReasonCode;
 use crate::ids::ClientId;
 use crate::net::Limits;
+use crate::net::admission::{self, Gatekeeper};
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{HandshakeError, authenticate, read_hello};
 use crate::net::peer::{Address, Peer};
@@ -30,6 +32,7 @@ pub(super) struct Serving {
     pub(super) router: Router,
     pub(super) limits: Limits,
     pub(super) access: Access,
+    pub(super) gatekeeper: Arc<Gatekeeper>,
     pub(super) stop: CancellationToken,
 }
 
@@ -171,6 +174,11 @@ impl Serving {
             let explanation = "the broker holds as many sessions as it may: try again later";
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
         }
+        if let Some(explanation) = admission::lacks_room(&self.router, opening) {
+            claim.end(self.router.registry());
+            metrics.connects_refused.add(1);
+            return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
+        }
         metrics.sessions.add(1);
         let mut session = Box::new(Session::new(self.limits.session, opening, now));
         let home = match opening.expiry {
@@ -212,6 +220,7 @@ impl Serving {
         let start = Start { connack, received, packet_bytes_max };
         let connected = self.router.write_connected(&parked, opening, was_present);
         let mut connection = Connection::new(stream, claim, parked, self.router.clone(), start);
+        connection.limit(self.limits.publish);
         if let Some(at) = connected {
             connection.hold(at);
         }
@@ -242,6 +251,11 @@ impl Serving {
         }
         let Connection { mut stream, claim, mut session, inbox, mut links, .. } = connection;
         std::future::poll_fn(|cx| links.poll_flush(cx)).await;
+        if inbox.mailbox().is_refused() {
+            // What the client had sent behind the message that was refused is refused before it may send that again.
+            self.router.settle().await;
+            inbox.mailbox().forget_refusal();
+        }
         self.router.metrics().clients_connected.add(-1);
         inbox.mailbox().set_connected(false);
         let now = Instant::now();

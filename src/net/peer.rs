@@ -1,14 +1,15 @@
 //! What is known of a client before it has said anything in MQTT. Floor 5, made by `net::transport`.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::net::accept::Settings;
+use crate::net::admission::Admitted;
 use crate::session::authentication::UserName;
 
 /// The other end of a connection.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Peer {
     /// Where it is.
     pub(super) address: Address,
@@ -16,6 +17,8 @@ pub(super) struct Peer {
     pub(super) certificate_user: Option<UserName>,
     /// The settings of the listener as they were when the connection was accepted.
     pub(super) listener: Arc<Settings>,
+    /// Its place among the connections from its address, once that is known.
+    pub(super) admitted: Option<Admitted>,
 }
 
 /// Where a client is. Behind a proxy that says so (`proxy_protocol`) this is the client and not the proxy.
@@ -25,6 +28,16 @@ pub(super) enum Address {
     Ip(SocketAddr),
     /// On this machine, with access to the file of a Unix socket.
     Unix,
+}
+
+impl Address {
+    /// Without the port; a Unix socket has none.
+    pub(super) fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Ip(address) => Some(address.ip()),
+            Self::Unix => None,
+        }
+    }
 }
 
 impl fmt::Display for Address {

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info};
 
 use crate::metrics::RefuseReason;
+use crate::net::admission::Admitted;
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Peer};
@@ -24,6 +25,7 @@ use crate::net::websocket::WebSocket;
 pub(super) struct Opened<S> {
     pub(super) connection: Connection<S>,
     pub(super) address: Address,
+    pub(super) admitted: Option<Admitted>,
 }
 
 /// Why there is nothing over which a CONNECT could come.
@@ -58,7 +60,7 @@ pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Option<Opened<S>> {
     let until = deadline(&serving);
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
-    connect(&serving, stream, &peer, until).await
+    connect(&serving, stream, peer, until).await
 }
 
 /// MQTT over TLS.
@@ -70,7 +72,7 @@ pub(super) async fn open_tls(
     let until = deadline(&serving);
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
     let stream = encrypt(&serving, stream, &mut peer, until).await?;
-    connect(&serving, stream, &peer, until).await
+    connect(&serving, stream, peer, until).await
 }
 
 /// MQTT over WebSocket.
@@ -82,7 +84,7 @@ pub(super) async fn open_websocket(
     let until = deadline(&serving);
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
     let stream = upgrade(&serving, stream, &peer, until).await?;
-    connect(&serving, stream, &peer, until).await
+    connect(&serving, stream, peer, until).await
 }
 
 /// MQTT over WebSocket over TLS.
@@ -95,7 +97,7 @@ pub(super) async fn open_tls_websocket(
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
     let stream = encrypt(&serving, stream, &mut peer, until).await?;
     let stream = upgrade(&serving, stream, &peer, until).await?;
-    connect(&serving, stream, &peer, until).await
+    connect(&serving, stream, peer, until).await
 }
 
 fn deadline(serving: &Serving) -> Instant {
@@ -113,6 +115,7 @@ async fn read_proxy_header<S: AsyncRead + Unpin>(
         let reading = proxy::read_header(stream);
         let source = step(serving, peer, until, RefuseReason::ProxyTooSlow, reading).await?;
         peer.address = source.map_or(peer.address, Address::Ip);
+        return serving.admit(peer);
     }
     Some(())
 }
@@ -145,11 +148,29 @@ async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(
 async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     serving: &Serving,
     stream: S,
-    peer: &Peer,
+    peer: Peer,
     until: Instant,
 ) -> Option<Opened<S>> {
-    let connection = serving.open(stream, peer, until).await?;
-    Some(Opened { connection, address: peer.address })
+    let connection = serving.open(stream, &peer, until).await?;
+    Some(Opened { connection, address: peer.address, admitted: peer.admitted })
+}
+
+impl Serving {
+    /// Whether the address may have one more connection. `None` is no, counted.
+    pub(super) fn admit(&self, peer: &mut Peer) -> Option<()> {
+        match self.gatekeeper.admit(peer.address.ip()) {
+            Ok(admitted) => {
+                peer.admitted = Some(admitted);
+                Some(())
+            }
+            Err(why) => {
+                // Many of them come fast, so the log has them only where somebody looks for them.
+                debug!(peer = %peer.address, listener = %peer.listener.listen, %why, "connection refused");
+                self.router.metrics().connection_refused(why.reason());
+                None
+            }
+        }
+    }
 }
 
 /// One step, which ends in time, or the connection does.
@@ -170,7 +191,7 @@ async fn step<T, E: Into<TransportError>>(
         Err(_) => TransportError::TooSlow(too_slow),
     };
     let reason = error.reason();
-    serving.router.metrics().refused(reason);
+    serving.router.metrics().connection_refused(reason);
     let (address, listener) = (peer.address, &peer.listener.listen);
     match reason {
         // Port probes and health checks do this all day.

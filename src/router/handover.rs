@@ -52,6 +52,7 @@ impl Router {
         let _ = mailbox.release(tally.released_messages, tally.released_bytes);
         self.metrics.dropped(DropReason::Expired, tally.expired);
         self.metrics.dropped(DropReason::Unreadable, tally.unreadable);
+        self.metrics.dropped(DropReason::QueueEvicted, tally.evicted);
         self.write_journal(out, mailbox);
     }
 
@@ -91,6 +92,11 @@ pub(super) fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) 
         match mail {
             Mail::Delivery(delivery) => session.handle_delivery(delivery, out),
             Mail::Accepted { turn, unmatched } => session.handle_accepted(turn, unmatched, out),
+            Mail::Refused { turn, refused } => session.handle_refused(turn, refused),
+            Mail::MakeRoom => {
+                let (messages, bytes) = inbox.mailbox().excess();
+                session.make_room(messages, bytes, out);
+            }
             Mail::PartDone { token, parts_due, replay } => {
                 session.handle_part_done(token, parts_due, replay, out);
             }

@@ -86,13 +86,21 @@ impl Keeper {
 
     /// Keeps the last message of `run` [MQTT-3.3.1-5], or removes the topic's one if it is
     /// empty [MQTT-3.3.1-6] [MQTT-3.3.1-7].
-    pub(super) fn keep(&mut self, batch: &Batch, run: &Run, publisher: Option<&ClientId>) -> Kept {
+    pub(super) fn keep(
+        &mut self,
+        batch: &Batch,
+        run: &Run,
+        publisher: Option<&ClientId>,
+        room: Room,
+    ) -> Kept {
         let Some((topic, view, frame)) = newest_of(batch, run) else { return Kept::Refused };
         let mut kept = Kept::Newest;
         let interval_s = if run.expires { view.message_expiry_interval_s() } else { None };
         let change = if view.payload.is_empty() {
             self.store.remove(topic)
-        } else if self.has_room(topic, frame) || self.makes_room(topic, frame, batch.received_at) {
+        } else if room == Room::Limited
+            && (self.has_room(topic, frame) || self.makes_room(topic, frame, batch.received_at))
+        {
             let retain = Retain {
                 frame,
                 version: batch.version,
@@ -137,6 +145,15 @@ impl Keeper {
     }
 }
 
+/// What there is room for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Room {
+    /// As much as the limits say.
+    Limited,
+    /// Nothing: memory or disk are short.
+    None,
+}
+
 /// What became of the topic's retained message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kept {
@@ -177,7 +194,7 @@ mod tests {
         let mut keeper = Keeper::new(0, limits, metrics.clone());
         let mut keep = |topic, interval_s, at| {
             let batch = batch(topic, interval_s, start + Duration::from_secs(at));
-            keeper.keep(&batch, &batch.runs[0], None);
+            keeper.keep(&batch, &batch.runs[0], None, Room::Limited);
             keeper.store.frame_len(topic).is_some()
         };
         assert!(keep("first", Some(10), 0));

@@ -7,7 +7,7 @@
 //!
 //! The channel itself is unbounded; what it may hold is accounted in `messages` and `bytes`, from the
 //! moment a delivery is sent until the session has put it on the wire (messages) and it is
-//! acknowledged (bytes). At the limit a delivery is dropped and counted. Everything else that goes
+//! acknowledged (bytes). What happens at the limit is said in [`queues`](super::queues). Everything else that goes
 //! through a mailbox is a direct answer to something the session sent, so the session bounds it.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -16,11 +16,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use crate::access::Rights;
+use tracing::warn;
+
 use crate::ids::{ClientId, PacketId, SessionId};
 use crate::message::{Delivery, Kind, Replay, Stored};
-use crate::metrics::{DropReason, Metrics};
+use crate::metrics::{DropReason, Metrics, Shortage};
 use crate::router::bell::Bell;
 use crate::router::holder::Holder;
+use crate::router::queues::{Held, Policy, Queues};
+
+pub use crate::router::queues::QueueLimits;
 
 /// What may wait in memory for a client that is away, if it is in the log.
 const CROWD_BYTES: usize = 256 * 1024;
@@ -38,6 +43,15 @@ pub enum Mail {
         /// batch has at most, and no memory where there are none.
         unmatched: Vec<PacketId>,
     },
+    /// A shard has no room for some messages of this turn, and has done nothing with them. [`Mail::Accepted`] follows.
+    Refused {
+        /// The number that came with the batch.
+        turn: u64,
+        /// Which messages, and why.
+        refused: Vec<(PacketId, Shortage)>,
+    },
+    /// More waits than may: drop what waits longest.
+    MakeRoom,
     /// A shard has done its part of a SUBSCRIBE or UNSUBSCRIBE.
     PartDone {
         /// Of the request.
@@ -77,15 +91,6 @@ pub enum Mail {
     ShuttingDown,
 }
 
-/// Bounds of one mailbox.
-#[derive(Clone, Copy, Debug)]
-pub struct QueueLimits {
-    /// Messages that wait.
-    pub messages_max: u64,
-    /// Bytes held by messages that wait or are not acknowledged.
-    pub bytes_max: usize,
-}
-
 /// Where the messages of a session live.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Home {
@@ -101,10 +106,18 @@ pub struct Mailbox {
     session: SessionId,
     home: Home,
     sender: flume::Sender<Mail>,
-    limits: QueueLimits,
+    queues: Arc<Queues>,
     messages: AtomicU64,
     bytes: AtomicUsize,
     is_connected: AtomicBool,
+    /// It is more than half full, and counted as that.
+    is_pressed: AtomicBool,
+    /// It holds more than it may, and its session was told to make room.
+    is_over: AtomicBool,
+    /// A message was refused because it was full, and that was reported.
+    is_blamed: AtomicBool,
+    /// A message of its client was refused without a word: nothing is accepted until its connection is closed.
+    is_refused: AtomicBool,
     /// A message that expires may wait, and `expiring` has been told.
     may_expire: AtomicBool,
     expiring: Option<Expiring>,
@@ -139,7 +152,7 @@ pub fn mailbox(
     session: SessionId,
     home: Home,
     expiring: Option<Expiring>,
-    limits: QueueLimits,
+    queues: impl Into<Arc<Queues>>,
     metrics: Arc<Metrics>,
 ) -> Inbox {
     let (sender, receiver) = flume::unbounded();
@@ -147,10 +160,14 @@ pub fn mailbox(
         session,
         home,
         sender,
-        limits,
+        queues: queues.into(),
         messages: AtomicU64::new(0),
         bytes: AtomicUsize::new(0),
         is_connected: AtomicBool::new(true),
+        is_pressed: AtomicBool::new(false),
+        is_over: AtomicBool::new(false),
+        is_blamed: AtomicBool::new(false),
+        is_refused: AtomicBool::new(false),
         may_expire: AtomicBool::new(false),
         expiring,
         crowd_bytes: AtomicUsize::new(0),
@@ -197,10 +214,65 @@ impl Mailbox {
         self.holder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether another message could be queued, if `messages` with `bytes` were on their way already.
-    pub fn has_room(&self, messages: u64, bytes: usize) -> bool {
-        self.messages.load(Relaxed) + messages < self.limits.messages_max
-            && self.bytes.load(Relaxed) + bytes < self.limits.bytes_max
+    /// Why another message could not be queued, if `messages` with `bytes` were on their way already.
+    pub fn shortage(&self, messages: u64, bytes: usize) -> Option<Shortage> {
+        self.queues.shortage(self.held(messages, bytes), &self.metrics)
+    }
+
+    /// How many messages could be queued in the same case, were it for their number alone.
+    pub(super) fn messages_left(&self, messages: u64) -> u64 {
+        self.queues.messages_left(self.held(messages, 0))
+    }
+
+    /// How many messages and bytes wait that should not.
+    pub fn excess(&self) -> (u64, usize) {
+        self.is_over.store(false, Release);
+        let Held { messages, bytes, .. } = self.queues.excess(self.held(0, 0), &self.metrics);
+        (messages, bytes)
+    }
+
+    /// What happens where there is no room.
+    pub(super) fn policy(&self) -> Policy {
+        self.queues.policy()
+    }
+
+    /// Messages are refused because of this mailbox: said once, until it has room again.
+    pub(super) fn blame(&self) {
+        if !self.is_blamed.swap(true, Relaxed) {
+            let client = self.client_id().map_or("", ClientId::as_str);
+            let messages = self.messages.load(Relaxed);
+            let is_connected = self.is_connected();
+            warn!(
+                client,
+                messages,
+                is_connected,
+                "the queue of this session is full: messages for it are refused until it reads, or ends; see \
+                 queue_policy"
+            );
+        }
+    }
+
+    /// Nothing more is accepted from its client on this connection, which will be closed.
+    pub fn refuse_rest(&self) {
+        self.is_refused.store(true, Release);
+    }
+
+    /// Whether [`Mailbox::refuse_rest`] was called on this connection.
+    pub fn is_refused(&self) -> bool {
+        self.is_refused.load(Acquire)
+    }
+
+    /// Nothing of the connection is left in any shard: the next one may publish.
+    pub fn forget_refusal(&self) {
+        self.is_refused.store(false, Release);
+    }
+
+    fn held(&self, messages: u64, bytes: usize) -> Held {
+        Held {
+            messages: self.messages.load(Relaxed) + messages,
+            bytes: self.bytes.load(Relaxed) + bytes,
+            is_connected: self.is_connected(),
+        }
     }
 
     /// Bytes held by messages that wait or are not acknowledged.
@@ -213,9 +285,10 @@ impl Mailbox {
         self.is_connected.load(Relaxed)
     }
 
-    /// Queues messages, to be followed by a ring, or drops and counts them: at the limit, and at QoS 0 while the client is away.
-    /// Messages of a shared subscription have been given to this session because it had room: they
-    /// are not dropped for another shard's having filled it since. Returns what was dropped.
+    /// Queues messages, to be followed by a ring, or drops and counts them: at QoS 0 while the client is away, and
+    /// where there is no room if the policy says so. Messages of a shared subscription have been given to this
+    /// session because it had room: they are not dropped for another shard's having filled it since. Returns what
+    /// was dropped.
     pub fn deliver(&self, delivery: Delivery) -> Option<Delivery> {
         let messages = u64::from(delivery.messages);
         if delivery.kind == Kind::Unacknowledged && !self.is_connected() {
@@ -223,8 +296,12 @@ impl Mailbox {
             return Some(delivery);
         }
         // Shards may pass the test at the same time: the limit can be overrun by one delivery of each.
-        if !self.has_room(0, 0) && !delivery.is_shared() {
-            self.metrics.dropped(DropReason::QueueFull, messages);
+        let shortage = self.shortage(0, 0);
+        if let Some(shortage) = shortage
+            && !delivery.is_shared()
+            && !self.takes_all_the_same(delivery.kind)
+        {
+            self.metrics.dropped(shortage.into(), messages);
             return Some(delivery);
         }
         self.charge(messages, delivery.held_bytes);
@@ -237,7 +314,39 @@ impl Mailbox {
         if self.home == Home::Log && !self.is_connected() {
             self.tell_crowded(held_bytes);
         }
+        if self.policy() == Policy::DropOldest && self.is_over_limit() {
+            self.ask_for_room();
+        }
         None
+    }
+
+    /// Whether messages enter that find no room.
+    fn takes_all_the_same(&self, kind: Kind) -> bool {
+        match self.policy() {
+            Policy::DropNewest => false,
+            // It was asked before they were accepted.
+            Policy::Reject => kind == Kind::Acknowledged,
+            Policy::DropOldest => !self.queues.is_far_over(self.held(0, 0)),
+        }
+    }
+
+    fn is_over_limit(&self) -> bool {
+        let Held { messages, bytes, .. } = self.queues.excess(self.held(0, 0), &self.metrics);
+        messages > 0 || bytes > 0
+    }
+
+    /// Tells whoever has the session that more waits than may.
+    fn ask_for_room(&self) {
+        if self.is_over.swap(true, AcqRel) {
+            return;
+        }
+        self.post(Mail::MakeRoom);
+        if !self.is_connected()
+            && let Some(Expiring { client_id, crowded, .. }) = &self.expiring
+        {
+            // Without a receiver the broker is going down.
+            let _ = crowded.send(client_id.clone());
+        }
     }
 
     /// So many bytes more wait for a client that is away: let somebody leave them to the log.
@@ -321,21 +430,42 @@ impl Mailbox {
             let before = self.bytes.update(Relaxed, Relaxed, |all| all.saturating_sub(bytes));
             self.metrics.queued_bytes.add(-(before.min(bytes) as i64));
         }
+        if self.is_pressed.load(Relaxed) && !self.queues.is_half_full(self.held(0, 0)) {
+            self.set_pressed(false);
+            self.is_blamed.store(false, Relaxed);
+        }
         released
+    }
+
+    /// Of two that come at the same moment the later may have it wrong, until the next one.
+    fn set_pressed(&self, is_pressed: bool) {
+        if self.is_pressed.swap(is_pressed, AcqRel) != is_pressed {
+            self.queues.count_pressed(if is_pressed { 1 } else { -1 });
+        }
     }
 
     /// The client came or went.
     pub fn set_connected(&self, is_connected: bool) {
         self.is_connected.store(is_connected, Release);
+        // Whoever was told may not have come round to it.
+        self.is_over.store(false, Release);
         self.forget_crowd();
     }
 
     /// Takes into the account what waits for the session.
     pub fn charge(&self, messages: u64, bytes: usize) {
-        self.messages.fetch_add(messages, Relaxed);
-        self.bytes.fetch_add(bytes, Relaxed);
+        let messages_before = self.messages.fetch_add(messages, Relaxed);
+        let bytes_before = self.bytes.fetch_add(bytes, Relaxed);
         self.metrics.queued_messages.add(messages as i64);
         self.metrics.queued_bytes.add(bytes as i64);
+        let held = Held {
+            messages: messages_before + messages,
+            bytes: bytes_before + bytes,
+            ..Held::default()
+        };
+        if self.queues.is_half_full(held) && !self.is_pressed.load(Relaxed) {
+            self.set_pressed(true);
+        }
     }
 
     /// The session has ended: nobody will read `mail`.
@@ -388,6 +518,7 @@ impl Drop for Inbox {
     fn drop(&mut self) {
         let messages = self.mailbox.messages.swap(0, Relaxed);
         let bytes = self.mailbox.bytes.swap(0, Relaxed);
+        self.mailbox.set_pressed(false);
         self.mailbox.metrics.queued_messages.add(-(messages as i64));
         self.mailbox.metrics.queued_bytes.add(-(bytes as i64));
         self.mailbox.metrics.dropped(DropReason::SessionEnded, messages);

@@ -21,17 +21,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::codec::PublishView;
-use crate::ids::{LogPosition, PacketId, ProtocolVersion, SessionId};
+use crate::ids::{ClientId, LogPosition, PacketId, ProtocolVersion, Qos, SessionId};
 use crate::message::{Batch, Grant, Logged, Replay, Run};
-use crate::metrics::{DropReason, Metrics};
+use crate::metrics::{DropReason, Metrics, Shortage};
 use crate::record::Record;
 use crate::router::bell::Bell;
-use crate::router::keeper::{Keeper, RetainedLimits};
+use crate::router::keeper::{Keeper, Kept, RetainedLimits, Room};
 use crate::router::log::{self, Publisher};
 use crate::router::mailbox::{Mail, Mailbox};
+use crate::router::queues::{Held, Policy, Queues};
 use crate::router::route::{Route, Routes, Subscriber};
 use crate::router::sharing::{Group, Strategy};
-use crate::router::turn::Turn;
+use crate::router::turn::{Turn, cut};
 use crate::store::handle::Store;
 use crate::store::log::Level;
 use crate::subscriptions::Subscribers;
@@ -163,9 +164,12 @@ pub(super) struct Shard {
     is_single: bool,
     /// Bytes of the batches of this turn.
     bytes: usize,
+    /// Messages of those that were looked at.
+    messages: u64,
     /// Publishers to be told at the end of this turn.
     receipts: Vec<Receipt>,
     store: Option<Store>,
+    queues: Arc<Queues>,
     metrics: Arc<Metrics>,
 }
 
@@ -175,14 +179,25 @@ struct Receipt {
     turn: u64,
     /// Messages for nobody, see [`Mail::Accepted`].
     unmatched: Vec<PacketId>,
+    /// Messages with which nothing was done.
+    refused: Vec<(PacketId, Shortage)>,
     /// Some of it has to be in the log before, at this level.
     level: Option<Level>,
 }
 
 impl Receipt {
     fn give(self) {
-        let Self { mailbox, turn, unmatched, .. } = self;
-        mailbox.send(Mail::Accepted { turn, unmatched });
+        self.post().ring();
+    }
+
+    /// Returns whom to ring.
+    fn post(self) -> Arc<Mailbox> {
+        let Self { mailbox, turn, unmatched, refused, .. } = self;
+        if !refused.is_empty() {
+            mailbox.post(Mail::Refused { turn, refused });
+        }
+        mailbox.post(Mail::Accepted { turn, unmatched });
+        mailbox
     }
 }
 
@@ -193,6 +208,7 @@ pub(super) fn shard(
     retained_limits: RetainedLimits,
     strategy: Strategy,
     store: Option<Store>,
+    queues: Arc<Queues>,
     metrics: Arc<Metrics>,
 ) -> (Shard, ShardHandle) {
     let (sender, receiver) = flume::bounded(COMMANDS_MAX);
@@ -208,8 +224,10 @@ pub(super) fn shard(
         turn: Turn::new(strategy),
         is_single: false,
         bytes: 0,
+        messages: 0,
         receipts: Vec::new(),
         store,
+        queues,
         metrics,
     };
     (shard, handle)
@@ -277,7 +295,7 @@ impl Shard {
             }
             Command::Keep(batch) => {
                 for run in &batch.runs {
-                    self.keeper.keep(&batch, run, None);
+                    self.keeper.keep(&batch, run, None, Room::Limited);
                 }
             }
             Command::Share(again) => self.share_again(&again),
@@ -299,15 +317,19 @@ impl Shard {
 
     fn publish(&mut self, publication: Publication) {
         let Publication { batch, mailbox, turn } = publication;
-        self.turn.begin_batch();
+        self.turn.begin_batch(turn.is_some());
         self.is_single = self.bytes == 0 && batch.is_single();
         self.bytes += batch.frames.len();
         let tells_unmatched = turn.is_some() && batch.version == ProtocolVersion::V5;
-        let mut unmatched = Vec::new();
+        let (mut unmatched, mut refused) = (Vec::new(), Vec::new());
         let mut level: Option<Level> = None;
         let from = Publisher { mailbox: &mailbox, is_acknowledged: turn.is_some() };
         for run in &batch.runs {
-            let kept = run.retain.then(|| self.keeper.keep(&batch, run, mailbox.client_id()));
+            let must_ask = run.qos != Qos::AtMostOnce && turn.is_some();
+            let admitted =
+                if must_ask { self.admit(*run, &batch, from, &mut refused) } else { Some(*run) };
+            let Some(run) = &admitted else { continue };
+            let kept = run.retain.then(|| self.keep(&batch, run, mailbox.client_id()));
             if kept.is_some() {
                 self.log_gone();
             }
@@ -321,7 +343,8 @@ impl Shard {
                 log::begin(&mut self.turn, store, &batch, run, from, kept, is_durable);
             }
             if let Some(Route { targets, groups, .. }) = route {
-                self.turn.add_all(run, targets, &batch, publisher);
+                let left_out = self.turn.add_all(run, targets, &batch, publisher);
+                self.metrics.dropped(DropReason::QueueFull, left_out);
                 for group in groups {
                     if let Some((left, why)) = self.turn.share(run, group, &batch, publisher) {
                         self.metrics.dropped(why, left.count.into());
@@ -340,11 +363,82 @@ impl Shard {
             }
         }
         if let Some(turn) = turn {
-            self.receipts.push(Receipt { mailbox, turn, unmatched, level });
+            self.receipts.push(Receipt { mailbox, turn, unmatched, refused, level });
         }
         if self.bytes + self.turn.records().len() >= TURN_BYTES_MAX {
             self.end_turn();
         }
+    }
+
+    /// The messages of `run` for which there is room, if there is for any. The others are not touched, and their
+    /// publisher is told. Who cannot be told is not acknowledged either, and what he sent behind them is refused, too:
+    /// he will send all of it again on another connection, in its order [MQTT-4.8.0-2].
+    fn admit(
+        &mut self,
+        run: Run,
+        batch: &Batch,
+        from: Publisher<'_>,
+        refused: &mut Vec<(PacketId, Shortage)>,
+    ) -> Option<Run> {
+        let is_told = batch.version == ProtocolVersion::V5;
+        let is_refused = !is_told && from.mailbox.is_refused();
+        self.messages += u64::from(run.count);
+        let turn = Held { messages: self.messages, bytes: self.bytes, ..Held::default() };
+        if !is_refused && !self.is_disk_short() && !self.queues.is_tight(turn, &self.metrics) {
+            return Some(run);
+        }
+        let room = if is_refused {
+            Err(Shortage::Queue)
+        } else {
+            self.room(&run, batch, from.mailbox.session())
+        };
+        let (admitted, rest, why) = match room {
+            Ok(count) if count >= run.count => return Some(run),
+            Ok(count) => {
+                let (admitted, rest) = cut(run, count, batch);
+                (Some(admitted), rest, Shortage::Queue)
+            }
+            Err(shortage) => (None, Some(run), shortage),
+        };
+        if let Some(rest) = rest {
+            if !is_told {
+                from.mailbox.refuse_rest();
+            }
+            self.messages -= u64::from(rest.count);
+            self.metrics.refused(why, rest.count.into());
+            refused.extend(packet_ids(batch, &rest).map(|id| (id, why)));
+        }
+        admitted
+    }
+
+    /// See [`Turn::room`]. What must be kept needs a disk, what is retained needs memory, whatever the policy is.
+    fn room(&mut self, run: &Run, batch: &Batch, publisher: SessionId) -> Result<u32, Shortage> {
+        if run.retain && self.queues.is_memory_short() {
+            return Err(Shortage::Memory);
+        }
+        let is_disk_short = self.is_disk_short();
+        let outboxes = &mut self.turn.outboxes;
+        let route = self.routes.find(run.hash, batch.topic(run), &self.exact, outboxes);
+        let Some(route) = route else { return Ok(run.count) };
+        if is_disk_short && route.level.is_some() && (run.retain || route.is_durable) {
+            return Err(Shortage::Disk);
+        }
+        match self.queues.policy() {
+            Policy::Reject => self.turn.room(run, route, publisher),
+            Policy::DropOldest | Policy::DropNewest => Ok(run.count),
+        }
+    }
+
+    fn is_disk_short(&self) -> bool {
+        self.store.as_ref().is_some_and(Store::is_short)
+    }
+
+    /// Messages at QoS 0, and wills, are not refused: they are delivered and not retained.
+    fn keep(&mut self, batch: &Batch, run: &Run, publisher: Option<&ClientId>) -> Kept {
+        let is_own = publisher.is_none();
+        let is_short = self.queues.is_memory_short() || self.is_disk_short();
+        let room = if is_short && !is_own { Room::None } else { Room::Limited };
+        self.keeper.keep(batch, run, publisher, room)
     }
 
     /// Writes down which retained messages have expired, before anything takes their place.
@@ -359,7 +453,7 @@ impl Shard {
     fn share_again(&mut self, again: &ShareAgain) {
         let ShareAgain { batch, filter, from, logged } = again;
         let (from, logged) = (*from, *logged);
-        self.turn.begin_batch();
+        self.turn.begin_batch(true);
         let topic = batch.runs.first().map(|run| batch.topic(run)).unwrap_or_default();
         let topic = str::from_utf8(topic).unwrap_or_default();
         let Some(group) = self.routes.group(filter, topic, &mut self.turn.outboxes) else {
@@ -397,13 +491,11 @@ impl Shard {
         // A publisher that runs after its only subscriber, see `bell`.
         let mut last = if is_small { self.receipts.pop() } else { None };
         self.turn.flush(logged_from, |subscriber| match last.take() {
-            Some(Receipt { mailbox, turn, unmatched, .. }) => {
-                mailbox.post(Mail::Accepted { turn, unmatched });
-                subscriber.ring_before(&mailbox);
-            }
+            Some(receipt) => subscriber.ring_before(&receipt.post()),
             None => subscriber.ring(),
         });
         self.bytes = 0;
+        self.messages = 0;
         self.receipts.extend(last);
         self.receipts.drain(..).for_each(Receipt::give);
         if let Some(store) = self.store.as_ref().filter(|_| !self.turn.records().is_empty()) {
@@ -472,7 +564,6 @@ mod tests {
     use crate::codec::Delivery as Flow;
     use crate::codec::{Packet, Properties, Publish, header_len};
     use crate::ids::ProtocolVersion::{V5, V311};
-    use crate::ids::Qos;
     use crate::message::{Collector, Incoming, TopicHasher};
     use crate::router::mailbox::{Home, Inbox, QueueLimits, mailbox};
     use crate::subscriptions::Trie;
@@ -490,7 +581,9 @@ mod tests {
         let trie = Arc::new(Trie::new());
         let routes = Routes::new(trie.clone(), hasher.clone(), None);
         let limits = RetainedLimits { messages_max: 10, bytes_max: 1_000 };
-        let (shard, _) = shard(0, routes, limits, Strategy::RoundRobin, None, Arc::default());
+        let queues = QueueLimits { messages_max: 100, bytes_max: 10_000 }.into();
+        let (shard, _) =
+            shard(0, routes, limits, Strategy::RoundRobin, None, queues, Arc::default());
         Pair { shard, trie, hasher, publisher: inbox(1) }
     }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use crate::codec::next_frame;
 use crate::ids::{LogPosition, Qos, SessionId};
 use crate::message::{Batch, Buffer, Delivery, Grant, Kind, Logged, Piece, Run, Via};
-use crate::metrics::DropReason;
+use crate::metrics::{DropReason, Shortage};
 use crate::record::{Messages, MessagesWriter, Recipient, Record, Span};
 use crate::router::mailbox::{Home, Mailbox};
-use crate::router::route::Target;
+use crate::router::queues::Policy;
+use crate::router::route::{Route, Target};
 use crate::router::sharing::{Group, Member, Room, Strategy};
 use crate::topic::TopicFilter;
 
@@ -25,6 +26,8 @@ pub(super) struct Turn {
     records: Vec<u8>,
     /// The record of the run that is being routed, where it needs one.
     open: Option<MessagesWriter>,
+    /// What has no room is left out: nobody asked whether there is any before the batch was accepted.
+    leaves_out: bool,
 }
 
 impl Turn {
@@ -38,6 +41,7 @@ impl Turn {
             strategy,
             records: Vec::new(),
             open: None,
+            leaves_out: false,
         }
     }
 
@@ -51,9 +55,46 @@ impl Turn {
         self.pieces
     }
 
-    /// What is added from now on is of another batch.
-    pub(super) fn begin_batch(&mut self) {
+    /// What is added from now on is of another batch. If nobody `asks` for room before its messages are accepted,
+    /// they are left out where there is none.
+    pub(super) fn begin_batch(&mut self, asks: bool) {
         self.batch += 1;
+        self.leaves_out = !asks;
+    }
+
+    /// How many messages of `run`, from its first on, all sessions on its `route` have room for; why, if that is
+    /// none. A shared subscription has room if one of its members has.
+    pub(super) fn room(
+        &self,
+        run: &Run,
+        route: &Route,
+        publisher: SessionId,
+    ) -> Result<u32, Shortage> {
+        let mut count = run.count;
+        for target in &route.targets {
+            let target = match &target.own {
+                Some(own) if self.is_for(target, publisher) => own,
+                None if target.grant.no_local && self.is_for(target, publisher) => continue,
+                _ => target,
+            };
+            let outbox = self.outboxes.get(target.outbox as usize);
+            let outbox = outbox.filter(|_| target.grant.qos != Qos::AtMostOnce);
+            if let Some(left) = outbox.and_then(Outbox::messages_left) {
+                count = count.min(u32::try_from(left?).unwrap_or(u32::MAX));
+            }
+        }
+        for group in &route.groups {
+            let room = |target: &Target| self.as_member(target, run.qos).room;
+            if group.members.iter().any(|target| room(target) >= Room::Away) {
+                continue;
+            }
+            let full = group.members.iter().find(|target| room(target) == Room::Full);
+            let outbox = full.and_then(|target| self.outboxes.get(target.outbox as usize));
+            if let Some(left) = outbox.and_then(Outbox::messages_left) {
+                left?;
+            }
+        }
+        Ok(count)
     }
 
     /// What has to be in the log.
@@ -78,21 +119,36 @@ impl Turn {
         is_needed
     }
 
-    /// `run` of `batch` goes to each of `targets`.
+    /// `run` of `batch` goes to each of `targets`. Returns how many messages were left out.
     pub(super) fn add_all(
         &mut self,
         run: &Run,
         targets: &[Target],
         batch: &Batch,
         publisher: SessionId,
-    ) {
+    ) -> u64 {
+        let mut left_out = 0;
         for target in targets {
+            if self.leaves_out && self.must_leave_out(run, target) {
+                left_out += u64::from(run.count);
+                continue;
+            }
             match &target.own {
                 Some(own) if self.is_for(target, publisher) => self.add(run, own, batch, None),
                 None if target.grant.no_local && self.is_for(target, publisher) => (),
                 _ => self.add(run, target, batch, None),
             }
         }
+        left_out
+    }
+
+    /// Whether the session of `target` would have to take `run` without having room for it.
+    fn must_leave_out(&self, run: &Run, target: &Target) -> bool {
+        let outbox = self.outboxes.get(target.outbox as usize);
+        let mailbox = outbox.and_then(|outbox| outbox.mailbox.as_ref());
+        run.qos.min(target.grant.qos) != Qos::AtMostOnce
+            && mailbox.is_some_and(|mailbox| mailbox.policy() == Policy::Reject)
+            && outbox.is_some_and(|it| it.shortage().is_some())
     }
 
     /// Each message of `run` goes to one member of `group`. Returns those that nobody can take, and why.
@@ -112,7 +168,11 @@ impl Turn {
         let mut rest = Some(*run);
         let mut first = 0;
         while let Some(run) = rest {
-            let target = group.pick(strategy, key, |target| self.as_member(target, run.qos));
+            let member = |target: &Target| self.as_member(target, run.qos);
+            let target = group.pick(strategy, key, member);
+            // Where the oldest goes, somebody has room after all.
+            let target =
+                target.or_else(|| group.pick(strategy, key, |it| self.as_eager(member(it), it)));
             let Some(target) = target else { break };
             let (part, others) = cut(run, stretch, batch);
             self.add(&part, target, batch, Some(first));
@@ -176,10 +236,21 @@ impl Turn {
         // Routes lead to outboxes that have an owner.
         member.unwrap_or(Member { session: SessionId(0), room: Room::Full, load: 0 })
     }
+
+    /// `member` as one that takes out its oldest message for each that comes, if the policy is that.
+    fn as_eager(&self, member: Member, target: &Target) -> Member {
+        let outbox = self.outboxes.get(target.outbox as usize);
+        let mailbox = outbox.and_then(|outbox| outbox.mailbox.as_ref());
+        match mailbox.filter(|it| it.policy() == Policy::DropOldest && member.room == Room::Full) {
+            Some(mailbox) if mailbox.is_connected() => Member { room: Room::Here, ..member },
+            Some(_) => Member { room: Room::Away, ..member },
+            None => member,
+        }
+    }
 }
 
 /// The first `count` messages of `run`, and the others.
-fn cut(run: Run, count: u32, batch: &Batch) -> (Run, Option<Run>) {
+pub(super) fn cut(run: Run, count: u32, batch: &Batch) -> (Run, Option<Run>) {
     if count >= run.count {
         return (run, None);
     }
@@ -235,7 +306,7 @@ impl Outbox {
         let is_connected = mailbox.is_connected();
         let room = if !is_connected && qos == Qos::AtMostOnce {
             Room::Offline
-        } else if !mailbox.has_room(self.messages, self.bytes) {
+        } else if self.shortage().is_some() {
             Room::Full
         } else if is_connected {
             Room::Here
@@ -243,6 +314,21 @@ impl Outbox {
             Room::Away
         };
         Some(Member { session: mailbox.session(), room, load: mailbox.held_bytes() + self.bytes })
+    }
+
+    /// Why the session has no room for another message.
+    fn shortage(&self) -> Option<Shortage> {
+        self.mailbox.as_ref()?.shortage(self.messages, self.bytes)
+    }
+
+    /// For how many messages it has room; why, if that is none.
+    fn messages_left(&self) -> Option<Result<u64, Shortage>> {
+        let mailbox = self.mailbox.as_ref()?;
+        let shortage = self.shortage();
+        if shortage == Some(Shortage::Queue) {
+            mailbox.blame();
+        }
+        Some(shortage.map_or_else(|| Ok(mailbox.messages_left(self.messages)), Err))
     }
 
     /// Whether its messages are in the log, too.

@@ -1,8 +1,9 @@
 //! Why a connection ends, and what the client is told. Floor 2.
 
 use crate::codec::{DecodeError, ReasonCode};
+use crate::metrics::Shortage;
 use crate::session::authentication::AuthenticationError;
-use crate::session::refusal::FilterRefusal;
+use crate::session::refusal::{FilterRefusal, explain};
 
 /// Why a session lets go of its connection. The text is what the log says.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -55,6 +56,9 @@ pub enum CloseReason {
     /// A QoS 0 message that says it is text and is not (MQTT 5, section 3.3.2.3.2).
     #[error("the payload of a QoS 0 message is not UTF-8, as its format indicator says")]
     PayloadFormatInvalid,
+    /// There is no room for its message, and it speaks no version in which it could be told [MQTT-4.8.0-2].
+    #[error("a message was not accepted: {}", explain(*.0))]
+    NoRoom(Shortage),
     /// A re-authentication that failed [MQTT-4.12.1-2].
     #[error(transparent)]
     Authentication(#[from] AuthenticationError),
@@ -84,6 +88,7 @@ impl CloseReason {
             Self::SubscriptionIdentifiersNotSupported => {
                 Some(ReasonCode::SubscriptionIdentifiersNotSupported)
             }
+            Self::NoRoom(_) => Some(ReasonCode::QuotaExceeded),
             Self::PayloadFormatInvalid => Some(ReasonCode::PayloadFormatInvalid),
             Self::Authentication(error) => Some(error.reason_code()),
         }

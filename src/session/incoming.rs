@@ -14,9 +14,10 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::codec::{Ack, Packet, Properties, ReasonCode};
-use crate::ids::PacketId;
+use crate::ids::{PacketId, ProtocolVersion};
+use crate::metrics::Shortage;
 use crate::session::refusal::PublishRefusal;
-use crate::session::{Link, Output};
+use crate::session::{CloseReason, Link, Output};
 
 /// See the module comment.
 #[derive(Debug, Default)]
@@ -32,6 +33,8 @@ pub(super) struct Incoming {
     turns: VecDeque<Turn>,
     /// Number of the first open turn; `first_turn + turns.len()` is the turn that gathers now.
     first_turn: u64,
+    /// A message was refused and the client could not be told: nothing is answered on this connection any more.
+    is_silent: bool,
 }
 
 /// A turn that shards have a part of.
@@ -41,6 +44,8 @@ struct Turn {
     due: usize,
     /// Messages of which a receipt said that nobody has subscribed to their topic.
     unmatched: Vec<PacketId>,
+    /// Messages that a shard had no room for.
+    refused: Vec<(PacketId, Shortage)>,
 }
 
 /// What the client is told about a message.
@@ -91,6 +96,7 @@ impl Incoming {
     pub(super) fn detach(&mut self) {
         self.waiting.clear();
         self.waiting_pubacks = 0;
+        self.is_silent = false;
         self.received.retain(|_, verdict| !matches!(verdict, Verdict::Refused(_)));
     }
 
@@ -156,7 +162,7 @@ impl Incoming {
     /// The present turn ends: it went to `shards` shards. Returns its number, which comes back with
     /// each receipt.
     pub(super) fn end_turn(&mut self, shards: usize) -> u64 {
-        self.turns.push_back(Turn { due: shards, unmatched: Vec::new() });
+        self.turns.push_back(Turn { due: shards, unmatched: Vec::new(), refused: Vec::new() });
         self.first_turn + self.turns.len() as u64 - 1
     }
 
@@ -169,35 +175,46 @@ impl Incoming {
         }
     }
 
+    /// A shard had no room for these messages of `turn`.
+    pub(super) fn refuse(&mut self, turn: u64, mut refused: Vec<(PacketId, Shortage)>) {
+        let index = turn.wrapping_sub(self.first_turn) as usize;
+        if let Some(turn) = self.turns.get_mut(index) {
+            turn.refused.append(&mut refused);
+        }
+    }
+
     /// Answers everything that is due.
     pub(super) fn answer(&mut self, link: &Link, out: &mut Output) {
         while let Some(mut turn) = self.turns.pop_front_if(|turn| turn.due == 0) {
             self.first_turn += 1;
             let complete = self.first_turn;
             turn.unmatched.sort_unstable();
+            turn.refused.sort_unstable();
+            for (id, shortage) in &turn.refused {
+                // If nobody waits for the answer any more, it is given when the client sends the message again.
+                if let Some(noted) = self.received.get_mut(id) {
+                    *noted = Verdict::Refused(PublishRefusal::NoRoom(*shortage));
+                }
+            }
             while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.turn < complete) {
-                self.answer_each(&waiting, &turn.unmatched, link, out);
+                self.answer_each(&waiting, &turn, link, out);
             }
         }
     }
 
-    fn answer_each(
-        &mut self,
-        waiting: &Waiting,
-        unmatched: &[PacketId],
-        link: &Link,
-        out: &mut Output,
-    ) {
+    fn answer_each(&mut self, waiting: &Waiting, turn: &Turn, link: &Link, out: &mut Output) {
         let is_plain = waiting.verdict == Verdict::Accepted
             && waiting.answer != Answer::RepeatedPubRec
-            && unmatched.is_empty();
+            && turn.unmatched.is_empty()
+            && turn.refused.is_empty()
+            && !self.is_silent;
         let mut id = waiting.first;
         loop {
             if is_plain {
                 send_plain(id, waiting.answer, out);
             } else {
-                let verdict = self.conclude(id, waiting, unmatched);
-                send_verdict(id, waiting.answer, verdict, link, out);
+                let verdict = self.conclude(id, waiting, turn);
+                self.tell(id, waiting.answer, verdict, link, out);
             }
             if waiting.answer == Answer::PubAck {
                 self.waiting_pubacks -= 1;
@@ -209,11 +226,40 @@ impl Incoming {
         }
     }
 
+    /// Who speaks a version without a word for "no room" is told nothing, nor anything else after that: an
+    /// acknowledgement would say that the broker has the message.
+    fn tell(
+        &mut self,
+        id: PacketId,
+        answer: Answer,
+        verdict: Verdict,
+        link: &Link,
+        out: &mut Output,
+    ) {
+        if let Verdict::Refused(PublishRefusal::NoRoom(shortage)) = verdict
+            && link.version != ProtocolVersion::V5
+        {
+            self.is_silent = true;
+            out.hold.get_or_insert(CloseReason::NoRoom(shortage));
+        }
+        if !self.is_silent {
+            send_verdict(id, answer, verdict, link, out);
+        }
+    }
+
     /// What is said about `id` now that the shards have spoken, and noted for the case that the client sends
     /// it again. A refused identifier is free with its PUBREC [MQTT-4.3.3-9].
-    fn conclude(&mut self, id: PacketId, waiting: &Waiting, unmatched: &[PacketId]) -> Verdict {
-        let is_unmatched = || unmatched.binary_search(&id).is_ok();
-        match (waiting.answer, waiting.verdict) {
+    fn conclude(&mut self, id: PacketId, waiting: &Waiting, turn: &Turn) -> Verdict {
+        let is_unmatched = || turn.unmatched.binary_search(&id).is_ok();
+        let refused = || {
+            let found = turn.refused.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+            let (_, shortage) = turn.refused.get(found)?;
+            Some(Verdict::Refused(PublishRefusal::NoRoom(*shortage)))
+        };
+        let verdict = match (waiting.answer, waiting.verdict) {
+            (Answer::PubAck | Answer::PubRec, Verdict::Accepted) if refused().is_some() => {
+                refused().unwrap_or(Verdict::Accepted)
+            }
             (Answer::PubAck, Verdict::Accepted) if is_unmatched() => Verdict::Unmatched,
             (Answer::PubRec, Verdict::Accepted) if is_unmatched() => {
                 if let Some(noted) = self.received.get_mut(&id) {
@@ -221,16 +267,18 @@ impl Incoming {
                 }
                 Verdict::Unmatched
             }
-            (Answer::PubRec, Verdict::Refused(_)) => {
-                self.received.remove(&id);
-                waiting.verdict
-            }
             // The first one may have been answered since this one came.
             (Answer::RepeatedPubRec, Verdict::Accepted) => {
                 self.received.get(&id).copied().unwrap_or(Verdict::Accepted)
             }
             (_, verdict) => verdict,
+        };
+        if let (Answer::PubRec | Answer::RepeatedPubRec, Verdict::Refused(_)) =
+            (waiting.answer, verdict)
+        {
+            self.received.remove(&id);
         }
+        verdict
     }
 }
 

@@ -153,6 +153,16 @@ impl Outgoing {
         self.unacknowledged.drop_expired(now, link.durable, out) || acknowledged
     }
 
+    /// Drops what waits longest until so much has left the queue, or nothing waits: QoS 0 first, for it is promised to
+    /// nobody.
+    pub(super) fn make_room(&mut self, messages: u64, bytes: usize, link: &Link, out: &mut Output) {
+        for queue in [&mut self.unacknowledged, &mut self.acknowledged] {
+            while (out.tally.released_messages < messages || out.tally.released_bytes < bytes)
+                && queue.drop_oldest(messages, link.durable, out)
+            {}
+        }
+    }
+
     /// The client acknowledged something with PUBACK, PUBREC or PUBCOMP.
     pub(super) fn acknowledged(
         &mut self,

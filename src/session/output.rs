@@ -30,6 +30,10 @@ pub struct Output {
     pub journal: Journal,
     /// Set once; nothing is handled after it.
     pub close: Option<CloseReason>,
+    /// Set once: nothing more is read from the client, and after a while the connection ends for this reason.
+    pub hold: Option<CloseReason>,
+    /// Memory is short: nothing may be begun that takes more of it. Set by the caller.
+    pub is_memory_short: bool,
     /// For the counters.
     pub tally: Tally,
     /// For the log: the first of them since the caller last took them.
@@ -119,6 +123,8 @@ pub struct Tally {
     pub payload_format_invalid: u64,
     /// Messages that the log could not give back.
     pub unreadable: u64,
+    /// Messages that waited longest where too much did.
+    pub evicted: u64,
     /// Acknowledgements with a packet identifier under which nothing is open.
     pub acks_unknown: u64,
     /// Messages that left the queue.
@@ -146,6 +152,8 @@ impl Output {
             requests: VecDeque::new(),
             journal: Journal::default(),
             close: None,
+            hold: None,
+            is_memory_short: false,
             tally: Tally::default(),
             denials: Vec::new(),
         }

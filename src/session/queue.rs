@@ -183,6 +183,49 @@ impl Queue {
         }
     }
 
+    /// Drops what waits longest: as many messages of one run as are missing until `messages` have left, one at least.
+    /// `false` where nothing waits. What is being fetched counts as on its way.
+    pub(super) fn drop_oldest(
+        &mut self,
+        messages: u64,
+        durable: Option<SessionId>,
+        out: &mut Output,
+    ) -> bool {
+        let missing = messages.saturating_sub(out.tally.released_messages).max(1);
+        let count_max = usize::try_from(missing).unwrap_or(usize::MAX);
+        if self.deliveries.is_empty() && !self.is_fetching {
+            self.take_here();
+        }
+        if let Some(Stretch { piece, body }) = self.take(count_max, out) {
+            out.tally.released_bytes += body.charged_bytes;
+            out.tally.evicted += u64::from(piece.count);
+            if let Some(logged) = body.logged {
+                out.journal.done(durable, logged, piece.count);
+            }
+            return true;
+        }
+        let Some(waiting) = self.stored.pop_front() else { return false };
+        let stored = match waiting.stored() {
+            Ok(stored) => stored,
+            Err(delivery) => {
+                delivery.logged_runs().for_each(|(it, count)| out.journal.done(durable, it, count));
+                out.tally.evicted += u64::from(delivery.messages);
+                out.tally.released_messages += u64::from(delivery.messages);
+                out.tally.released_bytes += delivery.held_bytes;
+                return true;
+            }
+        };
+        let count = stored.count.min(count_max.try_into().unwrap_or(u32::MAX));
+        out.journal.done(durable, Logged { at: stored.at, number: stored.first }, count);
+        out.tally.evicted += u64::from(count);
+        out.tally.released_messages += u64::from(count);
+        match stored.without_first(count) {
+            Some(rest) => self.stored.push_front(Waiting::new(rest)),
+            None => out.tally.released_bytes += stored.len as usize,
+        }
+        true
+    }
+
     /// See [`Outgoing::take_shared`].
     pub(super) fn take_shared(
         &mut self,

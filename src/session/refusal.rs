@@ -5,6 +5,7 @@
 //! may be logged and shown as it is.
 
 use crate::codec::{Properties, ReasonCode};
+use crate::metrics::Shortage;
 use crate::session::output::Tally;
 use crate::topic::InvalidFilter;
 
@@ -28,6 +29,9 @@ pub(super) enum PublishRefusal {
         "the payload is not UTF-8, as its format indicator says: correct it or leave the indicator out"
     )]
     PayloadFormat,
+    /// A shard has no room for it.
+    #[error("{}", explain(*.0))]
+    NoRoom(Shortage),
 }
 
 impl PublishRefusal {
@@ -36,6 +40,7 @@ impl PublishRefusal {
         match self {
             Self::SystemTopic | Self::NotAllowed => ReasonCode::NotAuthorized,
             Self::PayloadFormat => ReasonCode::PayloadFormatInvalid,
+            Self::NoRoom(_) => ReasonCode::QuotaExceeded,
         }
     }
 
@@ -44,7 +49,21 @@ impl PublishRefusal {
         match self {
             Self::SystemTopic | Self::NotAllowed => tally.not_authorized += 1,
             Self::PayloadFormat => tally.payload_format_invalid += 1,
+            // The shard has counted it.
+            Self::NoRoom(_) => (),
         }
+    }
+}
+
+/// Whose limit it is that leaves no room for a message, and what the publisher can do.
+pub(super) fn explain(shortage: Shortage) -> &'static str {
+    match shortage {
+        Shortage::Queue => {
+            "the queue of a session that has subscribed to this topic is full: publish it again later"
+        }
+        Shortage::Queues => "the queues of the broker are full: publish it again later",
+        Shortage::Disk => "the disk of the broker is full: publish it again later",
+        Shortage::Memory => "the broker is short of memory: publish it again later",
     }
 }
 
@@ -69,6 +88,9 @@ pub enum FilterRefusal {
     /// The session's limit of bytes.
     #[error("the filters of a session have at most {0} bytes: unsubscribe from one first")]
     TooManyBytes(usize),
+    /// Of the whole broker.
+    #[error("the broker is short of memory: subscribe again later")]
+    NoMemory,
 }
 
 impl FilterRefusal {
@@ -79,7 +101,7 @@ impl FilterRefusal {
             Self::SharedNotSupported => ReasonCode::SharedSubscriptionsNotSupported,
             Self::WildcardsNotSupported => ReasonCode::WildcardSubscriptionsNotSupported,
             Self::NotAllowed => ReasonCode::NotAuthorized,
-            Self::TooMany(_) | Self::TooManyBytes(_) => ReasonCode::QuotaExceeded,
+            Self::TooMany(_) | Self::TooManyBytes(_) | Self::NoMemory => ReasonCode::QuotaExceeded,
         }
     }
 }

@@ -312,6 +312,9 @@ impl Subscribing {
         let earlier = self.filters.get(&filter).copied();
         let is_new = earlier.is_none();
         if is_new {
+            if out.is_memory_short {
+                return Err(FilterRefusal::NoMemory);
+            }
             let bytes = self.filter_bytes + filter.as_str().len();
             if self.filters.len() >= limits.subscriptions_max {
                 return Err(FilterRefusal::TooMany(limits.subscriptions_max));

@@ -32,7 +32,7 @@ use redb::{
 use crate::store::files::FILE_MODE;
 
 /// Name of the file in the directory.
-const FILE_NAME: &str = "state.redb";
+pub(super) const FILE_NAME: &str = "state.redb";
 /// Memory for pages. The overlay holds what is used often.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Which layout the rows have. A later one reads all earlier ones: in the first, copies of messages had no checksum.

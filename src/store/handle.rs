@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::ids::LogPosition;
 use crate::store::log::{Completion, Level, Log};
+use crate::store::room::Room;
 use crate::store::{Bodies, Place, start};
 use crate::topic::TopicFilter;
 
@@ -18,6 +19,7 @@ const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub struct Store {
     log: Arc<Log>,
     bodies: Bodies,
+    room: Arc<Room>,
     level: Level,
     overrides: Arc<[Override]>,
     clock: Clock,
@@ -41,8 +43,29 @@ pub struct Clock {
 
 impl Store {
     /// Records are safe when they are in `log` at `level`.
-    pub(super) fn new(log: Arc<Log>, bodies: Bodies, level: Level, clock: Clock) -> Self {
-        Self { log, bodies, level, overrides: Arc::default(), clock }
+    pub(super) fn new(
+        log: Arc<Log>,
+        bodies: Bodies,
+        room: Arc<Room>,
+        level: Level,
+        clock: Clock,
+    ) -> Self {
+        Self { log, bodies, room, level, overrides: Arc::default(), clock }
+    }
+
+    /// Whether the disk has no room for more messages.
+    pub fn is_short(&self) -> bool {
+        self.room.is_short()
+    }
+
+    /// Bytes that it takes on the disk.
+    pub fn used_bytes(&self) -> u64 {
+        self.room.used_bytes()
+    }
+
+    /// It may take another number of bytes from now on; 0 is no limit.
+    pub fn replace_limit(&self, disk_bytes_max: u64) {
+        self.room.replace(disk_bytes_max);
     }
 
     /// With other levels for some topics: the first one whose filter matches counts.

@@ -172,6 +172,7 @@ impl Log {
         let end = opening.recovered.end;
         let previous = opening.segments.last_key_value().map(|(base, _)| LogPosition(*base));
         let pending = Pending::new(end, previous, opening.base_next, settings.segment_bytes);
+        let disk_bytes = opening.segments.values().map(|segment| segment.bytes).sum();
         let shared = Arc::new(Shared {
             spares: Spares::new(
                 files.clone(),
@@ -188,6 +189,7 @@ impl Log {
             written: AtomicU64::new(end.0),
             durable: AtomicU64::new(end.0),
             pending_bytes: AtomicUsize::new(0),
+            disk_bytes: AtomicU64::new(disk_bytes),
             failure: OnceLock::new(),
         });
         let committer = Committer::new(shared.clone());
@@ -219,8 +221,12 @@ impl Log {
         }
         self.shared.pending_bytes.fetch_add(records.len(), Ordering::AcqRel);
         let at = inbox.pending.append(records, level, then);
+        let begun_bytes = inbox.pending.take_begun_bytes();
         let must_wake = std::mem::take(&mut inbox.is_waiting);
         drop(inbox);
+        if begun_bytes > 0 {
+            self.shared.disk_bytes.fetch_add(begun_bytes, Ordering::AcqRel);
+        }
         if must_wake {
             self.shared.arrived.notify_one();
         }
@@ -240,6 +246,12 @@ impl Log {
     /// Appended, and the batch is not done.
     pub fn pending_bytes(&self) -> usize {
         self.shared.pending_bytes.load(Ordering::Acquire)
+    }
+
+    /// Sizes of the files of all segments, those included that were begun and are not made yet; without files that
+    /// wait to be used.
+    pub fn disk_bytes(&self) -> u64 {
+        self.shared.disk_bytes.load(Ordering::Acquire)
     }
 
     /// Why the log has stopped, if it has.
@@ -339,6 +351,7 @@ impl Log {
             segment.retire();
             segment
         };
+        self.shared.disk_bytes.fetch_sub(segment.bytes, Ordering::AcqRel);
         self.shared.spares.give(base.0, segment.file.clone(), segment.bytes)?;
         Ok(true)
     }
@@ -387,6 +400,8 @@ pub(super) struct Shared {
     pub(super) written: AtomicU64,
     pub(super) durable: AtomicU64,
     pub(super) pending_bytes: AtomicUsize,
+    /// Behind [`Log::disk_bytes`].
+    disk_bytes: AtomicU64,
     failure: OnceLock<Failure>,
 }
 

@@ -98,6 +98,8 @@ pub(super) struct Pending {
     base_next: LogPosition,
     /// Size of a segment's file.
     segment_bytes: u64,
+    /// Sizes of the files of all segments that were begun here, since somebody has asked.
+    begun_bytes: u64,
 }
 
 impl Pending {
@@ -116,7 +118,13 @@ impl Pending {
             base: previous.unwrap_or(base),
             base_next: base,
             segment_bytes,
+            begun_bytes: 0,
         }
+    }
+
+    /// Sizes of the files of the segments that were begun since the last time.
+    pub(super) fn take_begun_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.begun_bytes)
     }
 
     /// Where the next append begins, unless it needs a new segment.
@@ -180,6 +188,7 @@ impl Pending {
         (self.next, self.base) = (base, base);
         self.limit = segment::limit(base, file_bytes);
         self.base_next = self.limit;
+        self.begun_bytes += file_bytes;
         Some(NewSegment { header, bytes: file_bytes })
     }
 }

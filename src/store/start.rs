@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use super::files::{Directory, DirectoryError, Files};
 use super::handle::{Clock, Store};
 use super::log::{Damage, Failure, Level, Log, OpenError, ReadError, SegmentInfo, Settings};
+use super::room::{DiskLimits, Room};
 use super::{Bodies, FoldError, Place, RecoveredState, Tables, TablesError};
 use crate::ids::LogPosition;
 use crate::record::{Messages, RecordError};
@@ -35,6 +36,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const SECOND_READ_AFTER: Duration = Duration::from_secs(2);
 /// Segments behind which an old one is emptied: what it still holds is copied into the tables.
 const SEGMENTS_MAX: usize = 16;
+/// The same where there is little room on the disk.
+const TIGHT_SEGMENTS_MAX: usize = 4;
 
 /// Why a broker cannot begin with these data. Files that are merely damaged are set aside and reported instead.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +113,7 @@ pub fn start_with(
         warn!(%to, why = %set_aside.why, "the state tables are damaged: set aside, and made anew from the log");
     }
     let on_failure = |failure: &Failure| on_failure(failure.to_string());
+    let disk = DiskLimits { bytes_max: 0, segment_bytes: settings.segment_bytes };
     let (log, found) = Log::open(files, settings, tables.applied(), on_failure)?;
     if let Some(cut) = found.cut.filter(|_| found.has_more_behind_cut) {
         warn!(
@@ -132,8 +136,11 @@ pub fn start_with(
             "rows of the state tables are damaged and left out"
         );
     }
-    let store = Store::new(log.clone(), tables.bodies(), level, Clock::start());
-    let checkpointer = Checkpointer::start(log, tables).map_err(StartError::Thread)?;
+    let room = Arc::new(Room::new(log.clone(), disk));
+    room.measure(dir, &Tables::path(dir));
+    let store = Store::new(log.clone(), tables.bodies(), room.clone(), level, Clock::start());
+    let work = Work { log, tables, room, dir: dir.to_owned() };
+    let checkpointer = Checkpointer::start(work).map_err(StartError::Thread)?;
     Ok(Started { store, recovered, checkpointer })
 }
 
@@ -177,11 +184,11 @@ fn report(damage: &[Damage]) {
 }
 
 impl Checkpointer {
-    fn start(log: Arc<Log>, tables: Tables) -> io::Result<Self> {
+    fn start(work: Work) -> io::Result<Self> {
         let (stop, stopped) = flume::bounded(1);
-        let work = Work { log: log.clone(), tables, stopped };
+        let log = work.log.clone();
         let thread = thread::Builder::new().name("checkpoint".into());
-        let thread = thread.spawn(move || work.run())?;
+        let thread = thread.spawn(move || work.run(&stopped))?;
         Ok(Self { stop, thread, log })
     }
 
@@ -199,30 +206,40 @@ impl Checkpointer {
 struct Work {
     log: Arc<Log>,
     tables: Tables,
-    stopped: flume::Receiver<()>,
+    room: Arc<Room>,
+    dir: PathBuf,
 }
 
 impl Work {
-    fn run(mut self) {
+    fn run(mut self, stopped: &flume::Receiver<()>) {
         let mut waited = Duration::ZERO;
         loop {
-            let is_stopped = self.stopped.recv_timeout(LOOK_INTERVAL)
-                == Err(flume::RecvTimeoutError::Disconnected);
+            let is_stopped =
+                stopped.recv_timeout(LOOK_INTERVAL) == Err(flume::RecvTimeoutError::Disconnected);
             waited += LOOK_INTERVAL;
+            self.room.measure(&self.dir, &Tables::path(&self.dir));
             let behind = self.log.durable().0.saturating_sub(self.tables.applied().0);
-            let is_due =
-                behind >= CHECKPOINT_BYTES || (behind > 0 && waited >= CHECKPOINT_INTERVAL);
+            let is_due = behind >= CHECKPOINT_BYTES
+                || (behind > 0 && (waited >= CHECKPOINT_INTERVAL || self.room.is_tight()));
             if is_due || is_stopped {
                 waited = Duration::ZERO;
                 if let Err(error) = self.checkpoint() {
                     // The log has everything; it grows until a process starts that can write the tables.
-                    error!(%error, "cannot bring the state tables up to date: the log is kept");
-                    return;
+                    error!(%error, "cannot bring the state tables up to date: the log is kept, and messages are refused when it has grown too much");
+                    self.room.give_up();
+                    return self.only_measure(stopped);
                 }
             }
             if is_stopped {
                 return;
             }
+        }
+    }
+
+    /// The tables are not touched any more.
+    fn only_measure(&self, stopped: &flume::Receiver<()>) {
+        while stopped.recv_timeout(LOOK_INTERVAL) != Err(flume::RecvTimeoutError::Disconnected) {
+            self.room.measure(&self.dir, &Tables::path(&self.dir));
         }
     }
 
@@ -235,7 +252,8 @@ impl Work {
         self.tables.flush(until)?;
         let segments = self.log.segments();
         self.retire(&segments);
-        let excess = segments.len().saturating_sub(SEGMENTS_MAX);
+        let segments_max = if self.room.is_tight() { TIGHT_SEGMENTS_MAX } else { SEGMENTS_MAX };
+        let excess = segments.len().saturating_sub(segments_max);
         let old: Vec<LogPosition> = segments.iter().take(excess).map(|it| it.base).collect();
         if !old.is_empty() {
             let log = &self.log;

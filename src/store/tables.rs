@@ -16,10 +16,10 @@
 //! - No bytes make anything here panic.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::bodies::{self, Bodies, Kept};
-use super::database::{Database, SetAside, TablesError};
+use super::database::{Database, FILE_NAME, SetAside, TablesError};
 use super::fold::fold;
 use super::overlay::Overlay;
 use super::recovered::{self, RecoveredState};
@@ -67,6 +67,11 @@ impl Tables {
         let overlay = Overlay::open(&database)?;
         let folded = overlay.stored_until();
         Ok((Self { database, overlay, folded }, set_aside))
+    }
+
+    /// Their file in `dir`.
+    pub fn path(dir: &Path) -> PathBuf {
+        dir.join(FILE_NAME)
     }
 
     /// On disk: records that start before it need not be folded again. The log must not give a position

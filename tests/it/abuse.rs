@@ -173,7 +173,9 @@ fn wildcard_filter_of_30000_levels_is_refused_and_the_connection_goes_on() {
 #[test]
 fn client_that_never_reads_costs_bounded_memory_and_nobody_else_a_message() {
     const BATCH: u16 = 40;
-    let broker = Broker::start_configured("queue_bytes_max = 1048576\nsys_interval_s = 1");
+    let broker = Broker::start_configured(
+        "queue_policy = \"drop_newest\"\nqueue_bytes_max = 1048576\nsys_interval_s = 1",
+    );
     let before = broker.resident_bytes();
     let mut deaf: Vec<Client> = (0..2)
         .map(|qos| {
@@ -264,7 +266,9 @@ fn publisher_that_never_reads_its_acknowledgements_is_held_back() {
 #[test]
 fn subscriber_of_one_byte_a_second_does_not_slow_the_others_down() {
     const FLOOD: Duration = Duration::from_secs(3);
-    let broker = Broker::start_configured("queue_bytes_max = 1048576\nsys_interval_s = 1");
+    let broker = Broker::start_configured(
+        "queue_policy = \"drop_newest\"\nqueue_bytes_max = 1048576\nsys_interval_s = 1",
+    );
     let before = broker.resident_bytes();
     let mut slow = Client::connect(&broker, V311);
     SockRef::from(slow.stream()).set_recv_buffer_size(4096).unwrap();

@@ -19,7 +19,7 @@ const MIB: u64 = 1024 * 1024;
 #[test]
 fn changing_topics_to_many_deaf_subscribers_cost_bounded_memory() {
     let broker = Broker::start_configured(
-        "shards = 1\nqueue_messages_max = 1000\nqueue_bytes_max = 100000\nsys_interval_s = 1",
+        "shards = 1\nqueue_policy = \"drop_newest\"\nqueue_messages_max = 1000\nqueue_bytes_max = 100000\nsys_interval_s = 1",
     );
     let before = broker.resident_bytes();
     let deaf: Vec<Client> = (0..100)
@@ -235,7 +235,7 @@ fn retained_messages_stop_coming_after_unsuback() {
 /// A queue that is full of messages that have expired takes others, the client being away or not acknowledging.
 #[test]
 fn expired_messages_make_room_in_a_full_queue() {
-    let settings = "queue_messages_max = 4\nsys_interval_s = 1";
+    let settings = "queue_policy = \"drop_newest\"\nqueue_messages_max = 4\nsys_interval_s = 1";
     let broker = Broker::start_configured(settings);
     let id = unique("expired");
     let (mut away, _) = Hello::persistent(V5, &id).open(broker.addr());

@@ -30,6 +30,7 @@ mod mosquitto;
 mod mqttjs;
 mod paho;
 mod process;
+mod queues;
 mod reasons;
 mod reload;
 mod rumqttc;

@@ -561,8 +561,9 @@ fn message_that_is_handed_over_is_the_same_for_the_next_member() {
 /// The queue of a member that does not acknowledge holds ten, behind one that was sent.
 #[test]
 fn member_whose_queue_is_full_is_passed_over_and_nothing_is_lost() {
-    let broker =
-        Broker::start_configured("queue_messages_max = 10\ninflight_max = 1\nsys_interval_s = 1");
+    let broker = Broker::start_configured(
+        "queue_policy = \"drop_newest\"\nqueue_messages_max = 10\ninflight_max = 1\nsys_interval_s = 1",
+    );
     let mut total = 0;
     for version in VERSIONS {
         let topic = unique("full");
@@ -596,7 +597,9 @@ fn member_whose_queue_is_full_is_passed_over_and_nothing_is_lost() {
 /// others that wait with them.
 #[test]
 fn queue_limit_is_right_after_messages_were_handed_over() {
-    let broker = Broker::start_configured("queue_messages_max = 20\ninflight_max = 5");
+    let broker = Broker::start_configured(
+        "queue_policy = \"drop_newest\"\nqueue_messages_max = 20\ninflight_max = 5",
+    );
     for version in VERSIONS {
         let (id, topic, plain) = (unique("account"), unique("account"), unique("account"));
         let hello = Hello::persistent(version, &id);

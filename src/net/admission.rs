@@ -1,0 +1,215 @@
+//! Who may connect before a word was said: how many connections, and how fast one after the other, from one address and
+//! in total. And who finds no room once it is known. Floor 5, asked by `net::listener`.
+//!
+//! # Limits
+//!
+//! An address is an IPv4 address, or the 64 bits of an IPv6 address that a provider gives to one customer. At most
+//! [`ADDRESSES_MAX`] are remembered, some 100 bytes each; above that those are forgotten that have not come for a while,
+//! and if all have, who is not known counts towards the limit of all only.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use crate::metrics::RefuseReason;
+use crate::router::Router;
+use crate::session::{Expiry, Opening};
+
+/// Addresses that are remembered.
+const ADDRESSES_MAX: usize = 100_000;
+
+/// How many connections there may be, and how fast they may come; 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct AdmissionLimits {
+    /// At the same time from one address.
+    pub connections_per_address_max: u32,
+    /// Per second from one address; as many may come at once.
+    pub accept_rate_per_address_max: u32,
+    /// Per second from all; as many may come at once.
+    pub accept_rate_max: u32,
+}
+
+/// Why a connection is closed as soon as it is accepted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// This address has as many as it may.
+    #[error("too many connections from this address (connections_per_address_max)")]
+    TooMany,
+    /// This address comes too fast.
+    #[error("connections come too fast from this address (accept_rate_per_address_max)")]
+    TooFast,
+    /// All together come too fast.
+    #[error("connections come too fast (accept_rate_max)")]
+    AllTooFast,
+}
+
+impl Refused {
+    /// How it is counted.
+    pub(super) fn reason(self) -> RefuseReason {
+        match self {
+            Self::TooMany => RefuseReason::TooManyOfAddress,
+            Self::TooFast => RefuseReason::TooFastOfAddress,
+            Self::AllTooFast => RefuseReason::TooFast,
+        }
+    }
+}
+
+/// See the module comment. One for all listeners.
+#[derive(Debug, Default)]
+pub struct Gatekeeper {
+    rules: ArcSwap<Rules>,
+    connections: Arc<Connections>,
+}
+
+/// By address, where that is limited.
+#[derive(Debug, Default)]
+struct Connections(Mutex<HashMap<IpAddr, u32>>);
+
+#[derive(Debug, Default)]
+struct Rules {
+    limits: AdmissionLimits,
+    all: Option<DefaultDirectRateLimiter>,
+    each: Option<DefaultKeyedRateLimiter<IpAddr>>,
+}
+
+/// A connection that was admitted; dropping it makes room for another one.
+#[derive(Debug)]
+pub struct Admitted {
+    /// Boxed, because nearly always there is none and every connection has one.
+    counted: Option<Box<(IpAddr, Arc<Connections>)>>,
+}
+
+impl Gatekeeper {
+    /// With these limits.
+    pub fn new(limits: AdmissionLimits) -> Self {
+        let gatekeeper = Self::default();
+        gatekeeper.replace(limits);
+        gatekeeper
+    }
+
+    /// Other limits from now on. Connections stay; rates begin anew.
+    pub fn replace(&self, limits: AdmissionLimits) {
+        let quota = |per_s| NonZeroU32::new(per_s).map(Quota::per_second);
+        let all = quota(limits.accept_rate_max).map(RateLimiter::direct);
+        let each = quota(limits.accept_rate_per_address_max).map(RateLimiter::keyed);
+        self.rules.store(Arc::new(Rules { limits, all, each }));
+    }
+
+    /// Whether a connection from `address` may go on; `None` is one without, of a Unix socket. Call it before anything
+    /// is read, TLS included, and keep what it returns for as long as the connection lasts.
+    pub fn admit(&self, address: Option<IpAddr>) -> Result<Admitted, Refused> {
+        let Some(address) = address.map(network_of) else { return Ok(Admitted { counted: None }) };
+        let rules = self.rules.load();
+        let max = rules.limits.connections_per_address_max;
+        if max > 0 && self.connections.lock().get(&address).is_some_and(|count| *count >= max) {
+            return Err(Refused::TooMany);
+        }
+        // The address first: who comes too fast alone must not use up what is for all.
+        if let Some(each) = &rules.each {
+            if each.len() >= ADDRESSES_MAX {
+                each.retain_recent();
+            }
+            if each.len() < ADDRESSES_MAX && each.check_key(&address).is_err() {
+                return Err(Refused::TooFast);
+            }
+        }
+        if rules.all.as_ref().is_some_and(|all| all.check().is_err()) {
+            return Err(Refused::AllTooFast);
+        }
+        if max == 0 {
+            return Ok(Admitted { counted: None });
+        }
+        *self.connections.lock().entry(address).or_insert(0) += 1;
+        Ok(Admitted { counted: Some(Box::new((address, self.connections.clone()))) })
+    }
+}
+
+impl Connections {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let Some((address, connections)) = self.counted.as_deref() else { return };
+        let mut connections = connections.lock();
+        if let Some(count) = connections.get_mut(address) {
+            *count -= 1;
+            if *count == 0 {
+                connections.remove(address);
+            }
+        }
+    }
+}
+
+/// Why a client without a session cannot have one now. Who has one may come: it takes what waits, and that makes room.
+pub(super) fn lacks_room(router: &Router, opening: &Opening) -> Option<&'static str> {
+    if router.queues().is_memory_short() {
+        return Some("the broker is short of memory: try again later");
+    }
+    let is_kept = opening.expiry != Expiry::WithConnection;
+    (is_kept && router.is_disk_short())
+        .then_some("the disk of the broker is full: try again later, or with a session that ends with the connection")
+}
+
+/// Whose the address is.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn addresses_of_one_customer_share_their_connections_and_get_them_back() {
+        let limits =
+            AdmissionLimits { connections_per_address_max: 2, ..AdmissionLimits::default() };
+        let gatekeeper = Gatekeeper::new(limits);
+        let first = gatekeeper.admit(address("2001:db8:0:1::1")).unwrap();
+        let _second = gatekeeper.admit(address("2001:db8:0:1:ffff::2")).unwrap();
+        assert_eq!(gatekeeper.admit(address("2001:db8:0:1::3")).unwrap_err(), Refused::TooMany);
+        let _other = gatekeeper.admit(address("2001:db8:0:2::1")).unwrap();
+        let _mapped = gatekeeper.admit(address("::ffff:192.0.2.1")).unwrap();
+        let _plain = gatekeeper.admit(address("192.0.2.1")).unwrap();
+        assert_eq!(gatekeeper.admit(address("192.0.2.1")).unwrap_err(), Refused::TooMany);
+        drop(first);
+        assert!(gatekeeper.admit(address("2001:db8:0:1::3")).is_ok());
+        assert!(gatekeeper.admit(None).is_ok());
+    }
+
+    #[test]
+    fn who_comes_too_fast_is_refused_and_others_are_not() {
+        let limits = AdmissionLimits {
+            accept_rate_per_address_max: 3,
+            accept_rate_max: 5,
+            ..AdmissionLimits::default()
+        };
+        let gatekeeper = Gatekeeper::new(limits);
+        let come = |text| gatekeeper.admit(address(text)).map(drop);
+        assert_eq!(come("192.0.2.1"), Ok(()));
+        assert_eq!((come("192.0.2.1"), come("192.0.2.1")), (Ok(()), Ok(())));
+        for _ in 0..10 {
+            assert_eq!(come("192.0.2.1"), Err(Refused::TooFast));
+        }
+        assert_eq!((come("192.0.2.2"), come("192.0.2.3")), (Ok(()), Ok(())));
+        assert_eq!(come("192.0.2.4"), Err(Refused::AllTooFast));
+        gatekeeper.replace(AdmissionLimits::default());
+        assert_eq!(come("192.0.2.4"), Ok(()));
+    }
+}
