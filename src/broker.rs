@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::auth::Gatekeeper;
 use crate::config::{Config, Durability, Limits};
 use crate::message::TopicHasher;
 use crate::metrics::Metrics;
 use crate::net::accept::{self, Bound, Listen, Listeners};
-use crate::net::admission::Gatekeeper;
+use crate::net::admission::Turnstile;
 use crate::router::Router;
 use crate::router::mailbox::Mail;
 use crate::store::log::Settings;
@@ -131,8 +132,8 @@ impl Broker {
         let Config { shards, router: limits, .. } = self.config;
         let router = Router::spawn(shards, limits, hasher, metrics, store);
         router.replace_rules(self.config.rules).await;
-        let gatekeeper = Arc::new(Gatekeeper::default());
-        set_limits(&router, &gatekeeper, self.config.limits);
+        let turnstile = Arc::new(Turnstile::default());
+        set_limits(&router, &turnstile, self.config.limits);
         if let Some(recovered) = recovered {
             router.recover(recovered, self.config.net.session).await;
         }
@@ -140,11 +141,12 @@ impl Broker {
         let connections = TaskTracker::new();
         let services = TaskTracker::new();
         let tasks = (connections.clone(), services.clone());
-        let Config { net, access, .. } = self.config;
-        let keeper = gatekeeper.clone();
+        let Config { net, authentication, .. } = self.config;
+        let gatekeeper = Arc::new(Gatekeeper::new(authentication));
+        let doors = (turnstile.clone(), gatekeeper.clone());
         let listeners =
-            Listeners::start(self.bound, router.clone(), net, access, keeper, tasks, stop.clone());
-        let parts = Parts { listeners, router: router.clone(), gatekeeper };
+            Listeners::start(self.bound, router.clone(), net, doors, tasks, stop.clone());
+        let parts = Parts { listeners, router: router.clone(), turnstile, gatekeeper };
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));
@@ -190,9 +192,9 @@ impl Broker {
 }
 
 /// What all clients together may take, from now on.
-fn set_limits(router: &Router, gatekeeper: &Gatekeeper, limits: Limits) {
+fn set_limits(router: &Router, turnstile: &Turnstile, limits: Limits) {
     let Limits { queues, disk_bytes_max, memory_bytes_max, admission } = limits;
-    gatekeeper.replace(admission);
+    turnstile.replace(admission);
     router.queues().replace(queues);
     router.queues().set_memory_bytes_max(memory_bytes_max);
     router.replace_disk_limit(disk_bytes_max);

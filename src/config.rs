@@ -8,6 +8,7 @@
 //! check makes of it has a field in [`Config`]. What must not be printed is a [`Secret`].
 
 mod arguments;
+mod authentication;
 mod authorisation;
 mod change;
 mod check;
@@ -25,13 +26,13 @@ mod unknown;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access::Rules;
 use crate::net::accept;
 use crate::net::admission::AdmissionLimits;
 use crate::router::queues::QueuesLimits;
-use crate::session::authentication::Access;
 use crate::store::handle::Override;
 use crate::store::log::Level;
 use crate::{auth, net, router};
@@ -39,6 +40,7 @@ use crate::{auth, net, router};
 pub use arguments::AclCommand;
 pub use arguments::Arguments;
 pub use arguments::Command;
+pub use authentication::Authentication;
 pub use authorisation::Authorisation;
 pub use authorisation::AuthorisationRule;
 pub use authorisation::InvalidAuthorisation;
@@ -81,7 +83,7 @@ pub struct Config {
     /// For `net`.
     pub net: net::Limits,
     /// For `net`.
-    pub access: Access,
+    pub authentication: Arc<auth::Methods>,
     /// For `router`.
     pub router: router::Limits,
     /// For `router`.
@@ -160,8 +162,8 @@ pub enum InvalidConfig {
         rule: &'static str,
     },
     /// Users that cannot be.
-    #[error("setting `scram_users`: {0}")]
-    User(#[from] auth::InvalidUser),
+    #[error(transparent)]
+    Authentication(#[from] auth::InvalidMethods),
     /// Rules that cannot be read.
     #[error(transparent)]
     Authorisation(#[from] InvalidAuthorisation),

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use mailboxqtt::auth::{self, Credential};
+use mailboxqtt::auth::{self, Credential, Form, StoredPassword, password_file};
 use mailboxqtt::broker::{Broker, Handle};
 use mailboxqtt::config::{self, AclCommand, Arguments, Change, Command, Explain, File};
 use mailboxqtt::store::is_panic_expected;
@@ -28,6 +28,9 @@ fn main() -> ExitCode {
     let done = match &arguments.command {
         None => run(&arguments),
         Some(Command::ScramUser { name, iterations }) => scram_user(name, *iterations),
+        Some(Command::Passwd { file, user, delete: true, .. }) => remove_user(file, user),
+        Some(Command::Passwd { file, user, scram: true, .. }) => put_user(file, user, Form::Scram),
+        Some(Command::Passwd { file, user, .. }) => put_user(file, user, Form::Argon2id),
         Some(Command::Import { file }) => import(file),
         Some(Command::Acl(AclCommand::Explain(question))) => return explain(question),
     };
@@ -214,6 +217,38 @@ fn scram_user(name: &str, iterations: u32) -> anyhow::Result<()> {
     let name = auth::prepare(name).context("the user name")?;
     let credential = Credential::new(&read_password()?, iterations).context("the password")?;
     print(&toml::to_string(&BTreeMap::from([(name, credential.to_string())]))?)
+}
+
+/// Adds the user to a password file, or gives him another password.
+fn put_user(file: &Path, user: &str, form: Form) -> anyhow::Result<()> {
+    let text = password_file_text(file)?;
+    // A name that cannot be is refused before anybody is asked for a password.
+    password_file::with_user(&text, user, "").context("the user name")?;
+    if form == Form::Scram {
+        ensure!(
+            auth::prepare(user).context("the user name")? == user,
+            "the user name cannot be used with SCRAM"
+        );
+    }
+    let hash = StoredPassword::hash(&read_password()?, form)?;
+    Ok(password_file::write(file, &password_file::with_user(&text, user, &hash)?)?)
+}
+
+/// Removes the user from a password file.
+fn remove_user(file: &Path, user: &str) -> anyhow::Result<()> {
+    let text = password_file_text(file)?;
+    let without = password_file::without_user(&text, user).with_context(|| {
+        format!("there is no user `{}` in {}", user.escape_debug(), file.display())
+    })?;
+    Ok(password_file::write(file, &without)?)
+}
+
+/// Empty where there is no file yet.
+fn password_file_text(file: &Path) -> anyhow::Result<String> {
+    match std::fs::read_to_string(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        text => text.with_context(|| format!("cannot read {}", file.display())),
+    }
 }
 
 /// From the terminal without showing it, or the first line of what standard input is.

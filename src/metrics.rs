@@ -291,6 +291,12 @@ pub struct Metrics {
     pub subscriptions_denied: Counter,
     /// CONNECTs refused for their will, or because another user has the session.
     pub connects_denied: Counter,
+    /// Clients that had to wait before anybody looked at who they are, as their address had failed too often.
+    pub authentications_delayed: Counter,
+    /// Clients that were refused because too many logged in at once.
+    pub authentications_busy: Counter,
+    /// Clients that were refused because nobody could say who they are.
+    pub authentications_unavailable: Counter,
     /// Clients that are connected.
     pub clients_connected: Gauge,
     /// Sessions, with and without a client.

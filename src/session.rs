@@ -35,7 +35,7 @@ use crate::message::Incoming as Arrival;
 use crate::message::{Replay, Stored, Undelivered};
 use crate::metrics::Shortage;
 use crate::session::aliases::ReceivedAliases;
-use crate::session::authentication::Reauthentication;
+use crate::session::authentication::{AuthenticationError, Directory, Identity, NO_METHOD};
 use crate::session::incoming::{Incoming, Novelty, Verdict};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::permission::Permission;
@@ -123,7 +123,7 @@ pub struct Session {
     will: Option<Will>,
     expiry: Expiry,
     /// `None` for a client that is not authenticated. Boxed, because most are not.
-    reauthentication: Option<Box<Reauthentication>>,
+    identity: Option<Box<Identity>>,
 }
 
 /// Where a PUBLISH frame is in the read buffer.
@@ -157,7 +157,7 @@ impl Session {
             permission: Permission::default(),
             will: None,
             expiry: Expiry::WithConnection,
-            reauthentication: None,
+            identity: None,
         }
     }
 
@@ -182,7 +182,7 @@ impl Session {
         self.expiry = opening.expiry;
         self.aliases.clear();
         let authenticated = opening.authenticated.as_ref();
-        self.reauthentication = authenticated.map(|it| Box::new(Reauthentication::new(it)));
+        self.identity = authenticated.map(|it| Box::new(Identity::new(it)));
         self.outgoing.attach(&self.link);
     }
 
@@ -194,7 +194,7 @@ impl Session {
         self.incoming.detach();
         self.outgoing.detach();
         self.subscribing.detach();
-        self.reauthentication = None;
+        self.identity = None;
         self.will.take().filter(|_| reason.publishes_will())
     }
 
@@ -350,9 +350,9 @@ impl Session {
             Packet::PingReq => out.send(&Packet::PingResp, &self.link),
             Packet::Disconnect(disconnect) => self.disconnect(disconnect, out),
             Packet::Connect(_) => out.close(CloseReason::Protocol("second CONNECT")),
-            Packet::Auth(auth) => match &mut self.reauthentication {
-                Some(reauthentication) => reauthentication.handle_auth(auth, &self.link, out),
-                None => out.close(CloseReason::Protocol("AUTH without an authentication method")),
+            Packet::Auth(auth) => match &mut self.identity {
+                Some(identity) => identity.handle_auth(auth, &self.link, out),
+                None => out.close(CloseReason::Protocol(NO_METHOD)),
             },
             Packet::Publish(_) => out.close(CloseReason::Protocol("PUBLISH out of its path")),
             Packet::ConnAck(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => {
@@ -440,7 +440,12 @@ impl Session {
 
     /// When to call [`Session::handle_timeout`]; `None` means never.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        Some(self.last_heard + keep_alive_grace(self.link.keep_alive?))
+        let keep_alive = self.link.keep_alive.map(|it| self.last_heard + keep_alive_grace(it));
+        let identity = self.identity.as_ref().and_then(|identity| identity.ends_at());
+        match (keep_alive, identity) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
     }
 
     /// The deadline from [`Session::poll_timeout`] may have passed.
@@ -449,6 +454,19 @@ impl Session {
             && self.last_heard + keep_alive_grace(keep_alive) <= now
         {
             out.close(CloseReason::KeepAliveTimeout(keep_alive.as_secs()));
+        }
+        let ends_at = self.identity.as_ref().and_then(|identity| identity.ends_at());
+        if ends_at.is_some_and(|at| at <= now) {
+            out.close(AuthenticationError::Expired.into());
+        }
+    }
+
+    /// Users have changed: a client whom nobody knows any more has to go.
+    pub fn handle_users_changed(&self, directory: &dyn Directory, out: &mut Output) {
+        if let Some(identity) = &self.identity
+            && !identity.is_still_known(directory)
+        {
+            out.close(AuthenticationError::UserGone.into());
         }
     }
 

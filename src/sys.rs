@@ -73,6 +73,9 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("access/denied/publish", metrics.publishes_denied.value()),
         ("access/denied/subscribe", metrics.subscriptions_denied.value()),
         ("access/denied/connect", metrics.connects_denied.value()),
+        ("authentication/delayed", metrics.authentications_delayed.value()),
+        ("authentication/busy", metrics.authentications_busy.value()),
+        ("authentication/unavailable", metrics.authentications_unavailable.value()),
         // Of the process: one per connection, one per shard and a few more. A leak shows here.
         ("tasks", Handle::current().metrics().num_alive_tasks() as u64),
     ];

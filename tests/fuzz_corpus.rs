@@ -33,6 +33,16 @@ fn every_input_of_topic_filters_passes() {
     replay("topic_filters", targets::topic_filters::run);
 }
 
+#[test]
+fn every_input_of_password_file_passes() {
+    replay("password_file", targets::password_file::run);
+}
+
+#[test]
+fn every_input_of_token_claims_passes() {
+    replay("token_claims", targets::token_claims::run);
+}
+
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut inputs: Vec<_> =

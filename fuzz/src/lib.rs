@@ -6,8 +6,10 @@
 
 mod choices;
 pub mod decode;
+pub mod password_file;
 pub mod round_trip;
 pub mod session_operations;
+pub mod token_claims;
 pub mod topic_filters;
 
 #[allow(dead_code, reason = "the scenarios of the session use more of it")]

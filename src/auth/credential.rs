@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use ctutils::CtEq;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
@@ -65,15 +66,30 @@ impl Credential {
 
     fn derive(password: &str, salt: &[u8], iterations: u32) -> Result<Self, InvalidCredential> {
         check(iterations, salt)?;
-        let password = prepare(password)?;
+        Ok(Self::from_prepared(prepare(password)?.as_bytes(), salt, iterations))
+    }
+
+    fn from_prepared(password: &[u8], salt: &[u8], iterations: u32) -> Self {
         let mut salted_password = Key::default();
-        pbkdf2::pbkdf2_hmac::<Sha256>(password.as_bytes(), salt, iterations, &mut salted_password);
-        Ok(Self {
+        pbkdf2::pbkdf2_hmac::<Sha256>(password, salt, iterations, &mut salted_password);
+        Self {
             iterations,
             salt: salt.to_vec(),
             stored_key: Sha256::digest(hmac(&salted_password, &[b"Client Key"])).into(),
             server_key: hmac(&salted_password, &[b"Server Key"]),
-        })
+        }
+    }
+
+    /// Whether this is the password. As slow as [`Self::new`].
+    pub(super) fn matches(&self, password: &[u8]) -> bool {
+        let prepared = str::from_utf8(password).ok().and_then(|text| prepare(text).ok());
+        // What cannot be prepared is derived from all the same, so that it takes the same time.
+        let bytes = prepared.as_ref().map_or(password, |text| text.as_bytes());
+        let is_same = Self::from_prepared(bytes, &self.salt, self.iterations)
+            .stored_key
+            .ct_eq(&self.stored_key)
+            .to_bool();
+        is_same && prepared.is_some()
     }
 
     /// For a user who does not exist: as `like` to look at, or as a new one, the same for the same `secret`

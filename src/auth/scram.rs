@@ -68,7 +68,7 @@ pub enum InvalidUser {
         error: InvalidCredential,
     },
     /// Names that SASLprep makes equal.
-    #[error("`{}` is there twice, in different spellings", name.escape_debug())]
+    #[error("`{}` is there twice: in different spellings, or in the password file as well", name.escape_debug())]
     Twice {
         /// The second one.
         name: String,
@@ -81,22 +81,49 @@ pub enum InvalidUser {
 impl Scram {
     /// `users` are names with the text form of their credentials.
     pub fn new(users: &BTreeMap<String, String>) -> Result<Self, InvalidUser> {
-        let mut credentials = HashMap::new();
-        let mut patterns = Vec::new();
+        Self::with_others(users, std::iter::empty())
+    }
+
+    /// The same with `others`, who come from elsewhere.
+    pub(super) fn with_others<'a>(
+        users: &BTreeMap<String, String>,
+        others: impl Iterator<Item = (&'a str, &'a Credential)>,
+    ) -> Result<Self, InvalidUser> {
+        let prepared = |name: &str| {
+            prepare(name).map_err(|error| InvalidUser::Name { name: name.into(), error })
+        };
+        let mut read = Vec::new();
         for (name, text) in users {
-            let prepared =
-                prepare(name).map_err(|error| InvalidUser::Name { name: name.clone(), error })?;
+            let key = prepared(name)?;
             let credential: Credential = text
                 .parse()
                 .map_err(|error| InvalidUser::Credential { name: name.clone(), error })?;
+            read.push((name.as_str(), key, credential));
+        }
+        for (name, credential) in others {
+            read.push((name, prepared(name)?, credential.clone()));
+        }
+        let mut credentials = HashMap::new();
+        let mut patterns = Vec::new();
+        for (name, key, credential) in read {
             patterns.push(credential.clone());
-            if credentials.insert(prepared, credential).is_some() {
-                return Err(InvalidUser::Twice { name: name.clone() });
+            if credentials.insert(key, credential).is_some() {
+                return Err(InvalidUser::Twice { name: name.to_owned() });
             }
         }
         let mut secret = Key::default();
         getrandom::fill(&mut secret)?;
         Ok(Self { users: Arc::new(Users { credentials, patterns, secret }) })
+    }
+
+    /// Whether there is a user of this name, which is a prepared one.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.users.credentials.contains_key(name)
+    }
+
+    /// Whether there is nobody.
+    pub(super) fn is_empty(&self) -> bool {
+        self.users.credentials.is_empty()
     }
 }
 
@@ -537,6 +564,9 @@ mod tests {
         assert!(error(&[("", PENCIL)]).contains("it is empty"));
         assert!(error(&[("a\u{7}", PENCIL)]).starts_with(r"the user name `a\u{7}` cannot be used"));
         let twice = error(&[("IX", PENCIL), ("\u{2168}", PENCIL)]);
-        assert_eq!(twice, "`\u{2168}` is there twice, in different spellings");
+        assert_eq!(
+            twice,
+            "`\u{2168}` is there twice: in different spellings, or in the password file as well"
+        );
     }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::auth::Gatekeeper;
 use crate::broker::set_limits;
 use crate::config::Config;
 use crate::net::accept::{BindError, Listeners};
-use crate::net::admission::Gatekeeper;
+use crate::net::admission::Turnstile;
 use crate::router::Router;
+use crate::router::mailbox::Mail;
 
 /// The way to a [`Broker`](crate::broker::Broker) that runs.
 #[derive(Clone, Debug)]
@@ -51,7 +53,7 @@ impl Handle {
 
     /// Goes on with the settings of `config` that can change at run time: listeners with their certificates, who
     /// may connect, what they may do, and the limits of connections and sessions, which are for those that come
-    /// later. An error changes nothing.
+    /// later. A client is disconnected only if its user is no more. An error changes nothing.
     pub async fn replace(&self, config: Config) -> Result<(), ReplaceError> {
         let (answer, answered) = oneshot::channel();
         let request = Request::Replace(Box::new(config), answer);
@@ -87,6 +89,7 @@ impl Request {
 pub(super) struct Parts {
     pub(super) listeners: Listeners,
     pub(super) router: Router,
+    pub(super) turnstile: Arc<Turnstile>,
     pub(super) gatekeeper: Arc<Gatekeeper>,
 }
 
@@ -95,9 +98,13 @@ impl Parts {
     async fn replace(&self, config: Config) -> Result<(), BindError> {
         let prepared = self.listeners.prepare(config.listeners)?;
         self.router.replace_rules(config.rules).await;
-        set_limits(&self.router, &self.gatekeeper, config.limits);
-        self.listeners.renew(config.net, config.access);
+        set_limits(&self.router, &self.turnstile, config.limits);
+        let methods = config.authentication;
+        self.gatekeeper.replace(methods.clone());
+        self.listeners.renew(config.net);
         self.listeners.replace(prepared);
+        // Whoever connects from here on is known by the new ones.
+        self.router.registry().tell_owners(|| Mail::UsersChanged(methods.clone()));
         Ok(())
     }
 }

@@ -72,6 +72,27 @@ pub enum Command {
         file: PathBuf,
     },
 
+    /// Add a user to a password file, or replace the password
+    ///
+    /// The password is asked for at the terminal, or read as one line from standard input if that is something
+    /// else. The file gets its Argon2id hash; all other lines stay as they are. The broker reads the file that
+    /// `password_file` below `[authentication]` names.
+    Passwd {
+        /// The password file; made if there is none
+        file: PathBuf,
+
+        /// Who logs in with it
+        user: String,
+
+        /// Store what SCRAM-SHA-256 needs, so that the user may log in by that as well as by password
+        #[arg(long, conflicts_with = "delete")]
+        scram: bool,
+
+        /// Remove the user
+        #[arg(long)]
+        delete: bool,
+    },
+
     /// Ask for a password and print the line for `[scram_users]` in the settings file
     ///
     /// The password is asked for at the terminal, or read as one line from standard input if that is something
@@ -110,6 +131,11 @@ Examples:
   SOCKET_ADDR=127.0.0.1:1884 RUST_LOG=debug mailboxqtt
   mailboxqtt --print-config > mailboxqtt.toml; mailboxqtt --config mailboxqtt.toml
   mailboxqtt --config mailboxqtt.toml --check
+
+Users, who log in with user name and password:
+  mailboxqtt passwd users alice
+  printf '[authentication]\\npassword_file = \"users\"\\n' > users.toml
+  mailboxqtt --config users.toml --listen 0.0.0.0:1883
 
 Users, who log in with MQTT 5 and SCRAM-SHA-256:
   echo '[scram_users]' > users.toml

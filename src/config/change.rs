@@ -12,6 +12,7 @@ const RELOADED: &[&str] = &[
     "listeners",
     "allow_anonymous",
     "scram_users",
+    "authentication",
     "authorisation",
     "connections_max",
     "handshake_s_max",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use crate::auth::Scram;
+use crate::auth::Methods;
 use crate::codec::PACKET_BYTES_MAX;
 use crate::config::listeners::{Everywhere, Listener};
 use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig};
@@ -13,7 +13,6 @@ use crate::ids::Qos;
 use crate::router::keeper::RetainedLimits;
 use crate::session;
 use crate::session::Availability;
-use crate::session::authentication::{Access, Anonymous, Authenticator};
 use crate::store::handle::Override;
 use crate::topic::{TopicFilter, check_topic_name};
 use crate::{net, router};
@@ -55,8 +54,9 @@ impl File {
             let rule = "must be empty or a topic name that does not begin with `$`";
             return Err(InvalidConfig::Value { key: "response_topic_prefix", rule });
         }
+        self.authentication.check()?;
         let everywhere = Everywhere {
-            has_authentication: !self.scram_users.is_empty(),
+            has_authentication: !self.scram_users.is_empty() || self.authentication.is_some(),
             allow_anonymous: self.allow_anonymous,
         };
         let mut listeners = self.listeners;
@@ -65,12 +65,11 @@ impl File {
         }
         let listeners = listeners.into_iter().map(|it| it.check(everywhere));
         let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
-        let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
-        if !self.scram_users.is_empty() {
-            let users = self.scram_users.iter();
-            let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
-            authenticators.push(Arc::new(Scram::new(&users.collect())?));
-        }
+        let handshake_max = Duration::from_secs(self.handshake_s_max.into());
+        let users = self.scram_users.iter();
+        let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
+        let methods = self.authentication.settings(users.collect(), handshake_max);
+        let authentication = Arc::new(Methods::load(&methods)?);
         let level = self.durability.level();
         let mut overrides = Vec::new();
         for DurabilityOverride { filter, level: own_level } in &self.durability_overrides {
@@ -112,7 +111,7 @@ impl File {
                 sessions_max: self.sessions_max,
                 connect_bytes_max: self.connect_bytes_max.min(self.packet_bytes_max),
                 response_topic_prefix: self.response_topic_prefix.into(),
-                handshake_max: Duration::from_secs(self.handshake_s_max.into()),
+                handshake_max,
                 publish,
                 session: session::Limits {
                     inflight_max: self.inflight_max,
@@ -134,7 +133,7 @@ impl File {
                     check_payload_format: self.check_payload_format,
                 },
             },
-            access: Access { authenticators, anonymous: Anonymous::Refused },
+            authentication,
             router: router::Limits {
                 queue: limits.queues.each,
                 retained: RetainedLimits {
@@ -157,6 +156,8 @@ mod tests {
     use crate::auth;
     use crate::config::{DurabilityLevel, Secret};
     use crate::store::log::Level;
+
+    use crate::session::authentication::Anonymous;
 
     use super::*;
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Authorisation, Listener, Secret};
+use crate::config::{Authentication, Authorisation, Listener, Secret};
 use crate::router::queues::Policy;
 use crate::router::sharing::Strategy;
 use crate::store::log::Level;
@@ -108,6 +108,8 @@ pub struct File {
     pub log_format: LogFormat,
     /// Levels for the messages to some topics, in place of `durability`; the first filter that matches counts.
     pub durability_overrides: Vec<DurabilityOverride>,
+    /// Who may log in by what.
+    pub authentication: Authentication,
     /// Who may publish and receive what.
     pub authorisation: Authorisation,
     /// Who may log in by SCRAM-SHA-256, with what `mailboxqtt scram-user` prints for each.
@@ -162,6 +164,7 @@ impl Default for File {
             sys_interval_s: 10,
             log_format: LogFormat::default(),
             durability_overrides: Vec::new(),
+            authentication: Authentication::default(),
             authorisation: Authorisation::default(),
             scram_users: BTreeMap::new(),
             listeners: Vec::new(),

@@ -125,8 +125,8 @@ pub enum InvalidListener {
     /// Everybody could connect.
     #[error(
         "listening on {0} would let anybody on the network in without a password; listen on a loopback \
-         address, name users below [scram_users] in the settings file (`mailboxqtt scram-user`), require \
-         client certificates that name a user (client_certificates and user_from_certificate of the listener), \
+         address, give it users (a password_file below [authentication] in the settings file, made with \
+         `mailboxqtt passwd FILE USER`, or [scram_users], or tokens, or a call-out), require client certificates that name a user (client_certificates and user_from_certificate of the listener), \
          or say --allow-anonymous (in the settings file: allow_anonymous = true)"
     )]
     OpenToTheWorld(Listen),

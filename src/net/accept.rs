@@ -21,9 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::auth::Gatekeeper;
 use crate::metrics::RefuseReason;
 use crate::net::Limits;
-use crate::net::admission::Gatekeeper;
+use crate::net::admission::Turnstile;
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Peer};
@@ -32,7 +33,7 @@ use crate::net::tls::Tls;
 use crate::net::transport::{self, Opened};
 use crate::net::upgrade::WebSocketSettings;
 use crate::router::Router;
-use crate::session::authentication::{Access, Anonymous};
+use crate::session::authentication::Anonymous;
 
 pub use crate::net::socket::{BindError, Listen};
 
@@ -137,12 +138,11 @@ impl Listeners {
         bound: Vec<Bound>,
         router: Router,
         limits: Limits,
-        access: Access,
-        gatekeeper: Arc<Gatekeeper>,
+        (turnstile, gatekeeper): (Arc<Turnstile>, Arc<Gatekeeper>),
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
-        let serving = Serving { router, limits, access, gatekeeper, stop: stop.clone() };
+        let serving = Serving { router, limits, turnstile, gatekeeper, stop: stop.clone() };
         let serving = Arc::new(ArcSwap::from_pointee(serving));
         let listeners = Self { serving, stop, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
@@ -151,11 +151,11 @@ impl Listeners {
     }
 
     /// Gives these to the connections that come later.
-    pub fn renew(&self, limits: Limits, access: Access) {
+    pub fn renew(&self, limits: Limits) {
         let serving = self.serving.load_full();
-        let (router, gatekeeper) = (serving.router.clone(), serving.gatekeeper.clone());
-        let stop = self.stop.clone();
-        self.serving.store(Arc::new(Serving { router, limits, access, gatekeeper, stop }));
+        let (router, stop) = (serving.router.clone(), self.stop.clone());
+        let (turnstile, gatekeeper) = (serving.turnstile.clone(), serving.gatekeeper.clone());
+        self.serving.store(Arc::new(Serving { router, limits, turnstile, gatekeeper, stop }));
     }
 
     /// Takes the addresses of `settings` on which nobody listens yet. Nothing changes before

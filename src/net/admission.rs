@@ -60,7 +60,7 @@ impl Refused {
 
 /// See the module comment. One for all listeners.
 #[derive(Debug, Default)]
-pub struct Gatekeeper {
+pub struct Turnstile {
     rules: ArcSwap<Rules>,
     connections: Arc<Connections>,
 }
@@ -83,12 +83,12 @@ pub struct Admitted {
     counted: Option<Box<(IpAddr, Arc<Connections>)>>,
 }
 
-impl Gatekeeper {
+impl Turnstile {
     /// With these limits.
     pub fn new(limits: AdmissionLimits) -> Self {
-        let gatekeeper = Self::default();
-        gatekeeper.replace(limits);
-        gatekeeper
+        let turnstile = Self::default();
+        turnstile.replace(limits);
+        turnstile
     }
 
     /// Other limits from now on. Connections stay; rates begin anew.
@@ -180,17 +180,17 @@ mod tests {
     fn addresses_of_one_customer_share_their_connections_and_get_them_back() {
         let limits =
             AdmissionLimits { connections_per_address_max: 2, ..AdmissionLimits::default() };
-        let gatekeeper = Gatekeeper::new(limits);
-        let first = gatekeeper.admit(address("2001:db8:0:1::1")).unwrap();
-        let _second = gatekeeper.admit(address("2001:db8:0:1:ffff::2")).unwrap();
-        assert_eq!(gatekeeper.admit(address("2001:db8:0:1::3")).unwrap_err(), Refused::TooMany);
-        let _other = gatekeeper.admit(address("2001:db8:0:2::1")).unwrap();
-        let _mapped = gatekeeper.admit(address("::ffff:192.0.2.1")).unwrap();
-        let _plain = gatekeeper.admit(address("192.0.2.1")).unwrap();
-        assert_eq!(gatekeeper.admit(address("192.0.2.1")).unwrap_err(), Refused::TooMany);
+        let turnstile = Turnstile::new(limits);
+        let first = turnstile.admit(address("2001:db8:0:1::1")).unwrap();
+        let _second = turnstile.admit(address("2001:db8:0:1:ffff::2")).unwrap();
+        assert_eq!(turnstile.admit(address("2001:db8:0:1::3")).unwrap_err(), Refused::TooMany);
+        let _other = turnstile.admit(address("2001:db8:0:2::1")).unwrap();
+        let _mapped = turnstile.admit(address("::ffff:192.0.2.1")).unwrap();
+        let _plain = turnstile.admit(address("192.0.2.1")).unwrap();
+        assert_eq!(turnstile.admit(address("192.0.2.1")).unwrap_err(), Refused::TooMany);
         drop(first);
-        assert!(gatekeeper.admit(address("2001:db8:0:1::3")).is_ok());
-        assert!(gatekeeper.admit(None).is_ok());
+        assert!(turnstile.admit(address("2001:db8:0:1::3")).is_ok());
+        assert!(turnstile.admit(None).is_ok());
     }
 
     #[test]
@@ -200,8 +200,8 @@ mod tests {
             accept_rate_max: 5,
             ..AdmissionLimits::default()
         };
-        let gatekeeper = Gatekeeper::new(limits);
-        let come = |text| gatekeeper.admit(address(text)).map(drop);
+        let turnstile = Turnstile::new(limits);
+        let come = |text| turnstile.admit(address(text)).map(drop);
         assert_eq!(come("192.0.2.1"), Ok(()));
         assert_eq!((come("192.0.2.1"), come("192.0.2.1")), (Ok(()), Ok(())));
         for _ in 0..10 {
@@ -209,7 +209,7 @@ mod tests {
         }
         assert_eq!((come("192.0.2.2"), come("192.0.2.3")), (Ok(()), Ok(())));
         assert_eq!(come("192.0.2.4"), Err(Refused::AllTooFast));
-        gatekeeper.replace(AdmissionLimits::default());
+        turnstile.replace(AdmissionLimits::default());
         assert_eq!(come("192.0.2.4"), Ok(()));
     }
 }

@@ -286,6 +286,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Mail::Safe => (),
                 Mail::Expire => may_have_expired = true,
                 Mail::Rights(rights) => self.session.set_rights(rights),
+                Mail::UsersChanged(directory) => {
+                    self.session.handle_users_changed(&*directory, out);
+                }
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }
         }

@@ -4,14 +4,17 @@
 //! The listener sets the time limit over all of it, and each packet has the byte limit of a CONNECT.
 
 use std::io;
+use std::net::IpAddr;
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::auth::Gatekeeper;
 use crate::codec::{DecodeError, Packet, PacketType, Properties, decode, frame_len, header_len};
 use crate::ids::ProtocolVersion;
 use crate::metrics::Metrics;
 use crate::session::authentication::{Admission, Authenticated, AuthenticationError};
-use crate::session::{Link, Refusal};
+use crate::session::{Link, Opening, Refusal};
 
 /// What a connection starts with: a whole CONNECT and perhaps more.
 pub(super) struct Hello {
@@ -105,8 +108,32 @@ impl HandshakeError {
 
     /// Whether the client kept the rules, and could not or may not say who it is.
     pub(super) fn is_failed_authentication(&self) -> bool {
-        matches!(self, Self::Authentication { error, .. } if !error.is_protocol_error())
+        matches!(self, Self::Authentication { error, .. } if error.is_failure())
     }
+
+    fn is_wrong_proof(&self) -> bool {
+        matches!(self, Self::Authentication { error, .. } if error.is_wrong_proof())
+    }
+
+    /// The broker was too busy to check who the client is.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Self::Authentication { error: AuthenticationError::Busy, .. })
+    }
+
+    /// Nobody could say who the client is.
+    pub(super) fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Authentication { error: AuthenticationError::Unavailable(_), .. })
+    }
+}
+
+/// What an authentication needs from outside.
+pub(super) struct Desk<'a> {
+    pub(super) gatekeeper: &'a Gatekeeper,
+    pub(super) metrics: &'a Metrics,
+    /// Of the client; `None` where it has none.
+    pub(super) address: Option<IpAddr>,
+    /// Largest AUTH that is read.
+    pub(super) bytes_max: u32,
 }
 
 /// Reads until the first packet is complete. `bytes_max` bounds the packet, not what follows it.
@@ -119,29 +146,70 @@ pub(super) async fn read_hello<S: AsyncRead + Unpin>(
     Ok(Hello { bytes, connect_len })
 }
 
-/// Sends AUTH and reads AUTH until the client has proved who it is. `received` holds what came behind the
-/// CONNECT, and then what came behind the last AUTH. `None` for a client that need not say who it is.
+/// Finds out who the client is that is only claimed in `admission`, by checks elsewhere or by AUTH both ways. From
+/// an address with many failures it has to wait for that. `received` holds what came behind the CONNECT, and then
+/// what came behind the last AUTH. `None` for a client that need not say who it is.
 pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    admission: Admission,
+    opening: &Opening,
+    received: &mut Vec<u8>,
+    desk: &Desk<'_>,
+) -> Result<Option<Authenticated>, HandshakeError> {
+    let failed = |error| HandshakeError::authentication(&opening.link, error);
+    if let (Admission::Login(_) | Admission::Continue { .. }, Some(address)) =
+        (&admission, desk.address)
+    {
+        let wait = desk.gatekeeper.wait(address, Instant::now()).map_err(failed)?;
+        if !wait.is_zero() {
+            desk.metrics.authentications_delayed.add(1);
+            tokio::time::sleep(wait).await;
+        }
+    }
+    let proved = match admission {
+        Admission::Anonymous => Ok(None),
+        Admission::Authenticated(authenticated) => Ok(Some(authenticated)),
+        Admission::Login(login) => {
+            let checked = desk.gatekeeper.check(login, &opening.client_id, desk.address).await;
+            checked.map(Some).map_err(failed)
+        }
+        admission @ Admission::Continue { .. } => {
+            exchange(stream, admission, &opening.link, received, desk).await.map(Some)
+        }
+    };
+    if let (Err(error), Some(address)) = (&proved, desk.address)
+        && error.is_wrong_proof()
+    {
+        desk.gatekeeper.failed(address, Instant::now());
+    }
+    proved
+}
+
+/// Sends AUTH and reads AUTH until the client has proved who it is.
+async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     mut admission: Admission,
     link: &Link,
     received: &mut Vec<u8>,
-    bytes_max: u32,
-    metrics: &Metrics,
-) -> Result<Option<Authenticated>, HandshakeError> {
+    desk: &Desk<'_>,
+) -> Result<Authenticated, HandshakeError> {
     let Link { version, packet_bytes_max, .. } = *link;
     let failed = |error| HandshakeError::authentication(link, error);
+    let metrics = desk.metrics;
     loop {
         let (authenticating, auth) = match admission {
-            Admission::Anonymous => return Ok(None),
-            Admission::Authenticated(authenticated) => return Ok(Some(authenticated)),
+            Admission::Authenticated(authenticated) => return Ok(authenticated),
             Admission::Continue { authenticating, auth } => (authenticating, auth),
+            // No method ends like this.
+            Admission::Anonymous | Admission::Login(_) => {
+                return Err(failed(AuthenticationError::Anonymous));
+            }
         };
         stream.write_all(&auth).await?;
         metrics.bytes_sent.add(auth.len() as u64);
         metrics.packets_sent.add(1);
         let received_before = received.len();
-        let len = read_packet(stream, Awaited::Auth(link), received, bytes_max).await?;
+        let len = read_packet(stream, Awaited::Auth(link), received, desk.bytes_max).await?;
         metrics.bytes_received.add((received.len() - received_before) as u64);
         metrics.packets_received.add(1);
         let frame: Vec<u8> = received.drain(..len).collect();

@@ -9,17 +9,18 @@ use tokio::time::{Instant as Moment, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::auth::Gatekeeper;
 use crate::codec::ReasonCode;
 use crate::ids::ClientId;
 use crate::net::Limits;
-use crate::net::admission::{self, Gatekeeper};
+use crate::net::admission::{self, Turnstile};
 use crate::net::connection::{Connection, Start};
-use crate::net::handshake::{HandshakeError, authenticate, read_hello};
+use crate::net::handshake::{Desk, HandshakeError, authenticate, read_hello};
 use crate::net::peer::{Address, Peer};
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
-use crate::session::authentication::{Access, Admission};
+use crate::session::authentication::{Authenticated, Caller};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -31,7 +32,7 @@ const LINGER_MAX: Duration = Duration::from_millis(200);
 pub(super) struct Serving {
     pub(super) router: Router,
     pub(super) limits: Limits,
-    pub(super) access: Access,
+    pub(super) turnstile: Arc<Turnstile>,
     pub(super) gatekeeper: Arc<Gatekeeper>,
     pub(super) stop: CancellationToken,
 }
@@ -53,7 +54,7 @@ impl Serving {
             Ok(None) => return None,
             Ok(Some((opening, claim, rest))) => match self.session_for(&opening, claim).await {
                 Ok((claim, parked, was_present)) => {
-                    let user = opening.authenticated.as_ref().map(|it| it.user.as_str());
+                    let user = opening.user().map(|user| user.as_str());
                     debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
                     return Some(self.begin(stream, &opening, claim, parked, was_present, rest));
                 }
@@ -69,6 +70,8 @@ impl Serving {
         let metrics = self.router.metrics();
         metrics.protocol_errors.add(error.is_protocol_error().into());
         metrics.authentications_failed.add(error.is_failed_authentication().into());
+        metrics.authentications_busy.add(error.is_busy().into());
+        metrics.authentications_unavailable.add(error.is_unavailable().into());
         if let Some(refusal) = error.answer() {
             let mut connack = Vec::new();
             refusal.write(&self.limits.session, &mut connack);
@@ -117,19 +120,15 @@ impl Serving {
         let connect = hello.connect()?;
         let mut opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
         let failed = |error| HandshakeError::authentication(&opening.link, error);
-        let by_certificate = peer.certificate_user.is_some();
-        let admission = match connect.properties.authentication_method() {
-            None if by_certificate => Admission::Anonymous,
-            _ => {
-                let anonymous = peer.listener.anonymous;
-                let access = Access { anonymous, ..self.access.clone() };
-                access.handle_connect(&connect).map_err(failed)?
-            }
+        let caller = Caller {
+            certificate_user: peer.certificate_user.as_ref(),
+            anonymous: peer.listener.anonymous,
         };
+        let admission = self.gatekeeper.admit(&connect, &caller).map_err(failed)?;
         let mut rest = hello.into_rest();
-        let link = &opening.link;
-        opening.authenticated =
-            authenticate(stream, admission, link, &mut rest, bytes_max, metrics).await?;
+        let (gatekeeper, address) = (&*self.gatekeeper, peer.address.ip());
+        let desk = Desk { gatekeeper, metrics, address, bytes_max };
+        opening.authenticated = authenticate(stream, admission, &opening, &mut rest, &desk).await?;
         opening.check_room(&self.limits.session)?;
         opening.rights = self.router.rights_of(&opening);
         if let Err((refusal, denial)) = opening.check_will() {
@@ -209,6 +208,13 @@ impl Serving {
         if self.stop.is_cancelled() {
             // Whoever told the owners to go may have looked before we were one.
             parked.inbox.mailbox().send(Mail::ShuttingDown);
+        }
+        if let Some(Authenticated { user, proof, .. }) = &opening.authenticated {
+            // The same for whoever told them that users have changed.
+            let directory = self.gatekeeper.directory();
+            if !directory.is_still_known(user, proof) {
+                parked.inbox.mailbox().send(Mail::UsersChanged(directory));
+            }
         }
         self.router.metrics().clients_connected.add(1);
         self.router.metrics().packets_received.add(1);

@@ -31,10 +31,10 @@ pub(super) enum Address {
 }
 
 impl Address {
-    /// Without the port; a Unix socket has none.
+    /// Of the client's machine; `None` where it is this one.
     pub(super) fn ip(self) -> Option<IpAddr> {
         match self {
-            Self::Ip(address) => Some(address.ip()),
+            Self::Ip(addr) => Some(addr.ip()),
             Self::Unix => None,
         }
     }

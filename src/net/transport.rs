@@ -158,7 +158,7 @@ async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
 impl Serving {
     /// Whether the address may have one more connection. `None` is no, counted.
     pub(super) fn admit(&self, peer: &mut Peer) -> Option<()> {
-        match self.gatekeeper.admit(peer.address.ip()) {
+        match self.turnstile.admit(peer.address.ip()) {
             Ok(admitted) => {
                 peer.admitted = Some(admitted);
                 Some(())

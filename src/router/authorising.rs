@@ -24,13 +24,13 @@ impl Router {
     /// What the rules in force give the client of a CONNECT.
     pub fn rights_of(&self, opening: &Opening) -> Rights {
         let user = opening.user().map(UserName::as_str);
-        self.authorizer.rights(user, &opening.client_id, &opening.rules)
+        self.authorizer.rights(user, &opening.client_id, &opening.rules())
     }
 
     /// The session of `mailbox` belongs to the client of a CONNECT from now on.
     pub fn hold(&self, parked: &Parked, opening: &Opening) {
         let mailbox = parked.inbox.mailbox();
-        let (user, rules) = (opening.user().cloned(), opening.rules.clone());
+        let (user, rules) = (opening.user().cloned(), opening.rules());
         let holder = Holder { user, rules, rights: opening.rights.clone() };
         let has_changed = !mailbox.holder().is_same(&holder);
         mailbox.set_holder(holder);

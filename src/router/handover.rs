@@ -109,6 +109,7 @@ pub(super) fn take_mail(session: &mut Session, inbox: &Inbox, out: &mut Output) 
             Mail::Fetched { fetched, lost } => session.handle_fetched(fetched, lost, out),
             // Nobody is connected who could go, and whoever takes the mail also looks for what has expired.
             Mail::TakenOver { .. }
+            | Mail::UsersChanged(_)
             | Mail::ShuttingDown
             | Mail::Expire
             | Mail::Safe

@@ -26,6 +26,7 @@ use crate::router::holder::Holder;
 use crate::router::queues::{Held, Policy, Queues};
 
 pub use crate::router::queues::QueueLimits;
+use crate::session::authentication::Directory;
 
 /// What may wait in memory for a client that is away, if it is in the log.
 const CROWD_BYTES: usize = 256 * 1024;
@@ -87,6 +88,8 @@ pub enum Mail {
         /// Of the connection that wants it.
         ticket: u64,
     },
+    /// Users have changed, and those who are gone have to go.
+    UsersChanged(Arc<dyn Directory>),
     /// The broker stops.
     ShuttingDown,
 }

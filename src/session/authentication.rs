@@ -1,11 +1,15 @@
-//! Enhanced authentication (section 4.12): which packet carries which step. Floor 2.
+//! Who a client is, and enhanced authentication (section 4.12): which packet carries which step. Floor 2.
 //!
 //! An [`Authenticator`] is an Authentication Method; `auth` has them, the settings choose, and [`Access`] holds
 //! the choice. An [`Exchange`] is one client's way through a method. `net` drives it from CONNECT to CONNACK,
 //! the session drives it for a re-authentication.
 //!
+//! A user name and a password are a [`Login`], which takes too long to be checked here: the caller of
+//! [`Access::handle_connect`] has it checked.
+//!
 //! ```text
-//! CONNECT   -> Access::handle_connect ------+-> Admission::Continue      -> AUTH 0x18
+//! CONNECT   -> Access::handle_connect ------+-> Admission::Login         -> whoever checks passwords
+//!                                           +-> Admission::Continue      -> AUTH 0x18
 //! AUTH 0x18 -> Authenticating::handle_auth -+-> Admission::Authenticated -> CONNACK 0x00
 //!
 //! AUTH 0x19 -+-> Reauthentication::handle_auth -> AUTH 0x18 or 0x00
@@ -21,7 +25,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::access::Rule;
 use crate::codec::{Auth, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::session::{CloseReason, Link, Output};
 
@@ -91,12 +97,33 @@ impl fmt::Display for UserName {
     }
 }
 
+/// AUTH on a connection whose CONNECT named no method [MQTT-4.12.0-7].
+pub(super) const NO_METHOD: &str = "AUTH without an authentication method";
+
 /// Who may connect.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// The methods that a CONNECT may name.
     pub authenticators: Vec<Arc<dyn Authenticator>>,
-    /// What becomes of a CONNECT that names none.
+    /// What becomes of a user name or a password in a CONNECT without a method.
+    pub logins: Logins,
+}
+
+/// Whether user names and passwords are looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Logins {
+    /// There is something to check them with.
+    Checked,
+    /// They mean nothing: whoever sends them is anonymous.
+    Ignored,
+}
+
+/// What is known of a client before its CONNECT.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// The user whom a client certificate has proved the client to be.
+    pub certificate_user: Option<&'a UserName>,
+    /// What becomes of a CONNECT that says nothing of who it is.
     pub anonymous: Anonymous,
 }
 
@@ -116,6 +143,8 @@ pub enum Admission {
     Anonymous,
     /// It is who it says.
     Authenticated(Authenticated),
+    /// It is whom it says if its password is right.
+    Login(Login),
     /// It is sent `auth`, and its answer goes to `authenticating`.
     Continue {
         /// The rest of the exchange.
@@ -125,15 +154,60 @@ pub enum Admission {
     },
 }
 
+/// A user name and a password that nobody has checked yet.
+#[derive(Clone, Eq, PartialEq)]
+pub struct Login {
+    /// Who the client says it is.
+    pub user_name: Option<String>,
+    /// Its proof.
+    pub password: Option<Vec<u8>>,
+}
+
+/// Passwords are not for logs.
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("user_name", &self.user_name).finish_non_exhaustive()
+    }
+}
+
 /// A client that has proved who it is.
 #[derive(Clone, Debug)]
 pub struct Authenticated {
-    /// How it did so, and may do so again.
-    pub authenticator: Arc<dyn Authenticator>,
     /// Who it is.
     pub user: UserName,
-    /// Authentication Data for the CONNACK.
-    pub data: Vec<u8>,
+    /// How it has proved that.
+    pub proof: Proof,
+    /// When the proof ends, and with it the connection; `None` is never.
+    pub ends_at: Option<Instant>,
+    /// What the proof itself says that the client may do, never empty; `None` where it says nothing of that.
+    pub rules: Option<Arc<[Rule]>>,
+}
+
+/// How a client has proved who it is.
+#[derive(Clone, Debug)]
+pub enum Proof {
+    /// By its certificate, before the CONNECT.
+    Certificate,
+    /// By an Authentication Method, with which it may do so again.
+    Method {
+        /// That method.
+        authenticator: Arc<dyn Authenticator>,
+        /// Authentication Data for the CONNACK.
+        data: Vec<u8>,
+    },
+    /// By a token.
+    Token,
+    /// By a password that the broker knows.
+    Password,
+    /// By what another server said of user name and password.
+    CallOut,
+}
+
+/// Who is still known after users have changed.
+pub trait Directory: fmt::Debug + Send + Sync {
+    /// Whether `user`, proved by `proof` earlier, could do so again. True where nobody but another server or
+    /// the client itself could tell.
+    fn is_still_known(&self, user: &UserName, proof: &Proof) -> bool;
 }
 
 /// A client between its CONNECT and its CONNACK.
@@ -153,9 +227,29 @@ pub enum AuthenticationError {
     /// CONNECT names a method that is not among ours [MQTT-4.12.0-1].
     #[error("unknown authentication method")]
     UnknownMethod,
-    /// CONNECT names no method, and has to.
-    #[error("no authentication method, and anonymous clients are not allowed")]
+    /// CONNECT says nothing of who it is that anybody would check, and has to.
+    #[error("anonymous clients are not allowed: log in")]
     Anonymous,
+    /// A user name or a password that is not right.
+    #[error("authentication failed: {refused} (user {})", user.as_ref().map_or("not given".to_owned(), |it| format!("`{it}`")))]
+    Login {
+        /// As the client says.
+        user: Option<UserName>,
+        /// Why not.
+        refused: Refused,
+    },
+    /// Too many clients log in at once; nothing was checked.
+    #[error("too many clients log in at the moment: try again later")]
+    Busy,
+    /// Whoever had to be asked did not answer, or not in words that we know.
+    #[error("the broker could not find out who the client is: {0}")]
+    Unavailable(String),
+    /// The proof was good for a time, and that is over.
+    #[error("the proof of who the client is has expired: connect anew with a new one")]
+    Expired,
+    /// The user has been removed.
+    #[error("the user is not known any more")]
+    UserGone,
     /// By the method [MQTT-4.12.0-4].
     #[error("authentication failed: {0}")]
     Refused(#[from] Refused),
@@ -186,9 +280,14 @@ impl AuthenticationError {
     pub fn reason_code(&self) -> ReasonCode {
         match self {
             Self::UnknownMethod => ReasonCode::BadAuthenticationMethod,
-            Self::Anonymous | Self::Refused(_) | Self::OtherUser { .. } => {
-                ReasonCode::NotAuthorized
-            }
+            Self::Anonymous
+            | Self::Login { .. }
+            | Self::Expired
+            | Self::UserGone
+            | Self::Refused(_)
+            | Self::OtherUser { .. } => ReasonCode::NotAuthorized,
+            Self::Busy => ReasonCode::ServerBusy,
+            Self::Unavailable(_) => ReasonCode::ServerUnavailable,
             Self::OtherMethod | Self::ReasonNotNow(_) | Self::NotAuth => ReasonCode::ProtocolError,
             Self::TooLarge(_) => ReasonCode::PacketTooLarge,
         }
@@ -197,9 +296,10 @@ impl AuthenticationError {
     /// What a v5 client is told in words: nothing that would help to guess users or proofs.
     pub fn explanation(&self) -> String {
         match self {
-            Self::Refused(_) | Self::OtherUser { .. } => {
+            Self::Login { .. } | Self::Refused(_) | Self::OtherUser { .. } => {
                 "authentication failed: check user and password".to_owned()
             }
+            Self::Unavailable(_) => "nobody can check who you are now: try again later".to_owned(),
             error => error.to_string(),
         }
     }
@@ -208,16 +308,28 @@ impl AuthenticationError {
     pub fn is_protocol_error(&self) -> bool {
         self.reason_code() == ReasonCode::ProtocolError
     }
+
+    /// Whether the client kept the rules, and the reason that it is not let in is with it.
+    pub fn is_failure(&self) -> bool {
+        !self.is_protocol_error() && !matches!(self, Self::Busy | Self::Unavailable(_))
+    }
+
+    /// Whether the client tried to prove something that is not so, as who guesses does.
+    pub fn is_wrong_proof(&self) -> bool {
+        matches!(self, Self::Login { .. } | Self::Refused(_) | Self::OtherUser { .. })
+    }
 }
 
 impl Access {
-    /// The first step, with the Authentication Data of the CONNECT.
-    pub fn handle_connect(&self, connect: &Connect<'_>) -> Result<Admission, AuthenticationError> {
+    /// The first step, with what the CONNECT says of who the client is: a certificate before everything,
+    /// a method before a password.
+    pub fn handle_connect(
+        &self,
+        connect: &Connect<'_>,
+        caller: &Caller<'_>,
+    ) -> Result<Admission, AuthenticationError> {
         let Some(method) = connect.properties.authentication_method() else {
-            return match self.anonymous {
-                Anonymous::Allowed => Ok(Admission::Anonymous),
-                Anonymous::Refused => Err(AuthenticationError::Anonymous),
-            };
+            return self.handle_plain(connect, caller);
         };
         let mut authenticators = self.authenticators.iter();
         let authenticator = authenticators
@@ -226,10 +338,35 @@ impl Access {
         let authenticating = Authenticating {
             authenticator: authenticator.clone(),
             exchange: authenticator.begin(),
-            user_name: connect.user_name.map(UserName::new),
+            user_name: caller
+                .certificate_user
+                .cloned()
+                .or_else(|| connect.user_name.map(UserName::new)),
             packet_bytes_max: connect.properties.maximum_packet_size(),
         };
         authenticating.step(connect.properties.authentication_data().unwrap_or_default())
+    }
+
+    /// A CONNECT without a method.
+    fn handle_plain(
+        &self,
+        connect: &Connect<'_>,
+        caller: &Caller<'_>,
+    ) -> Result<Admission, AuthenticationError> {
+        if let Some(user) = caller.certificate_user {
+            let authenticated = Authenticated::new(user.clone(), Proof::Certificate);
+            return Ok(Admission::Authenticated(authenticated));
+        }
+        let says_who = connect.user_name.is_some() || connect.password.is_some();
+        if says_who && self.logins == Logins::Checked {
+            let user_name = connect.user_name.map(str::to_owned);
+            let password = connect.password.map(<[u8]>::to_vec);
+            return Ok(Admission::Login(Login { user_name, password }));
+        }
+        match caller.anonymous {
+            Anonymous::Allowed => Ok(Admission::Anonymous),
+            Anonymous::Refused => Err(AuthenticationError::Anonymous),
+        }
     }
 }
 
@@ -260,39 +397,61 @@ impl Authenticating {
                 if let Some(user_name) = &self.user_name {
                     check_user(&user, user_name)?;
                 }
-                let authenticator = self.authenticator;
-                Ok(Admission::Authenticated(Authenticated { authenticator, user, data }))
+                let proof = Proof::Method { authenticator: self.authenticator, data };
+                Ok(Admission::Authenticated(Authenticated::new(user, proof)))
             }
         }
     }
 }
 
 impl Authenticated {
+    /// For as long as the client stays, and with no rules of its own.
+    pub fn new(user: UserName, proof: Proof) -> Self {
+        Self { user, proof, ends_at: None, rules: None }
+    }
+
     /// What the CONNACK says of it [MQTT-4.12.0-5].
     pub(super) fn announce(&self, out: &mut PropertiesBuf) {
-        push_properties(self.authenticator.method(), &self.data, out);
+        if let Proof::Method { authenticator, data } = &self.proof {
+            push_properties(authenticator.method(), data, out);
+        }
     }
 }
 
 /// What the session of an authenticated client remembers of it.
 #[derive(Debug)]
-pub(super) struct Reauthentication {
-    authenticator: Arc<dyn Authenticator>,
+pub(super) struct Identity {
     user: UserName,
+    proof: Proof,
+    ends_at: Option<Instant>,
     exchange: Option<Box<dyn Exchange>>,
 }
 
-impl Reauthentication {
+impl Identity {
     pub(super) fn new(authenticated: &Authenticated) -> Self {
-        let Authenticated { authenticator, user, .. } = authenticated.clone();
-        Self { authenticator, user, exchange: None }
+        let Authenticated { user, proof, ends_at, .. } = authenticated.clone();
+        Self { user, proof, ends_at, exchange: None }
+    }
+
+    /// When the client has to go.
+    pub(super) fn ends_at(&self) -> Option<Instant> {
+        self.ends_at
+    }
+
+    /// Whether the client may stay after users have changed.
+    pub(super) fn is_still_known(&self, directory: &dyn Directory) -> bool {
+        directory.is_still_known(&self.user, &self.proof)
     }
 
     /// The client begins or continues to prove anew who it is. Everything else goes on meanwhile.
     pub(super) fn handle_auth(&mut self, auth: &Auth<'_>, link: &Link, out: &mut Output) {
-        match self.step(auth) {
+        let Proof::Method { authenticator, .. } = &self.proof else {
+            return out.close(CloseReason::Protocol(NO_METHOD));
+        };
+        let authenticator = authenticator.clone();
+        match self.step(&*authenticator, auth) {
             Ok((reason, data)) => {
-                let properties = properties(self.authenticator.method(), &data);
+                let properties = properties(authenticator.method(), &data);
                 let packet = Auth { reason, properties: properties.as_properties() };
                 out.send(&Packet::Auth(packet), link);
             }
@@ -300,10 +459,14 @@ impl Reauthentication {
         }
     }
 
-    fn step(&mut self, auth: &Auth<'_>) -> Result<(ReasonCode, Vec<u8>), AuthenticationError> {
-        check_method(auth, &*self.authenticator)?;
+    fn step(
+        &mut self,
+        authenticator: &dyn Authenticator,
+        auth: &Auth<'_>,
+    ) -> Result<(ReasonCode, Vec<u8>), AuthenticationError> {
+        check_method(auth, authenticator)?;
         let mut exchange = match (auth.reason, self.exchange.take()) {
-            (ReasonCode::ReAuthenticate, None) => self.authenticator.begin(),
+            (ReasonCode::ReAuthenticate, None) => authenticator.begin(),
             (ReasonCode::ContinueAuthentication, Some(exchange)) => exchange,
             (reason, _) => return Err(AuthenticationError::ReasonNotNow(reason.as_u8())),
         };

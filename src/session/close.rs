@@ -59,7 +59,7 @@ pub enum CloseReason {
     /// There is no room for its message, and it speaks no version in which it could be told [MQTT-4.8.0-2].
     #[error("a message was not accepted: {}", explain(*.0))]
     NoRoom(Shortage),
-    /// A re-authentication that failed [MQTT-4.12.1-2].
+    /// A re-authentication that failed [MQTT-4.12.1-2], a proof that has expired, a user who is gone.
     #[error(transparent)]
     Authentication(#[from] AuthenticationError),
 }

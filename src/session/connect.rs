@@ -107,8 +107,6 @@ pub struct Opening {
     pub link: Link,
     /// Set by the caller once the client has proved who it is; `None` for an anonymous one.
     pub authenticated: Option<Authenticated>,
-    /// Set by the caller: what the client's token says about what it may do. Empty without a token.
-    pub rules: Arc<[Rule]>,
     /// Set by the caller: what it may do.
     pub rights: Rights,
     /// The client sent no identifier.
@@ -174,7 +172,6 @@ pub fn negotiate(
         will,
         link,
         authenticated: None,
-        rules: Arc::default(),
         rights: Rights::UNRESTRICTED,
         assigned,
         server_keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
@@ -215,6 +212,16 @@ fn expiry_wish_s(connect: &Connect<'_>) -> u32 {
 }
 
 impl Opening {
+    /// Who the client has proved to be; `None` for an anonymous one.
+    pub fn user(&self) -> Option<&UserName> {
+        self.authenticated.as_ref().map(|it| &it.user)
+    }
+
+    /// What the client's proof of who it is says about what it may do; empty where that says nothing of it.
+    pub fn rules(&self) -> Arc<[Rule]> {
+        self.authenticated.as_ref().and_then(|it| it.rules.clone()).unwrap_or_default()
+    }
+
     /// Refuses a client that has no room for the CONNACK.
     pub fn check_room(&self, limits: &Limits) -> Result<(), Refusal> {
         if self.can_take(&self.connack(false, &self.terms(limits))) {
@@ -222,11 +229,6 @@ impl Opening {
         }
         let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
         Err(self.refusal(ReasonCode::ImplementationSpecificError, explanation))
-    }
-
-    /// Who the client has proved to be; `None` for an anonymous one.
-    pub fn user(&self) -> Option<&UserName> {
-        self.authenticated.as_ref().map(|authenticated| &authenticated.user)
     }
 
     /// Refuses a client that may not publish its will; the denial is for the log.

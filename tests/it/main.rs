@@ -20,6 +20,9 @@
 mod abuse;
 mod access;
 mod auth;
+mod auth_call_out;
+mod auth_password;
+mod auth_token;
 mod bounds;
 mod broker;
 mod config;

@@ -1,8 +1,11 @@
 //! Settings that are read again while the broker serves.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use mailboxqtt::ids::ProtocolVersion::{V5, V311};
 
-use crate::process::unique;
+use crate::process::{Process, unique};
 use crate::service::Service;
 use crate::wire::{Client, Got, Hello};
 
@@ -126,6 +129,38 @@ fn rules_of_a_file_that_has_changed_bind_those_that_are_connected() {
     assert!(matches!(client.next(), Got::Ack(_, 3, 0x87)));
     client.publish("open", "this is", 1, 4);
     assert!(matches!(client.next(), Got::Ack(_, 4, code) if code < 0x80));
+    service.stop();
+}
+
+#[test]
+fn user_who_is_gone_is_disconnected_and_the_others_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("users");
+    for user in ["alice", "bob"] {
+        let mut passwd = Command::new(env!("CARGO_BIN_EXE_mailboxqtt"));
+        passwd.arg("passwd").arg(&users).arg(user).stdin(Stdio::piped());
+        let mut passwd = Process::spawn(&mut passwd);
+        passwd.stdin().write_all(b"secret\n").unwrap();
+        passwd.succeed();
+    }
+    let settings = format!("[authentication]\npassword_file = '{}'", users.display());
+    let service = Service::start(&settings);
+    let log_in = |user| {
+        let id = unique(user);
+        Hello::new(V5, &id).user(user, b"secret").try_open(service.addr)
+    };
+    let (mut alice, answer) = log_in("alice");
+    assert!(matches!(answer, Got::ConnAck(_, 0, _)), "{answer:?}");
+    let (mut bob, _) = log_in("bob");
+
+    let all = std::fs::read_to_string(&users).unwrap();
+    let without_bob: Vec<&str> = all.lines().filter(|line| !line.starts_with("bob:")).collect();
+    std::fs::write(&users, without_bob.join("\n")).unwrap();
+    service.reload(&settings);
+    assert_eq!(bob.next(), Got::Disconnect(0x87));
+    serves(&mut alice);
+    let (_, answer) = log_in("bob");
+    assert!(matches!(answer, Got::ConnAck(_, code, _) if code >= 0x80), "{answer:?}");
     service.stop();
 }
 

@@ -1,7 +1,7 @@
 //! Enhanced authentication and re-authentication, with methods that other people could have written.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mailboxqtt::codec::{
     Auth, Connect, Packet, Properties, PropertiesBuf, Property, ReasonCode, decode,
@@ -10,8 +10,8 @@ use mailboxqtt::ids::ClientId;
 use mailboxqtt::ids::ProtocolVersion::{self, V5, V311};
 use mailboxqtt::message::{Collector, TopicHasher};
 use mailboxqtt::session::authentication::{
-    Access, Admission, Anonymous, Authenticating, AuthenticationError, Authenticator, Exchange,
-    Refused, Step, UserName,
+    Access, Admission, Anonymous, Authenticated, Authenticating, AuthenticationError,
+    Authenticator, Caller, Directory, Exchange, Logins, Proof, Refused, Step, UserName,
 };
 use mailboxqtt::session::{CloseReason, Opening, Output, Session, negotiate};
 
@@ -70,8 +70,17 @@ impl Exchange for Token {
     }
 }
 
-fn access(anonymous: Anonymous) -> Access {
-    Access { authenticators: vec![Arc::new(Riddle), Arc::new(Token)], anonymous }
+fn admit(anonymous: Anonymous, connect: &Connect<'_>) -> Result<Admission, AuthenticationError> {
+    admit_caller(connect, &Caller { certificate_user: None, anonymous }, Logins::Ignored)
+}
+
+fn admit_caller(
+    connect: &Connect<'_>,
+    caller: &Caller<'_>,
+    logins: Logins,
+) -> Result<Admission, AuthenticationError> {
+    let access = Access { authenticators: vec![Arc::new(Riddle), Arc::new(Token)], logins };
+    access.handle_connect(connect, caller)
 }
 
 /// Authentication Method and Data, each if there is one.
@@ -102,7 +111,7 @@ fn connect(properties: &PropertiesBuf) -> Connect<'_> {
 
 /// CONNECT with a method and its first data.
 fn begin(method: &str, data: Option<&[u8]>) -> Result<Admission, AuthenticationError> {
-    access(Anonymous::Refused).handle_connect(&connect(&properties(Some(method), data)))
+    admit(Anonymous::Refused, &connect(&properties(Some(method), data)))
 }
 
 /// What AUTH says: reason, method, data.
@@ -150,7 +159,7 @@ impl Server {
         let properties = properties(method, data);
         let connect = connect(&properties);
         let mut opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
-        opening.authenticated = match access(Anonymous::Allowed).handle_connect(&connect).unwrap() {
+        opening.authenticated = match admit(Anonymous::Allowed, &connect).unwrap() {
             Admission::Anonymous => None,
             Admission::Authenticated(authenticated) => Some(authenticated),
             other => panic!("{other:?}"),
@@ -243,7 +252,7 @@ fn connack_with_method_and_data_over_the_maximum_packet_size_of_the_client_is_no
         properties.push(Property::MaximumPacketSize(max));
         let connect = connect(&properties);
         let mut opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
-        let admission = access(Anonymous::Refused).handle_connect(&connect).unwrap();
+        let admission = admit(Anonymous::Refused, &connect).unwrap();
         let Admission::Authenticated(authenticated) = admission else { panic!("more steps") };
         opening.authenticated = Some(authenticated);
         opening.check_room(&LIMITS)
@@ -291,7 +300,7 @@ fn anonymous_clients_of_every_version_are_refused_where_they_are_not_allowed() {
     let refused = |version: ProtocolVersion| {
         let none = PropertiesBuf::new();
         let connect = Connect { version, ..connect(&none) };
-        access(Anonymous::Refused).handle_connect(&connect).unwrap_err()
+        admit(Anonymous::Refused, &connect).unwrap_err()
     };
     assert_eq!(refused(V5).reason_code().as_u8(), 0x87);
     assert_eq!(refused(V311), AuthenticationError::Anonymous);
@@ -325,7 +334,7 @@ fn user_name_of_the_connect_is_that_of_the_method() {
     let properties = properties(Some("TOKEN"), Some(b"token of anna"));
     let admit = |user_name| {
         let connect = Connect { user_name: Some(user_name), ..connect(&properties) };
-        access(Anonymous::Refused).handle_connect(&connect)
+        admit(Anonymous::Refused, &connect)
     };
     assert!(matches!(admit("anna"), Ok(Admission::Authenticated(_))));
     let error = admit("bob").unwrap_err();
@@ -339,7 +348,7 @@ fn auth_over_the_maximum_packet_size_of_the_client_is_not_sent() {
     let admit = |max| {
         let mut properties = properties(Some("RIDDLE"), None);
         properties.push(Property::MaximumPacketSize(max));
-        access(Anonymous::Refused).handle_connect(&connect(&properties))
+        admit(Anonymous::Refused, &connect(&properties))
     };
     let Ok(Admission::Continue { auth, .. }) = admit(1000) else { panic!("no AUTH") };
     let len = auth.len() as u32;
@@ -455,10 +464,102 @@ fn open_exchange_and_user_end_with_their_connection() {
     let properties = properties(Some("TOKEN"), Some(b"token of bob"));
     let connect = connect(&properties);
     let mut opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
-    let admission = access(Anonymous::Refused).handle_connect(&connect).unwrap();
+    let admission = admit(Anonymous::Refused, &connect).unwrap();
     let Admission::Authenticated(authenticated) = admission else { panic!("more steps") };
     opening.authenticated = Some(authenticated);
     server.session.attach(&opening, Instant::now());
     server.auth(ReasonCode::ReAuthenticate, Some("TOKEN"), b"token of bob");
     assert_eq!(understand(&server.sent()), said(0x00, "TOKEN", ""));
+}
+
+/// A client without a method that says who it is.
+fn plain<'a>(
+    list: &'a PropertiesBuf,
+    user: Option<&'a str>,
+    password: Option<&'a [u8]>,
+) -> Connect<'a> {
+    Connect { user_name: user, password, ..connect(list) }
+}
+
+#[test]
+fn user_name_or_password_without_a_method_is_a_login_where_somebody_checks_it() {
+    let list = PropertiesBuf::new();
+    let caller = Caller { certificate_user: None, anonymous: Anonymous::Refused };
+    let admit =
+        |user, password, logins| admit_caller(&plain(&list, user, password), &caller, logins);
+    for (user, password) in
+        [(Some("anna"), Some(&b"x"[..])), (Some("anna"), None), (None, Some(&b"x"[..]))]
+    {
+        let Ok(Admission::Login(login)) = admit(user, password, Logins::Checked) else {
+            panic!("{user:?} is no login")
+        };
+        assert_eq!((login.user_name.as_deref(), login.password.as_deref()), (user, password));
+        assert!(!format!("{login:?}").contains("120"), "{login:?}");
+        let ignored = admit(user, password, Logins::Ignored);
+        assert!(matches!(ignored, Err(AuthenticationError::Anonymous)), "{ignored:?}");
+    }
+    let nobody = admit(None, None, Logins::Checked);
+    assert!(matches!(nobody, Err(AuthenticationError::Anonymous)), "{nobody:?}");
+}
+
+#[test]
+fn certificate_decides_before_user_name_and_password() {
+    let list = PropertiesBuf::new();
+    let carol = UserName::new("carol");
+    let caller = Caller { certificate_user: Some(&carol), anonymous: Anonymous::Refused };
+    let admission = admit_caller(&plain(&list, Some("anna"), Some(b"x")), &caller, Logins::Checked);
+    let Ok(Admission::Authenticated(authenticated)) = admission else { panic!("{admission:?}") };
+    assert_eq!(authenticated.user, carol);
+    // A method has to prove the same user.
+    let list = properties(Some("TOKEN"), Some(b"token of anna"));
+    let error = admit_caller(&connect(&list), &caller, Logins::Checked).unwrap_err();
+    assert_eq!(error.to_string(), "authenticated as `anna` instead of `carol`");
+}
+
+/// Knows anna, and nobody else.
+#[derive(Debug)]
+struct OnlyAnna;
+
+impl Directory for OnlyAnna {
+    fn is_still_known(&self, user: &UserName, _proof: &Proof) -> bool {
+        user.as_str() == "anna"
+    }
+}
+
+/// A session of a client that has proved who it is by a password.
+fn logged_in(authenticated: Option<Authenticated>) -> Server {
+    let list = PropertiesBuf::new();
+    let mut opening = negotiate(&connect(&list), &LIMITS, || ClientId::new("spare")).unwrap();
+    opening.authenticated = authenticated;
+    Server::open(&opening)
+}
+
+#[test]
+fn users_who_are_gone_have_to_go_and_all_others_stay() {
+    let password = |name| Some(Authenticated::new(UserName::new(name), Proof::Password));
+    for (authenticated, stays) in [(password("anna"), true), (None, true), (password("bob"), false)]
+    {
+        let mut server = logged_in(authenticated);
+        server.session.handle_users_changed(&OnlyAnna, &mut server.out);
+        let code = server.out.close.as_ref().and_then(CloseReason::reason_code);
+        assert_eq!(code, (!stays).then_some(ReasonCode::NotAuthorized));
+    }
+}
+
+#[test]
+fn session_ends_when_the_proof_ends() {
+    let now = Instant::now();
+    let at = now + Duration::from_secs(5);
+    let anna = Authenticated::new(UserName::new("anna"), Proof::Token);
+    let mut server = logged_in(Some(Authenticated { ends_at: Some(at), ..anna }));
+    assert_eq!(server.session.poll_timeout(), Some(at));
+    server.session.handle_timeout(at - Duration::from_millis(1), &mut server.out);
+    assert_eq!(server.out.close, None);
+    server.session.handle_timeout(at, &mut server.out);
+    let reason = server.out.close.take().unwrap();
+    assert_eq!(reason.reason_code(), Some(ReasonCode::NotAuthorized));
+    assert!(reason.explanation().contains("expired"), "{}", reason.explanation());
+    // Nobody waits for the end of a proof with the next connection.
+    let _ = server.session.detach(&reason);
+    assert_eq!(server.session.poll_timeout(), None);
 }

@@ -205,7 +205,7 @@ fn client_without_room_for_the_connack_is_refused() {
     let (code, _, bytes) = wish(15).refused(&LIMITS);
     assert_eq!((code, bytes), (0x83, vec![0x20, 3, 0, 0x83, 0]));
     let (_, _, bytes) = wish(4).refused(&LIMITS);
-    assert_eq!(bytes, [], "not even the refusal fits");
+    assert_eq!(bytes, [0_u8; 0], "not even the refusal fits");
 }
 
 /// [MQTT-3.1.2-21] [MQTT-3.2.2-21] [MQTT-3.2.2-22]
@@ -351,7 +351,7 @@ fn refusal_leaves_out_what_the_client_has_no_room_for() {
     assert_eq!(wish(15).refused(&ONLY_QOS_0).2, bytes);
     assert_eq!(wish(14).refused(&ONLY_QOS_0).2, [0x20, 3, 0, 0x9B, 0]);
     assert_eq!(wish(5).refused(&ONLY_QOS_0).2, [0x20, 3, 0, 0x9B, 0]);
-    assert_eq!(wish(4).refused(&ONLY_QOS_0).2, []);
+    assert_eq!(wish(4).refused(&ONLY_QOS_0).2, [0_u8; 0]);
 }
 
 /// [MQTT-3.2.2-11] [MQTT-3.2.2-14]: DISCONNECT 0x9B and 0x9A; MQTT 3.1.1 can only be closed.

@@ -246,7 +246,7 @@ impl<'a> Game<'a> {
         let may_expire = session.drop_expired(self.pair.now, out);
         let will_expire = self.sending.drop_expired(&self.catalogue);
         assert!(may_expire || !will_expire, "more will expire");
-        assert_eq!(self.pair.take_bytes(), [], "nothing is said about it");
+        assert_eq!(self.pair.take_bytes(), [0_u8; 0], "nothing is said about it");
     }
 
     fn client_reads(&mut self) {
@@ -307,7 +307,7 @@ impl<'a> Game<'a> {
         let (session, out) = (&mut self.pair.session, &mut self.pair.out);
         let undelivered = session.take_shared(has_ended, has_takers, out);
         self.sending.give_away(&undelivered, has_ended, &self.catalogue);
-        assert_eq!(self.pair.take_bytes(), [], "nobody is there to read");
+        assert_eq!(self.pair.take_bytes(), [0_u8; 0], "nobody is there to read");
     }
 
     fn resume(&mut self) {

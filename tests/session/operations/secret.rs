@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mailboxqtt::session::authentication::{
-    Authenticated, Authenticator, Exchange, Refused, Step, UserName,
+    Authenticated, Authenticator, Exchange, Proof, Refused, Step, UserName,
 };
 
 /// Its name.
@@ -18,7 +18,8 @@ pub(super) struct Secret;
 /// A client that has proved who it is.
 pub(super) fn authenticated() -> Authenticated {
     let user = UserName::new("anna");
-    Authenticated { authenticator: Arc::new(Secret), user, data: Vec::new() }
+    let proof = Proof::Method { authenticator: Arc::new(Secret), data: Vec::new() };
+    Authenticated::new(user, proof)
 }
 
 impl Authenticator for Secret {

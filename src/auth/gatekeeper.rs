@@ -1,0 +1,329 @@
+//! Finds out who a client is, by whatever the settings offer. Floor 3; `config` loads [`Methods`], `net` asks the
+//! [`Gatekeeper`], which outlives a change of them.
+//!
+//! | order | what | where it is checked |
+//! |---|---|---|
+//! | 1 | client certificate | by the listener; here it is believed |
+//! | 2 | Authentication Method, if CONNECT names one | [`Scram`], on the thread of the connection: microseconds |
+//! | 3 | token in place of a password | [`Tokens`], on the same thread: some tens of microseconds |
+//! | 4 | password file, if it knows the user or nobody else can be asked | on a thread for blocking work |
+//! | 5 | call-out | another server |
+//!
+//! The first that knows the user decides. All that fail give the client the same answer.
+//!
+//! # Invariants
+//!
+//! - No password is checked on a thread that moves messages, and no more at once than [`Settings::checks_max`].
+//! - A client that sends neither user name, password nor method costs no lock and no allocation here.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use crate::auth::call_out::{CallOut, CallOutSettings, InvalidCallOut};
+use crate::auth::failures::{Failures, Patience};
+use crate::auth::password_file::{InvalidPasswordFile, PasswordFile};
+use crate::auth::scram::{InvalidUser, Scram};
+use crate::auth::slots::Slots;
+use crate::auth::token::{InvalidKeys, TokenSettings, Tokens};
+use crate::codec::Connect;
+use crate::ids::ClientId;
+use crate::session::authentication::{
+    Access, Admission, Authenticated, AuthenticationError, Caller, Directory, Login, Logins, Proof,
+    Refused, UserName,
+};
+
+/// What there is to find out with who a client is.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Names with the text form of their credentials.
+    pub scram_users: BTreeMap<String, String>,
+    /// Where users and their passwords are.
+    pub password_file: Option<PathBuf>,
+    /// Tokens in place of passwords.
+    pub tokens: Option<TokenSettings>,
+    /// Another server that knows users.
+    pub call_out: Option<CallOutSettings>,
+    /// Passwords that are checked at the same time.
+    pub checks_max: usize,
+    /// More of them that may wait.
+    pub checks_waiting_max: usize,
+    /// With addresses that fail.
+    pub patience: Patience,
+}
+
+/// The same, read and checked.
+#[derive(Debug)]
+pub struct Methods {
+    access: Access,
+    scram: Option<Scram>,
+    tokens: Option<Tokens>,
+    passwords: Option<Arc<PasswordFile>>,
+    call_out: Option<CallOut>,
+    checks: Slots,
+    patience: Patience,
+}
+
+/// Why nobody could log in.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidMethods {
+    /// Of SCRAM.
+    #[error("setting `scram_users`: {0}")]
+    User(#[from] InvalidUser),
+    /// Of the password file.
+    #[error("setting `authentication.password_file`: {0}")]
+    PasswordFile(#[from] InvalidPasswordFile),
+    /// Of tokens.
+    #[error("section `authentication.jwt`: {0}")]
+    Keys(#[from] InvalidKeys),
+    /// Of the call-out.
+    #[error("setting `authentication.http.url` {0}")]
+    CallOut(#[from] InvalidCallOut),
+}
+
+impl Methods {
+    /// Reads all files that the settings name.
+    pub fn load(settings: &Settings) -> Result<Self, InvalidMethods> {
+        let passwords = settings.password_file.as_deref().map(PasswordFile::read).transpose()?;
+        let more = passwords.iter().flat_map(PasswordFile::scram_users);
+        let scram = Scram::with_others(&settings.scram_users, more)?;
+        let scram = (!scram.is_empty()).then_some(scram);
+        let mut access = Access { authenticators: Vec::new(), logins: Logins::Ignored };
+        if let Some(scram) = &scram {
+            access.authenticators.push(Arc::new(scram.clone()));
+        }
+        let tokens = settings.tokens.as_ref().map(Tokens::load).transpose()?;
+        let call_out = settings.call_out.as_ref().map(CallOut::new).transpose()?;
+        if passwords.is_some() || tokens.is_some() || call_out.is_some() {
+            access.logins = Logins::Checked;
+        }
+        Ok(Self {
+            access,
+            scram,
+            tokens,
+            passwords: passwords.map(Arc::new),
+            call_out,
+            checks: Slots::new(settings.checks_max, settings.checks_waiting_max),
+            patience: settings.patience,
+        })
+    }
+
+    async fn check(
+        &self,
+        login: Login,
+        client_id: &ClientId,
+        address: Option<IpAddr>,
+    ) -> Result<Authenticated, AuthenticationError> {
+        let user = login.user_name.as_deref().map(UserName::new);
+        if let Some(tokens) = &self.tokens
+            && let Some(token) = tokens.find(&login)
+        {
+            let checked = tokens.check(token, client_id.as_str());
+            return checked.map_err(|refused| AuthenticationError::Login { user, refused });
+        }
+        let name = login.user_name.as_deref().unwrap_or_default();
+        if let Some(passwords) = &self.passwords
+            && (self.call_out.is_none() || passwords.knows(name))
+        {
+            let is_right = self.check_password(passwords, login).await?;
+            return match user {
+                Some(user) if is_right => Ok(Authenticated::new(user, Proof::Password)),
+                user => Err(AuthenticationError::Login { user, refused: WRONG }),
+            };
+        }
+        match &self.call_out {
+            Some(call_out) => call_out.check(&login, client_id.as_str(), address).await,
+            None => Err(AuthenticationError::Login { user, refused: NO_TOKEN }),
+        }
+    }
+
+    async fn check_password(
+        &self,
+        passwords: &Arc<PasswordFile>,
+        login: Login,
+    ) -> Result<bool, AuthenticationError> {
+        let name = login.user_name.as_deref().unwrap_or_default();
+        if passwords.remembers(name, login.password.as_deref()) {
+            return Ok(true);
+        }
+        let slot = self.checks.take().await.map_err(|_| AuthenticationError::Busy)?;
+        let passwords = passwords.clone();
+        let checking = tokio::task::spawn_blocking(move || {
+            // Held to the end of the work, also if the client does not wait for it.
+            let _slot = slot;
+            let name = login.user_name.unwrap_or_default();
+            passwords.matches(&name, login.password.as_deref())
+        });
+        checking
+            .await
+            .map_err(|_| AuthenticationError::Unavailable("the check has failed".to_owned()))
+    }
+}
+
+/// For the log. The client is told the same for everything.
+const WRONG: Refused = Refused("unknown user or wrong password");
+
+const NO_TOKEN: Refused = Refused("no token");
+
+impl Directory for Methods {
+    fn is_still_known(&self, user: &UserName, proof: &Proof) -> bool {
+        let name = user.as_str();
+        match proof {
+            Proof::Method { .. } => self.scram.as_ref().is_some_and(|scram| scram.knows(name)),
+            Proof::Password => self.passwords.as_ref().is_some_and(|file| file.knows(name)),
+            Proof::Certificate | Proof::Token | Proof::CallOut => true,
+        }
+    }
+}
+
+/// See the module comment.
+#[derive(Debug)]
+pub struct Gatekeeper {
+    methods: ArcSwap<Methods>,
+    failures: Mutex<Failures>,
+}
+
+impl Gatekeeper {
+    /// With these methods until there are others.
+    pub fn new(methods: Arc<Methods>) -> Self {
+        Self { methods: ArcSwap::new(methods), failures: Mutex::new(Failures::default()) }
+    }
+
+    /// For all who connect from now on. Who is connected and no longer known is for the caller to be told, by
+    /// `Mail::UsersChanged` with the same `methods`.
+    pub fn replace(&self, methods: Arc<Methods>) {
+        self.methods.store(methods);
+    }
+
+    /// What the CONNECT says of who the client is.
+    pub fn admit(
+        &self,
+        connect: &Connect<'_>,
+        caller: &Caller<'_>,
+    ) -> Result<Admission, AuthenticationError> {
+        self.methods.load().access.handle_connect(connect, caller)
+    }
+
+    /// How long a client from `address` has to wait before [`Gatekeeper::check`], or before its exchange.
+    pub fn wait(&self, address: IpAddr, now: Instant) -> Result<Duration, AuthenticationError> {
+        let patience = self.methods.load().patience;
+        let wait = self.failures().admit(address, now, &patience);
+        wait.map_err(|_| AuthenticationError::Busy)
+    }
+
+    /// A client from `address` has not proved what it tried to.
+    pub fn failed(&self, address: IpAddr, now: Instant) {
+        let patience = self.methods.load().patience;
+        self.failures().record(address, now, &patience);
+    }
+
+    /// Who it is, or why not. Cancelling it is safe.
+    pub async fn check(
+        &self,
+        login: Login,
+        client_id: &ClientId,
+        address: Option<IpAddr>,
+    ) -> Result<Authenticated, AuthenticationError> {
+        let methods = self.methods.load_full();
+        methods.check(login, client_id, address).await
+    }
+
+    /// Who is known now.
+    pub fn directory(&self) -> Arc<dyn Directory> {
+        self.methods.load_full()
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::password::{Form, StoredPassword};
+    use crate::auth::password_file;
+
+    fn settings(path: Option<PathBuf>) -> Settings {
+        let patience =
+            Patience { failures_free: 1, delay_max: Duration::from_secs(1), addresses_max: 8 };
+        Settings {
+            scram_users: BTreeMap::new(),
+            password_file: path,
+            tokens: None,
+            call_out: None,
+            checks_max: 1,
+            checks_waiting_max: 0,
+            patience,
+        }
+    }
+
+    /// With these users, whose password is `x`.
+    fn methods(users: &[(&str, Form)]) -> Arc<Methods> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        let line = |(name, form): &(&str, Form)| {
+            format!("{name}:{}\n", StoredPassword::hash("x", *form).unwrap())
+        };
+        password_file::write(&path, &users.iter().map(line).collect::<String>()).unwrap();
+        Arc::new(Methods::load(&settings(Some(path))).unwrap())
+    }
+
+    async fn check(
+        gatekeeper: &Gatekeeper,
+        name: &str,
+        password: &str,
+    ) -> Result<String, AuthenticationError> {
+        let login = Login { user_name: Some(name.to_owned()), password: Some(password.into()) };
+        let checked = gatekeeper.check(login, &ClientId::new("fridge"), None).await;
+        checked.map(|it| it.user.as_str().to_owned())
+    }
+
+    #[tokio::test]
+    async fn users_are_those_of_the_last_replacement_and_who_is_gone_is_not_known() {
+        let gatekeeper =
+            Gatekeeper::new(methods(&[("anna", Form::Argon2id), ("bob", Form::Scram)]));
+        assert_eq!(check(&gatekeeper, "anna", "x").await.as_deref(), Ok("anna"));
+        assert!(check(&gatekeeper, "anna", "y").await.unwrap_err().is_wrong_proof());
+        let [anna, bob] = ["anna", "bob"].map(UserName::new);
+        let by_scram = Proof::Method {
+            authenticator: Arc::new(Scram::new(&BTreeMap::new()).unwrap()),
+            data: Vec::new(),
+        };
+        let knows =
+            |user: &UserName, proof: &Proof| gatekeeper.directory().is_still_known(user, proof);
+        assert!(knows(&anna, &Proof::Password) && knows(&bob, &Proof::Password));
+        assert!(knows(&bob, &by_scram) && !knows(&anna, &by_scram));
+        gatekeeper.replace(methods(&[("carl", Form::Argon2id)]));
+        assert!(check(&gatekeeper, "anna", "x").await.is_err());
+        assert!(!knows(&anna, &Proof::Password) && !knows(&bob, &by_scram));
+        assert!(knows(&anna, &Proof::Token) && knows(&anna, &Proof::Certificate));
+    }
+
+    #[tokio::test]
+    async fn whoever_finds_no_room_to_be_checked_is_told_so_and_known_passwords_need_none() {
+        let gatekeeper = Gatekeeper::new(methods(&[("anna", Form::Argon2id)]));
+        assert!(check(&gatekeeper, "anna", "x").await.is_ok());
+        let methods = gatekeeper.methods.load_full();
+        let slot = methods.checks.take().await.unwrap();
+        assert_eq!(check(&gatekeeper, "anna", "y").await, Err(AuthenticationError::Busy));
+        assert!(check(&gatekeeper, "anna", "x").await.is_ok());
+        drop(slot);
+        assert!(check(&gatekeeper, "anna", "y").await.unwrap_err().is_wrong_proof());
+    }
+
+    #[test]
+    fn failures_of_an_address_outlive_a_replacement() {
+        let gatekeeper = Gatekeeper::new(methods(&[]));
+        let (address, now) = ([192, 0, 2, 1].into(), Instant::now());
+        gatekeeper.failed(address, now);
+        assert_eq!(gatekeeper.wait(address, now), Ok(Duration::ZERO));
+        gatekeeper.failed(address, now);
+        gatekeeper.replace(methods(&[]));
+        assert_eq!(gatekeeper.wait(address, now), Ok(Duration::from_millis(250)));
+    }
+}

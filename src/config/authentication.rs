@@ -1,0 +1,243 @@
+//! The section `[authentication]` and those below it: who may log in by what. Floor 6, a part of `config::file`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::auth::{self, CallOutSettings, ClaimNames, Patience, TokenPlace, TokenSettings};
+use crate::config::InvalidConfig;
+
+/// Users with passwords, and what is done against guesses.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Authentication {
+    /// Users and their passwords, one `name:hash` per line, as `mailboxqtt passwd` and `mosquitto_passwd` write them;
+    /// empty is none.
+    pub password_file: PathBuf,
+    /// Passwords that are checked at the same time; 0 is one per core. Each may take 19 MiB meanwhile, or what its
+    /// hash asks for.
+    pub checks_max: usize,
+    /// Further clients that may wait for the check of their password; one more is told that the broker is busy.
+    pub checks_waiting_max: usize,
+    /// Failures that an address may have before its logins have to wait; one is forgiven every 15 s.
+    pub failures_free: u32,
+    /// Longest time in seconds that a login from an address with more failures waits before it is looked at, and
+    /// at most a third of `handshake_s_max`; 0 lets nobody wait.
+    pub failure_delay_s_max: u16,
+    /// Addresses whose failures are remembered, at about 64 bytes each.
+    pub failure_addresses_max: usize,
+    /// JSON Web Tokens in place of passwords; with one of its three key files it is on.
+    pub jwt: Jwt,
+    /// Another server that is asked; with an URL it is on.
+    pub http: Http,
+}
+
+/// Tokens, and what is read of them.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Jwt {
+    /// Where a token is in a CONNECT: `password` or `user_name`.
+    pub from: Place,
+    /// A secret of at least 32 bytes for HS256, HS384 and HS512.
+    pub secret_file: PathBuf,
+    /// A public key in PEM: RSA for RS and PS, EC for ES256 and ES384, Ed25519 for EdDSA.
+    pub public_key_file: PathBuf,
+    /// A JSON Web Key Set; a token that has a `kid` needs the key with that one.
+    pub jwks_file: PathBuf,
+    /// The claim that is the user name.
+    pub user_claim: String,
+    /// The claim that has to be the client identifier; empty lets a client use any.
+    pub client_id_claim: String,
+    /// The claim that has rules for topics; empty reads none.
+    pub acl_claim: String,
+    /// `aud` has to be one of these; empty takes tokens that are for nobody in particular.
+    pub audiences: Vec<String>,
+    /// `iss` has to be one of these; empty takes all.
+    pub issuers: Vec<String>,
+    /// Refuse tokens without `exp`, which are good for ever.
+    pub expiry_required: bool,
+    /// Seconds that clocks may differ, at most a day.
+    pub leeway_s: u32,
+}
+
+/// Where a token is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// In place of the password.
+    #[default]
+    Password,
+    /// In place of the user name.
+    UserName,
+}
+
+/// A server that says who may log in.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Where to POST the question, by `http://` or `https://`; empty is nowhere.
+    pub url: String,
+    /// Milliseconds for the whole answer; then the client is refused.
+    pub timeout_ms: u32,
+    /// Questions at the same time.
+    pub questions_max: usize,
+    /// Further clients that may wait for their question; one more is told that the broker is busy.
+    pub questions_waiting_max: usize,
+    /// Seconds for which what was allowed is not asked again; 0 asks for each login.
+    pub cache_s: u32,
+    /// Answers that are remembered, at about 200 bytes each without rules.
+    pub cache_entries_max: usize,
+    /// Certificates in PEM that are trusted for `https://`; empty trusts whom the system trusts.
+    pub ca_file: PathBuf,
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        Self {
+            from: Place::Password,
+            secret_file: PathBuf::new(),
+            public_key_file: PathBuf::new(),
+            jwks_file: PathBuf::new(),
+            user_claim: "sub".to_owned(),
+            client_id_claim: String::new(),
+            acl_claim: String::new(),
+            audiences: Vec::new(),
+            issuers: Vec::new(),
+            expiry_required: true,
+            leeway_s: 30,
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            timeout_ms: 3_000,
+            questions_max: 64,
+            questions_waiting_max: 1_000,
+            cache_s: 60,
+            cache_entries_max: 10_000,
+            ca_file: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for Authentication {
+    fn default() -> Self {
+        Self {
+            password_file: PathBuf::new(),
+            checks_max: 0,
+            checks_waiting_max: 1_000,
+            failures_free: 10,
+            failure_delay_s_max: 4,
+            failure_addresses_max: 65_536,
+            jwt: Jwt::default(),
+            http: Http::default(),
+        }
+    }
+}
+
+impl Authentication {
+    /// Whether anybody could log in by it.
+    pub fn is_some(&self) -> bool {
+        some_path(&self.password_file).is_some() || self.jwt.is_on() || self.http.is_on()
+    }
+
+    /// Checks the values.
+    pub(super) fn check(&self) -> Result<(), InvalidConfig> {
+        let not_zero = |key, value| match value {
+            0 => Err(InvalidConfig::Value { key, rule: "must be at least 1" }),
+            _ => Ok(()),
+        };
+        not_zero("authentication.failure_addresses_max", self.failure_addresses_max)?;
+        not_zero("authentication.http.timeout_ms", self.http.timeout_ms as usize)?;
+        not_zero("authentication.http.questions_max", self.http.questions_max)?;
+        not_zero("authentication.jwt.user_claim", self.jwt.user_claim.len())?;
+        if self.jwt.leeway_s > 86_400 {
+            let rule = "must be at most 86400, a day";
+            return Err(InvalidConfig::Value { key: "authentication.jwt.leeway_s", rule });
+        }
+        Ok(())
+    }
+
+    /// For `auth`. Nobody is made to wait longer than a handshake may take.
+    pub(super) fn settings(
+        &self,
+        scram_users: BTreeMap<String, String>,
+        handshake_max: Duration,
+    ) -> auth::Settings {
+        let delay_max = Duration::from_secs(self.failure_delay_s_max.into());
+        auth::Settings {
+            scram_users,
+            password_file: some_path(&self.password_file),
+            tokens: self.jwt.is_on().then(|| self.jwt.settings()),
+            call_out: self.http.is_on().then(|| self.http.settings()),
+            checks_max: match self.checks_max {
+                0 => available_parallelism().map_or(1, usize::from),
+                max => max,
+            },
+            checks_waiting_max: self.checks_waiting_max,
+            patience: Patience {
+                failures_free: self.failures_free,
+                delay_max: delay_max.min(handshake_max / 3),
+                addresses_max: self.failure_addresses_max,
+            },
+        }
+    }
+}
+
+impl Jwt {
+    fn is_on(&self) -> bool {
+        let files = [&self.secret_file, &self.public_key_file, &self.jwks_file];
+        files.into_iter().any(|path| some_path(path).is_some())
+    }
+
+    fn settings(&self) -> TokenSettings {
+        let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+        TokenSettings {
+            from: match self.from {
+                Place::Password => TokenPlace::Password,
+                Place::UserName => TokenPlace::UserName,
+            },
+            secret_file: some_path(&self.secret_file),
+            public_key_file: some_path(&self.public_key_file),
+            jwks_file: some_path(&self.jwks_file),
+            audiences: self.audiences.clone(),
+            issuers: self.issuers.clone(),
+            expiry_required: self.expiry_required,
+            leeway: Duration::from_secs(self.leeway_s.into()),
+            names: ClaimNames {
+                user: self.user_claim.clone(),
+                client_id: some(&self.client_id_claim),
+                rules: some(&self.acl_claim),
+            },
+        }
+    }
+}
+
+impl Http {
+    fn is_on(&self) -> bool {
+        !self.url.is_empty()
+    }
+
+    fn settings(&self) -> CallOutSettings {
+        CallOutSettings {
+            url: self.url.clone(),
+            answer_max: Duration::from_millis(self.timeout_ms.into()),
+            questions_max: self.questions_max,
+            waiting_max: self.questions_waiting_max,
+            cache: Duration::from_secs(self.cache_s.into()),
+            cache_entries_max: self.cache_entries_max,
+            ca_file: some_path(&self.ca_file),
+        }
+    }
+}
+
+/// `None` for an empty one.
+fn some_path(path: &Path) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| path.to_owned())
+}
