@@ -73,6 +73,15 @@ cut N='100':
     RECOVERY_POWER_CUTS={{ N }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
         cargo test --test recovery -- --ignored --nocapture power
 
+# Check what is linked: licences, sources, duplicates and, where CHECKS holds advisories, known vulnerabilities.
+deny *CHECKS='advisories bans licenses sources':
+    @cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+    cargo deny --workspace --all-features check {{ CHECKS }}
+
+# Build the image TAG for linux/amd64 and linux/arm64 with buildx; ARGS as in `just image mailboxqtt --load --platform linux/amd64`.
+image TAG *ARGS:
+    ./docker-build.sh {{ TAG }} {{ ARGS }}
+
 # Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
 bench *ARGS:
     cargo bench --workspace --bench '*' -- {{ ARGS }}

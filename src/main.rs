@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
 use mailboxqtt::auth::{self, Credential, Form, StoredPassword, password_file};
 use mailboxqtt::broker::{Broker, Handle};
 use mailboxqtt::config::{self, AclCommand, Arguments, Change, Command, Explain, File};
+use mailboxqtt::net::health;
 use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,6 +23,9 @@ use tracing::{error, info, warn};
 /// random traffic; see docs/decisions/0004.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
+
+/// Connecting, asking and being answered may take so long each.
+const HEALTH_STEP_MAX: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     end_on_panic();
@@ -32,6 +37,8 @@ fn main() -> ExitCode {
         Some(Command::Passwd { file, user, scram: true, .. }) => put_user(file, user, Form::Scram),
         Some(Command::Passwd { file, user, .. }) => put_user(file, user, Form::Argon2id),
         Some(Command::Import { file }) => import(file),
+        Some(Command::Health { addr }) => health::check(*addr, HEALTH_STEP_MAX)
+            .with_context(|| format!("no broker works at {addr}")),
         Some(Command::Acl(AclCommand::Explain(question))) => return explain(question),
     };
     match done {

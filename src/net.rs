@@ -8,6 +8,7 @@ pub mod accept;
 pub mod admission;
 mod connection;
 mod handshake;
+pub mod health;
 mod listener;
 pub mod pace;
 mod peer;

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 from compare import machine
-from compare.brokers import HERE, KNOWN, OUTPUT, ROOT, TOOLS, Given, Unavailable
+from compare.brokers import HERE, KNOWN, OUTPUT, ROOT, TOOLS, Given, Unavailable, durable
 from compare.cells import EXTENDED, STANDARD
 from compare.measure import measure
 from compare.report import Report, replace
@@ -89,7 +89,7 @@ def parse(arguments):
     parser.add_argument("rounds", nargs="?", type=positive(int), default=3, help="three by default")
     parser.add_argument(
         "--only", action="append", default=[], metavar="CELL",
-        help="cells whose name holds this, as in p2p or 'QoS 1'; more than once is possible",
+        help="cells whose name holds this, as in p2p, durable- or 'QoS 1'; more than once is possible",
     )
     parser.add_argument(
         "--brokers", metavar="A,B", default=",".join(KNOWN), help="of %(default)s"
@@ -163,6 +163,8 @@ def install(arguments):
             continue
         if name in arguments.brokers:
             brokers.append(broker)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    brokers += [variant for broker in brokers for variant in durable(broker)]
     brokers += arguments.given
     if not brokers:
         sys.exit("compare: there is no broker to measure")

@@ -17,6 +17,8 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 
+from compare import cells
+
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
@@ -65,11 +67,13 @@ class Broker:
     """May hold `${port}`, `${folder}` and `${settings}`."""
     settings: str = ""
     """The settings file, with `${port}` and `${folder}`."""
+    place: pathlib.Path = field(default=MEMORY, repr=False)
+    """Where its folder is made; somewhere else if that is not there."""
 
     @contextlib.contextmanager
     def running(self):
         """Starts it on a free port and ends it afterwards, whatever happens in between."""
-        place = MEMORY if MEMORY.is_dir() else None
+        place = self.place if self.place.is_dir() else None
         with tempfile.TemporaryDirectory(prefix="mailboxqtt-compare-", dir=place) as folder:
             port = _free_port()
             values = {"port": port, "folder": folder, "settings": f"{folder}/{self.settings}"}
@@ -138,6 +142,23 @@ def mosquitto():
     program = _system_program("mosquitto")
     version = _version([program, "-h"])
     return Broker("mosquitto", version, [program, "-c", "${settings}"], "mosquitto.conf")
+
+
+def durable(broker):
+    """The same program set up in other ways: for sessions that outlive their connections, on a disk."""
+    def variant(name, command, settings=""):
+        return Broker(name, broker.version, command, settings, place=OUTPUT)
+
+    if broker.name == cells.MAILBOXQTT:
+        program, listen = broker.command[0], ["--listen", "127.0.0.1:${port}"]
+        always = ["--durability", "always", "--data-dir", "${folder}/data"]
+        return [
+            variant(cells.ALWAYS, [program, *always, *listen]),
+            variant(cells.NONE, [program, "--durability", "none", *listen]),
+        ]
+    if broker.name == cells.MOSQUITTO:
+        return [variant(cells.SNAPSHOTS, broker.command, "mosquitto-snapshots.conf")]
+    return []
 
 
 def rumqttd():

@@ -6,9 +6,16 @@ TABLE = "table"
 PAYLOAD = "payload"
 SCALE = "scale"
 CONNECT = "connect"
+DURABLE = "durable"
 
 MAILBOXQTT = "mailboxqtt"
 MOSQUITTO = "mosquitto"
+
+ALWAYS = "mailboxqtt always"
+NONE = "mailboxqtt none"
+SNAPSHOTS = "mosquitto with snapshots"
+DURABLE_BROKERS = (ALWAYS, NONE, SNAPSHOTS)
+"""Set up for sessions that outlive their connections, with their data on a disk."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,14 @@ class Cell:
 
     def fits(self, broker):
         """Whether the broker of this name takes part: the extended loads are for two only."""
+        if self.group == DURABLE or broker in DURABLE_BROKERS:
+            return self.group == DURABLE and broker in DURABLE_BROKERS
         return self.group == TABLE or broker in (MAILBOXQTT, MOSQUITTO)
+
+    @property
+    def takes_given(self):
+        """Whether brokers of `--with` take part, of which nobody knows what they keep."""
+        return self.group != DURABLE
 
 
 def _cells(group, qualities, loads):
@@ -47,6 +61,10 @@ STANDARD = _cells(TABLE, (0, 1, 2), [
     ("many: 300 pairs, window 4", "p2p --clients 600 --window 4"),
     ("w10: 10 pairs, window 8", "p2p --clients 20 --window 8"),
     ("low: 10 pairs, 5,000 msg/s", "p2p --clients 20 --rate 5000"),
+]) + _cells(DURABLE, (1, 2), [
+    ("durable-p2p: 256 pairs, window 100", "p2p --clients 512 --window 100 --persistent"),
+    ("durable-alone: 1 pair, window 1", "p2p --clients 2 --window 1 --persistent"),
+    ("durable-fan-out: 1→100", "fan-out --clients 101 --window 100 --persistent"),
 ])
 
 EXTENDED = (

@@ -22,7 +22,7 @@ def order(rounds, cells, brokers):
         turn = brokers[first:] + brokers[:first]
         for cell in cells:
             for broker in turn:
-                if cell.fits(broker.name) or isinstance(broker, Given):
+                if cell.fits(broker.name) or isinstance(broker, Given) and cell.takes_given:
                     yield number + 1, cell, broker
 
 

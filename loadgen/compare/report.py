@@ -14,6 +14,11 @@ A cell says in bold what broke a promise of the protocol, summed over its runs: 
 and 2, doubled at QoS 2, out of order. At QoS 0 a broker may lose; how much is said in plain letters. A closed loop waits
 for what was lost, so the figures of such a run are those of the time in which messages still flowed."""
 
+DURABLE = """\
+Sessions outlive their connections, and data are on a disk. What is gone after a `kill -9`, or a power cut, of what was
+acknowledged: with `mailboxqtt always` nothing; with `mailboxqtt none` everything; with mosquitto what came since its last
+snapshot, which it writes every 30 minutes by default, sessions and subscriptions included."""
+
 LIMIT = (
     "`*`: in at least one run the generator was at its limit, or missed its deadlines: the figure is "
     "its own as much as the broker's."
@@ -36,6 +41,10 @@ class Report:
             parts += ["## CPU time", self.cpu(cells.TABLE), LOST]
             parts += ["## Throughput", self.throughput(cells.TABLE)]
             parts += ["## Latency", self.latency(cells.TABLE)]
+        if self._cells(cells.DURABLE):
+            parts += ["## Nothing acknowledged may be lost", DURABLE]
+            parts += [self.cpu(cells.DURABLE), self.throughput(cells.DURABLE)]
+            parts += [self.latency(cells.DURABLE)]
         if self._cells(cells.PAYLOAD):
             parts += ["## Payload", "Ten pairs, window 100.", self.cpu(cells.PAYLOAD)]
         if self._cells(cells.SCALE):
@@ -45,8 +54,11 @@ class Report:
         return _paragraphs([*parts, self.footnotes()])
 
     def short(self):
-        """For README: where and how, and the table of CPU time."""
-        return _paragraphs([self.conditions(), self.cpu(cells.TABLE), self.footnotes()])
+        """For README: where and how, the table of CPU time, and what it costs to lose nothing."""
+        parts = [self.conditions(), self.cpu(cells.TABLE)]
+        if self._cells(cells.DURABLE):
+            parts += [DURABLE, self.throughput(cells.DURABLE)]
+        return _paragraphs([*parts, self.footnotes()])
 
     def conditions(self):
         """Where, when and how."""
@@ -136,7 +148,8 @@ class Report:
         return "\n".join(head + [f"| {' | '.join(line)} |" for line in lines])
 
     def _row(self, cell, value, text, faults=False):
-        ours = self.found.get((cell["name"], cells.MAILBOXQTT))
+        name = cells.ALWAYS if cell["group"] == cells.DURABLE else cells.MAILBOXQTT
+        ours = self.found.get((cell["name"], name))
         row = []
         for broker in self._brokers(cell["group"]):
             found = self.found.get((cell["name"], broker["name"]))

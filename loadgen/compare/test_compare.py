@@ -5,7 +5,7 @@ import tempfile
 import unittest
 
 from compare import cells, report
-from compare.brokers import KNOWN, Broker, Given, Running
+from compare.brokers import KNOWN, MEMORY, Broker, Given, Running, durable
 from compare.measure import order
 from compare.report import Report
 from compare.summary import summaries
@@ -32,7 +32,26 @@ class Order(unittest.TestCase):
     def test_no_two_cells_have_the_same_name(self):
         names = [cell.name for cell in cells.STANDARD + cells.EXTENDED]
         self.assertEqual(len(names), len(set(names)))
-        self.assertEqual(len(cells.STANDARD), 21)
+        groups = [cell.group for cell in cells.STANDARD]
+        self.assertEqual((groups.count(cells.TABLE), groups.count(cells.DURABLE)), (21, 6))
+
+    def test_durable_cells_are_for_brokers_that_are_set_up_for_them_and_these_for_no_others(self):
+        chosen = [Broker("mailboxqtt", "1", ["m"]), Broker("mosquitto", "2", ["q"], "mosquitto.conf")]
+        variants = [variant for broker in chosen for variant in durable(broker)]
+        self.assertEqual([each.name for each in variants], list(cells.DURABLE_BROKERS))
+        self.assertEqual(durable(Broker("rumqttd", "3", ["r"])), [])
+        for each in variants:
+            self.assertNotEqual(each.place, MEMORY, each)
+        first, last = cells.STANDARD[0], cells.STANDARD[-1]
+        brokers = [*chosen, *variants, Given("flashmq", "a:1", 2)]
+        measured = [(cell.group, broker.name) for _, cell, broker in order(1, [first, last], brokers)]
+        expected = [(cells.TABLE, name) for name in ("mailboxqtt", "mosquitto", "flashmq")]
+        expected += [(cells.DURABLE, name) for name in cells.DURABLE_BROKERS]
+        self.assertEqual(measured, expected)
+        self.assertIn("autosave_interval", variants[-1].settings_text())
+        for cell in (cell for cell in cells.STANDARD if cell.group == cells.DURABLE):
+            self.assertTrue(cell.name.startswith("durable-"), cell)
+            self.assertIn("--persistent", cell.options)
 
 
 class LastWords(unittest.TestCase):
@@ -122,6 +141,16 @@ class Tables(unittest.TestCase):
         shown = table([("mailboxqtt", [limited]), ("other", [run(1)])])
         self.assertIn("| 1.0* | 1.0 |", shown)
         self.assertIn("| 1/2* | 1/2 |", shown)
+
+    def test_durable_table_is_its_own_and_its_factors_are_those_to_the_broker_that_syncs(self):
+        cell = cells.STANDARD[-1]
+        runs = [(cells.ALWAYS, [run(2.0)]), (cells.SNAPSHOTS, [run(5.0)])]
+        shown = table(runs, cell)
+        self.assertIn(f"| {cell.name} | 2.000 | 5.000 (2.5×) |", shown)
+        self.assertIn("## Nothing acknowledged may be lost", shown)
+        self.assertNotIn("## CPU time", shown)
+        self.assertIn(report.DURABLE, Report(result(runs, cell)).short())
+        self.assertNotIn("Nothing acknowledged", table([("mailboxqtt", [run(1)])]))
 
     def test_connecting_has_a_row_for_speed_and_one_for_memory(self):
         connect = cells.EXTENDED[-1]

@@ -107,6 +107,15 @@ pub enum Command {
         iterations: u32,
     },
 
+    /// Ask a broker whether it works: exit code 0 if it answers as it should
+    ///
+    /// Nothing is left behind at the broker, and no user is needed.
+    Health {
+        /// Where it accepts MQTT over TCP
+        #[arg(env = "MAILBOXQTT_HEALTH_ADDR", default_value = "127.0.0.1:1883")]
+        addr: SocketAddr,
+    },
+
     /// Ask the rules of access
     #[command(subcommand)]
     Acl(AclCommand),

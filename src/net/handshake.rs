@@ -13,6 +13,7 @@ use crate::auth::Gatekeeper;
 use crate::codec::{DecodeError, Packet, PacketType, Properties, decode, frame_len, header_len};
 use crate::ids::ProtocolVersion;
 use crate::metrics::Metrics;
+use crate::net::health;
 use crate::session::authentication::{Admission, Authenticated, AuthenticationError};
 use crate::session::{Link, Opening, Refusal};
 
@@ -97,10 +98,16 @@ impl HandshakeError {
         Self::Authentication { version, packet_bytes_max, error }
     }
 
+    /// Whether it was no client, see [`health`].
+    pub(super) fn is_health_question(&self) -> bool {
+        let question = DecodeError::UnsupportedProtocolVersion { level: health::LEVEL };
+        matches!(self, Self::Malformed { error, .. } if *error == question)
+    }
+
     /// Whether the client broke the rules.
     pub(super) fn is_protocol_error(&self) -> bool {
         match self {
-            Self::Malformed { .. } | Self::NotConnect => true,
+            Self::Malformed { .. } | Self::NotConnect => !self.is_health_question(),
             Self::Authentication { error, .. } => error.is_protocol_error(),
             Self::Lost(_) | Self::GivenUp | Self::TooSlow | Self::Refused { .. } => false,
         }

@@ -65,6 +65,7 @@ impl Serving {
         match &error {
             // Port probes and health checks do this all day.
             HandshakeError::Lost(_) => debug!(%peer, %error, "connection closed"),
+            _ if error.is_health_question() => debug!(%peer, "asked whether the broker works"),
             _ => info!(%peer, %error, "connection closed"),
         }
         let metrics = self.router.metrics();

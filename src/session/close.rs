@@ -56,7 +56,7 @@ pub enum CloseReason {
     /// A QoS 0 message that says it is text and is not (MQTT 5, section 3.3.2.3.2).
     #[error("the payload of a QoS 0 message is not UTF-8, as its format indicator says")]
     PayloadFormatInvalid,
-    /// There is no room for its message, and it speaks no version in which it could be told [MQTT-4.8.0-2].
+    /// There is no room for its message, and it speaks no version in which it could be told [MQTT-4.8.0-2 of 3.1.1].
     #[error("a message was not accepted: {}", explain(*.0))]
     NoRoom(Shortage),
     /// A re-authentication that failed [MQTT-4.12.1-2], a proof that has expired, a user who is gone.

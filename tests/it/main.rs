@@ -28,9 +28,11 @@ mod broker;
 mod config;
 mod conformance;
 mod handing_over;
+
 mod lifecycle;
 mod mosquitto;
 mod mqttjs;
+mod packages;
 mod paho;
 mod process;
 mod queues;
