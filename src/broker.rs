@@ -1,8 +1,11 @@
 //! Puts the parts together, serves, and stops them in an order that loses nothing. Floor 6, called by
 //! `main` and by tests.
 
+mod handle;
+
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +26,11 @@ use crate::store::log::Settings;
 use crate::store::start::{StartError, Started};
 use crate::{store, sys};
 
+use handle::{Parts, Requests};
+
+pub use handle::Handle;
+pub use handle::ReplaceError;
+
 /// Time for all clients to be told that the broker stops.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
 
@@ -31,6 +39,8 @@ pub struct Broker {
     config: Config,
     bound: Vec<Bound>,
     durable: Option<Durable>,
+    handle: Handle,
+    requests: Requests,
     /// Says how much memory the process uses, where somebody knows.
     memory_in_use: fn() -> Option<u64>,
 }
@@ -71,7 +81,8 @@ impl Broker {
         let durability = config.durability.as_ref();
         let durable =
             durability.map(|it| open(it, disk_bytes_max)).transpose().map_err(BindError::Data)?;
-        Ok(Self { config, bound, durable, memory_in_use: || None })
+        let (handle, requests) = Handle::new();
+        Ok(Self { config, bound, durable, handle, requests, memory_in_use: || None })
     }
 
     /// With somebody to ask how many bytes of memory the process uses; nobody else can limit them.
@@ -97,6 +108,11 @@ impl Broker {
         self.config.shards
     }
 
+    /// The way to it while it runs.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
     /// Serves until `shutdown` is ready, then stops: no new clients, what was received is routed, and so
     /// are the wills that wait, for their sessions end now; clients are told (v5 with 0x8B
     /// [MQTT-4.13.2-1]) and their last bytes written.
@@ -116,11 +132,8 @@ impl Broker {
         let Config { shards, router: limits, .. } = self.config;
         let router = Router::spawn(shards, limits, hasher, metrics, store);
         router.replace_rules(self.config.rules).await;
-        let Limits { queues, disk_bytes_max, memory_bytes_max, admission } = self.config.limits;
-        let gatekeeper = Arc::new(Gatekeeper::new(admission));
-        router.queues().replace(queues);
-        router.queues().set_memory_bytes_max(memory_bytes_max);
-        router.replace_disk_limit(disk_bytes_max);
+        let gatekeeper = Arc::new(Gatekeeper::default());
+        set_limits(&router, &gatekeeper, self.config.limits);
         if let Some(recovered) = recovered {
             router.recover(recovered, self.config.net.session).await;
         }
@@ -130,30 +143,31 @@ impl Broker {
         let tasks = (connections.clone(), services.clone());
         let Config { net, authentication, .. } = self.config;
         let verifier = Arc::new(Verifier::new(authentication));
-        Listeners::start(
-            self.bound,
-            router.clone(),
-            net,
-            verifier,
-            gatekeeper,
-            tasks,
-            stop.clone(),
-        );
+        let guards = (gatekeeper.clone(), verifier.clone());
+        let listeners =
+            Listeners::start(self.bound, router.clone(), net, guards, tasks, stop.clone());
+        let parts = Parts { listeners, router: router.clone(), gatekeeper, verifier };
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
         services.spawn(drop_expired(router.clone(), stop.clone()));
         services.spawn(relieve_mailboxes(router.clone(), stop.clone()));
         services.spawn(watch_memory(router.clone(), self.memory_in_use, stop.clone()));
 
-        tokio::select! {
-            () = shutdown => (),
-            failure = failed(failure) => {
-                // No goodbye: what waits for the log would go out with it.
-                let error = LogFailed(failure);
-                error!(%error, "shutting down");
-                return Err(error);
+        let mut requests = self.requests;
+        let (mut shutdown, mut failure) = (pin!(shutdown), pin!(failed(failure)));
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                request = requests.next() => request.answer(&parts).await,
+                failure = &mut failure => {
+                    // No goodbye: what waits for the log would go out with it.
+                    let error = LogFailed(failure);
+                    error!(%error, "shutting down");
+                    return Err(error);
+                }
             }
         }
+        drop(requests);
         info!(clients = connections.len(), "shutting down");
         stop.cancel();
         services.close();
@@ -175,6 +189,15 @@ impl Broker {
             Ok(None) | Err(_) => Ok(()),
         }
     }
+}
+
+/// What all clients together may take, from now on.
+fn set_limits(router: &Router, gatekeeper: &Gatekeeper, limits: Limits) {
+    let Limits { queues, disk_bytes_max, memory_bytes_max, admission } = limits;
+    gatekeeper.replace(admission);
+    router.queues().replace(queues);
+    router.queues().set_memory_bytes_max(memory_bytes_max);
+    router.replace_disk_limit(disk_bytes_max);
 }
 
 fn open(durability: &Durability, disk_bytes_max: u64) -> Result<Durable, StartError> {

@@ -1,5 +1,7 @@
 //! The `mailboxqtt` command: settings, runtime, signals, exit code. Floor 6.
 
+mod service;
+
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -9,14 +11,13 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Parser;
 use mailboxqtt::auth::{self, Credential, Form, StoredPassword, password_file};
-use mailboxqtt::broker::Broker;
-use mailboxqtt::config::{self, AclCommand, Arguments, Command, Explain};
+use mailboxqtt::broker::{Broker, Handle};
+use mailboxqtt::config::{self, AclCommand, Arguments, Change, Command, Explain, File};
 use mailboxqtt::net::health;
 use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::warn;
-use tracing_subscriber::EnvFilter;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
 
 /// Gives memory back when a flood is over. The system's allocator kept 68 of 73 MiB that were free after a storm of
 /// random traffic; see docs/decisions/0004.
@@ -111,17 +112,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         settings.file.check(raise_open_file_limit())?;
         return print("mailboxqtt: the settings are in order\n");
     }
-    // What rustls warns about is what clients send; how their handshakes end is logged by us.
-    let quiet = || EnvFilter::new("info,rustls=error");
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| quiet());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-
+    service::start_log(settings.file.log_format);
     settings.doubts.iter().for_each(|doubt| warn!("{doubt}"));
-    let config = settings.file.check(raise_open_file_limit())?;
+    let files_max = raise_open_file_limit();
+    let config = settings.file.clone().check(files_max)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -129,6 +123,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+        let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
         let broker = Broker::bind(config)?.with_memory_in_use(memory_in_use);
         print(&greeting(&broker))?;
         let shutdown = async {
@@ -136,9 +131,70 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 _ = interrupt.recv() => (),
                 _ = terminate.recv() => (),
             }
+            service::stopping();
         };
+        let operator = Operator {
+            arguments: arguments.clone(),
+            files_max,
+            in_force: settings.file,
+            broker: broker.handle(),
+        };
+        tokio::spawn(operator.run(hangup));
         Ok(broker.run(shutdown).await?)
     })
+}
+
+/// Reads the settings again whenever it is told to.
+struct Operator {
+    arguments: Arguments,
+    files_max: usize,
+    in_force: File,
+    broker: Handle,
+}
+
+impl Operator {
+    async fn run(mut self, mut hangup: Signal) {
+        if !self.broker.serving().await {
+            return;
+        }
+        service::ready();
+        tokio::spawn(service::feed_watchdog());
+        while hangup.recv().await.is_some() {
+            service::reloading();
+            match self.reload().await {
+                Ok(Change { taken_over, needs_restart, in_force }) => {
+                    self.in_force = in_force;
+                    info!(changed = %list(&taken_over), "the settings have been read again");
+                    if !needs_restart.is_empty() {
+                        warn!(settings = %list(&needs_restart), "these settings need a restart");
+                    }
+                }
+                Err(error) => {
+                    error!(error = %sentence(&error), "the settings are not changed");
+                }
+            }
+            service::ready();
+        }
+    }
+
+    /// All or nothing.
+    async fn reload(&self) -> anyhow::Result<Change> {
+        let (arguments, files_max) = (self.arguments.clone(), self.files_max);
+        let read = move || -> anyhow::Result<_> {
+            let settings = arguments.settings()?;
+            let config = settings.file.clone().check(files_max)?;
+            Ok((settings, config))
+        };
+        let (settings, config) = tokio::task::spawn_blocking(read).await??;
+        settings.doubts.iter().for_each(|doubt| warn!("{doubt}"));
+        let change = Change::between(&self.in_force, &settings.file)?;
+        self.broker.replace(config).await?;
+        Ok(change)
+    }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
 /// Prints a settings file, and on standard error what is not in it.

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mailboxqtt::config::{File, Scalar, Schema, variable};
+use mailboxqtt::config::{File, Scalar, Schema, is_reloaded, variable};
 use toml::{Table, Value};
 
 const DOCUMENT: &str = "docs/config.md";
@@ -38,7 +38,8 @@ fn comments_of_fields_are_read_from_the_source() {
                   pub one: u8,\n    pub two: Option<Vec<B>>,\n}\nstruct C {\n    a: u8,\n}\n";
     let structs = structs(source);
     let fields = &structs["A"];
-    assert_eq!(fields["one"], Field { kind: "u8".into(), comment: "One line.".into() });
+    let one = Field { kind: "u8".into(), comment: "One line.".into(), may_be_left_out: true };
+    assert_eq!(fields["one"], one);
     assert_eq!(fields["two"].comment, "");
     assert_eq!(innermost(&fields["two"].kind), "B");
     assert_eq!(structs.len(), 2);
@@ -73,7 +74,8 @@ fn section(
     let heads = text.len();
     let place = sections.len();
     sections.push(String::new());
-    let _ = writeln!(text, "| key | default | environment | meaning |\n|---|---|---|---|");
+    let _ =
+        writeln!(text, "| key | default | environment | SIGHUP | meaning |\n|---|---|---|---|---|");
     let defaults = defaults(path);
     for (key, schema) in schema.keys() {
         let field = fields.get(*key).unwrap_or_else(|| panic!("`{name}` has no field `{key}`"));
@@ -94,13 +96,16 @@ fn section(
                 ("none".to_owned(), None)
             }
             (Schema::Map(_), _) => ("none".to_owned(), None),
+            (_, None) if field.may_be_left_out => ("not set".to_owned(), None),
             (_, None) => ("has to be said".to_owned(), None),
             (_, Some(None)) => ("not set".to_owned(), name_in_environment(path, key)),
             (_, Some(Some(value))) => (shown(value, schema), name_in_environment(path, key)),
         };
         let environment = environment.map_or("–".to_owned(), |name| format!("`{name}`"));
         let comment = field.comment.replace('|', "\\|");
-        let _ = writeln!(text, "| `{key}` | {default} | {environment} | {comment} |");
+        let keys: Vec<&str> = path.iter().map(|step| step.key).chain([*key]).collect();
+        let reload = if is_reloaded(&keys.join(".")) { "yes" } else { "restart" };
+        let _ = writeln!(text, "| `{key}` | {default} | {environment} | {reload} | {comment} |");
     }
     assert!(text.len() > heads);
     sections[place] = text;
@@ -159,6 +164,8 @@ fn innermost(kind: &str) -> &str {
 struct Field {
     kind: String,
     comment: String,
+    /// Also in a table that may not be empty.
+    may_be_left_out: bool,
 }
 
 type Fields = BTreeMap<String, Field>;
@@ -191,14 +198,19 @@ fn structs(source: &str) -> BTreeMap<String, Fields> {
         };
         let mut fields = Fields::new();
         let mut comment = Vec::new();
+        let mut has_default = false;
         for line in lines.by_ref().take_while(|line| *line != "}") {
             if let Some(words) = line.strip_prefix("///") {
                 comment.push(words.trim());
+            } else if line.starts_with("#[serde(") {
+                has_default = line.contains("default");
             } else if let Some((name, kind)) = line.split_once(": ") {
                 let name = name.rsplit(' ').next().unwrap();
                 let kind = kind.trim_end_matches(',').to_owned();
-                fields.insert(name.to_owned(), Field { kind, comment: comment.join(" ") });
-                comment.clear();
+                let may_be_left_out = has_default || kind.starts_with("Option<");
+                let comment = std::mem::take(&mut comment).join(" ");
+                fields.insert(name.to_owned(), Field { kind, comment, may_be_left_out });
+                has_default = false;
             }
         }
         structs.insert(name.to_owned(), fields);

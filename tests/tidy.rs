@@ -28,6 +28,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sys", 5),
     ("config", 6),
     ("broker", 6),
+    ("service", 6),
     ("main", 6),
     ("lib", 6),
 ];

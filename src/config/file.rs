@@ -104,6 +104,8 @@ pub struct File {
     pub shared_strategy: Strategy,
     /// Seconds between two rounds of `$SYS` messages, at least 1.
     pub sys_interval_s: u16,
+    /// How the log is written to standard error: `text`, or `json` with an object in each line.
+    pub log_format: LogFormat,
     /// Levels for the messages to some topics, in place of `durability`; the first filter that matches counts.
     pub durability_overrides: Vec<DurabilityOverride>,
     /// Who may log in by what.
@@ -160,6 +162,7 @@ impl Default for File {
             retained_bytes_max: 1024 * 1024 * 1024,
             shared_strategy: Strategy::RoundRobin,
             sys_interval_s: 10,
+            log_format: LogFormat::default(),
             durability_overrides: Vec::new(),
             authentication: Authentication::default(),
             authorisation: Authorisation::default(),
@@ -177,6 +180,17 @@ pub struct DurabilityOverride {
     pub filter: String,
     /// At which level.
     pub level: DurabilityLevel,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object in each line.
+    Json,
 }
 
 /// What an acknowledgement promises.

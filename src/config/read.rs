@@ -6,7 +6,7 @@ use std::path::Path;
 use toml::Table;
 use toml::de::DeTable;
 
-use crate::config::schema::Schema;
+use crate::config::schema::{Schema, join};
 use crate::config::unknown::{UnknownKey, line, unknown_keys};
 use crate::config::{File, InvalidConfig};
 
@@ -14,10 +14,12 @@ use crate::config::{File, InvalidConfig};
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Mistake {
     /// Not TOML, or a value of another kind.
-    #[error("line {line}: {message}")]
+    #[error("line {line}{}: {message}", of_key(.key))]
     Value {
         /// From 1.
         line: usize,
+        /// With its sections in dots; empty where none is to be seen.
+        key: String,
         /// What is wrong there.
         message: String,
     },
@@ -30,6 +32,10 @@ fn list(keys: &[UnknownKey]) -> String {
     keys.iter().map(UnknownKey::to_string).collect::<Vec<_>>().join("; ")
 }
 
+fn of_key(key: &str) -> String {
+    if key.is_empty() { String::new() } else { format!(", `{}`", key.escape_debug()) }
+}
+
 /// What the file at `path` says, and nothing that it does not say.
 pub(super) fn read(path: &Path) -> Result<Table, InvalidConfig> {
     let text = fs::read_to_string(path)
@@ -39,17 +45,34 @@ pub(super) fn read(path: &Path) -> Result<Table, InvalidConfig> {
 
 /// What `text` says, if a [`File`] can be made of it.
 pub fn parse(text: &str) -> Result<Table, Mistake> {
-    let mistake = |error: toml::de::Error| Mistake::Value {
-        line: line(text, error.span().map_or(0, |span| span.start)),
-        message: error.message().to_owned(),
+    let mistake = |error: toml::de::Error, table: Option<&DeTable<'_>>| {
+        let at = error.span().map_or(0, |span| span.start);
+        Mistake::Value {
+            line: line(text, at),
+            key: table.and_then(|table| key_at(table, at, "")).unwrap_or_default(),
+            message: error.message().to_owned(),
+        }
     };
-    let table = DeTable::parse(text).map_err(mistake)?;
+    let table = DeTable::parse(text).map_err(|error| mistake(error, None))?;
     let unknown = unknown_keys(text, table.get_ref(), &Schema::of::<File>());
     if !unknown.is_empty() {
         return Err(Mistake::Unknown(unknown));
     }
+    let mistake = |error| mistake(error, Some(table.get_ref()));
     toml::from_str::<File>(text).map_err(mistake)?;
     toml::from_str(text).map_err(mistake)
+}
+
+/// The key whose value holds the byte `at`.
+fn key_at(table: &DeTable<'_>, at: usize, path: &str) -> Option<String> {
+    table.iter().find_map(|(key, value)| {
+        let name = join(path, key.get_ref());
+        let array = value.get_ref().as_array().into_iter().flatten();
+        let tables = array.filter_map(|value| value.get_ref().as_table());
+        let mut below = value.get_ref().as_table().into_iter().chain(tables);
+        let found = below.find_map(|table| key_at(table, at, &name));
+        found.or_else(|| value.span().contains(&at).then_some(name))
+    })
 }
 
 #[cfg(test)]
@@ -61,14 +84,14 @@ mod tests {
         for (text, refusal) in [
             ("shards = 1\nshards = 2", "line 2: duplicate key"),
             ("shards = 1\n[[[", "line 2: "),
-            ("\n\nshards = 'one'", "line 3: invalid type: string \"one\", expected u16"),
-            ("shards = -1", "line 1: invalid value: integer `-1`, expected u16"),
-            ("listen = 'localhost'", "line 1: invalid socket address syntax"),
+            ("\n\nshards = 'one'", "line 3, `shards`: invalid type: string \"one\", expected u16"),
+            ("shards = -1", "line 1, `shards`: invalid value: integer `-1`, expected u16"),
+            ("listen = 'localhost'", "line 1, `listen`: invalid socket address syntax"),
             (
                 "shards = 1\n\n[[durability_overrides]]\nfilter = 'a'",
-                "line 3: missing field `level`",
+                "line 3, `durability_overrides`: missing field `level`",
             ),
-            ("scram_users = 1", "line 1: invalid type: integer `1`, expected a map"),
+            ("scram_users = 1", "line 1, `scram_users`: invalid type: integer `1`, expected a map"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.starts_with(refusal), "{text:?}: {error}");

@@ -95,7 +95,9 @@ impl Bound {
 
 /// All listeners of a broker that serves.
 pub struct Listeners {
-    serving: Arc<Serving>,
+    /// Of connections that are still to come.
+    serving: Arc<ArcSwap<Serving>>,
+    stop: CancellationToken,
     running: Mutex<Vec<Running>>,
     /// The connections.
     tasks: TaskTracker,
@@ -112,7 +114,7 @@ struct Running {
 
 /// What the connections of a listener share.
 struct Port {
-    serving: Arc<Serving>,
+    serving: Arc<ArcSwap<Serving>>,
     settings: ArcSwap<Settings>,
     connections: AtomicUsize,
 }
@@ -136,16 +138,24 @@ impl Listeners {
         bound: Vec<Bound>,
         router: Router,
         limits: Limits,
-        verifier: Arc<Verifier>,
-        gatekeeper: Arc<Gatekeeper>,
+        (gatekeeper, verifier): (Arc<Gatekeeper>, Arc<Verifier>),
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
-        let serving = Arc::new(Serving { router, limits, verifier, gatekeeper, stop });
-        let listeners = Self { serving, running: Mutex::default(), tasks, services };
+        let serving = Serving { router, limits, gatekeeper, verifier, stop: stop.clone() };
+        let serving = Arc::new(ArcSwap::from_pointee(serving));
+        let listeners = Self { serving, stop, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
         listeners.with_running(|list| *list = running);
         listeners
+    }
+
+    /// Gives these to the connections that come later.
+    pub fn renew(&self, limits: Limits) {
+        let serving = self.serving.load_full();
+        let (router, stop) = (serving.router.clone(), self.stop.clone());
+        let (gatekeeper, verifier) = (serving.gatekeeper.clone(), serving.verifier.clone());
+        self.serving.store(Arc::new(Serving { router, limits, gatekeeper, verifier, stop }));
     }
 
     /// Takes the addresses of `settings` on which nobody listens yet. Nothing changes before
@@ -199,7 +209,7 @@ impl Listeners {
         let settings = ArcSwap::from_pointee(settings);
         let connections = AtomicUsize::new(0);
         let port = Arc::new(Port { serving: self.serving.clone(), settings, connections });
-        let stop = self.serving.stop.child_token();
+        let stop = self.stop.child_token();
         self.services.spawn(accept(socket, port.clone(), self.tasks.clone(), stop.clone()));
         Running { listen, port, stop }
     }
@@ -237,13 +247,14 @@ impl Port {
     /// Starts the task of a connection, unless there are too many.
     fn serve(self: &Arc<Self>, accepted: Accepted, tasks: &TaskTracker) {
         let settings = self.settings.load_full();
-        let metrics = self.serving.router.metrics();
+        let serving = self.serving.load_full();
+        let metrics = serving.router.metrics();
         metrics.sockets_opened.add(1);
         let address = match accepted {
             Accepted::Tcp(_, address) => address,
             Accepted::Unix(_) => Address::Unix,
         };
-        let total_max = self.serving.limits.connections_max;
+        let total_max = serving.limits.connections_max;
         let is_full = self.connections.load(Relaxed) >= settings.connections_max;
         if is_full || tasks.len() >= total_max {
             let max = if is_full { settings.connections_max } else { total_max };
@@ -254,11 +265,10 @@ impl Port {
         let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
         let mut peer = Peer { address, certificate_user: None, listener: settings, admitted: None };
         // Behind a proxy nobody is known yet.
-        if !peer.listener.proxy_protocol && self.serving.admit(&mut peer).is_none() {
+        if !peer.listener.proxy_protocol && serving.admit(&mut peer).is_none() {
             return;
         }
         self.connections.fetch_add(1, Relaxed);
-        let serving = self.serving.clone();
         match accepted {
             Accepted::Tcp(stream, _) => {
                 if let Err(error) = stream.set_nodelay(true) {
@@ -295,7 +305,8 @@ impl Port {
             let opened = opening.await;
             if let Some(Opened { mut connection, address, admitted }) = opened {
                 let reason = connection.run().await;
-                Box::pin(port.serving.close(connection, reason, address)).await;
+                let serving = port.serving.load_full();
+                Box::pin(async move { serving.close(connection, reason, address).await }).await;
                 drop(admitted);
             }
             port.connections.fetch_sub(1, Relaxed);
@@ -379,9 +390,8 @@ mod tests {
         let verifier = Arc::new(Verifier::new(config.authentication));
         let gatekeeper = Arc::new(Gatekeeper::new(config.limits.admission));
         let stop = stop.clone();
-        let listeners =
-            Listeners::start(bound, router, config.net, verifier, gatekeeper, tasks, stop);
-        (listeners, addresses)
+        let guards = (gatekeeper, verifier);
+        (Listeners::start(bound, router, config.net, guards, tasks, stop), addresses)
     }
 
     fn plain(addr: SocketAddr) -> Settings {

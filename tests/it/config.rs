@@ -73,7 +73,7 @@ fn check_fails_with_one_sentence_that_names_the_place() {
         ("shards = 1\nqueue_max_bytes = 1", "line 2: there is no setting `queue_max_bytes`"),
         ("shards = 1\nqueue_max_bytes = 1", "did you mean `queue_bytes_max`?"),
         ("[[durability_overrides]]\nfiltre = 'a'", "`durability_overrides.filter`?"),
-        ("shards = \"two\"", "line 1: invalid type"),
+        ("shards = \"two\"", "line 1, `shards`: invalid type"),
         ("shards = 1 = 2", "line 1"),
         ("inflight_max = 0", "`inflight_max` must be at least 1"),
         ("listen = \"0.0.0.0:0\"", "--allow-anonymous"),
@@ -107,6 +107,37 @@ fn settings_file_may_be_named_in_the_environment() {
     let path = folder.write("f.toml", "shards = 3");
     let printed = says(command().arg("--print-config").env("MAILBOXQTT_CONFIG", path));
     assert!(printed.contains("shards = 3 "), "{printed}");
+}
+
+#[test]
+fn imported_settings_are_in_order_and_what_is_left_out_is_said_by_line() {
+    let folder = Folder::new();
+    let dir = folder.write("extra.conf", "max_keepalive 60\n").parent().unwrap().to_owned();
+    let theirs = format!(
+        "# a comment\npersistence false\nlog_dest file /var/log/m.log\nallow_anonymous true\n\
+         listener 0 {}\ninclude_dir {}\n",
+        folder.0.path().join("m.sock").display(),
+        dir.display()
+    );
+    let file = folder.write("mosquitto", &theirs);
+    let (status, lines, said) =
+        Process::spawn(command().arg("import").arg(&file)).finish_with_stderr();
+    assert!(status.success(), "{said}");
+    assert_eq!(
+        said,
+        format!(
+            "{}:3: log_dest: the log goes to standard error, which a service manager keeps\n",
+            file.display()
+        )
+    );
+    let ours = folder.write("imported.toml", &lines.join("\n"));
+    assert!(says(command().args(["--check", "--config"]).arg(&ours)).contains("in order"));
+    let printed = says(command().args(["--print-config", "--config"]).arg(&ours));
+    assert_eq!(values(&printed)["keep_alive_s_max"].as_integer(), Some(60));
+    assert_eq!(values(&printed)["listeners"].as_array().unwrap().len(), 1);
+
+    let said = fails(command().args(["import", "/nowhere/mosquitto.conf"]));
+    assert!(said.contains("/nowhere/mosquitto.conf"), "{said}");
 }
 
 /// A form that is read; of no password that anybody knows.

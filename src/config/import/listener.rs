@@ -203,6 +203,13 @@ fn write_one(listener: &Listener, first: &Line, listen: &str, draft: &mut Draft)
         match (line.name.as_str(), line.value.as_str(), number) {
             ("protocol", "websockets", _) => {
                 draft.set_of_listener(line, "protocol", "websocket".into());
+                // There, any path will do.
+                draft.set_of_listener(line, "websocket_path", "".into());
+                if listener.line("websockets_origin").is_none() {
+                    let reason =
+                        "pages of other sites may connect only if websocket_origins names them";
+                    draft.leave_out(line, reason);
+                }
             }
             ("protocol", "mqtt", _) | ("max_connections", _, Some(..=-1)) => (),
             ("max_connections", _, Some(max)) => {

@@ -92,6 +92,86 @@ fn bridge_is_left_out_until_the_next_listener() {
 }
 
 #[test]
+fn listeners_are_taken_over_with_what_was_said_of_each() {
+    for (theirs, ours) in [
+        ("listener 1884", "[[listeners]]\nlisten = \"[::]:1884\""),
+        ("listener 1884 127.0.0.1", "[[listeners]]\nlisten = \"127.0.0.1:1884\""),
+        ("listener 1884 ::1", "[[listeners]]\nlisten = \"[::1]:1884\""),
+        ("listener 1884\nsocket_domain ipv4", "[[listeners]]\nlisten = \"0.0.0.0:1884\""),
+        ("port 1885\nbind_address 10.0.0.1", "[[listeners]]\nlisten = \"10.0.0.1:1885\""),
+        ("listener 0 /run/m.sock", "[[listeners]]\nlisten = \"unix:/run/m.sock\""),
+        ("max_connections 5", "[[listeners]]\nconnections_max = 5\nlisten = \"[::]:1883\""),
+        ("listener 1\nmax_connections -1", "[[listeners]]\nlisten = \"[::]:1\""),
+        (
+            "listener 1884 localhost",
+            "[[listeners]]\nlisten = \"127.0.0.1:1884\"\n\n[[listeners]]\nlisten = \"[::1]:1884\"",
+        ),
+        (
+            "listener 9001\nprotocol websockets\nlistener 1884 ::1",
+            "[[listeners]]\nlisten = \"[::]:9001\"\nprotocol = \"websocket\"\nwebsocket_path = \"\"\n\n\
+             [[listeners]]\nlisten = \"[::1]:1884\"",
+        ),
+        (
+            "listener 8883\ncertfile /c.pem\nkeyfile /k.pem\ntls_version tlsv1.3\ncafile /ca.pem\n\
+             crlfile /crl.pem\nrequire_certificate true\nuse_identity_as_username true",
+            "[[listeners]]\ncertificate_file = \"/c.pem\"\nclient_ca_file = \"/ca.pem\"\n\
+             client_certificates = \"required\"\nclient_crl_file = \"/crl.pem\"\nkey_file = \"/k.pem\"\n\
+             listen = \"[::]:8883\"\ntls_min = \"1.3\"\nuser_from_certificate = \"common_name\"",
+        ),
+        (
+            "max_qos 1\nlistener 1884 ::1\nmax_qos 1\nmax_topic_alias 3",
+            "qos_max = 1\n\n[[listeners]]\nlisten = \"[::]:1883\"\n\n[[listeners]]\nlisten = \"[::1]:1884\"",
+        ),
+        ("acl_file /acl", "[authorisation]\nacl_file = \"/acl\""),
+    ] {
+        let (table, _) = imported(theirs);
+        assert_eq!(table.to_string().trim(), ours, "{theirs}");
+    }
+}
+
+#[test]
+fn settings_per_listener_are_of_the_listener_or_agreed_on() {
+    let theirs = "per_listener_settings true\nlistener 1884\nallow_anonymous true\nacl_file /a\n\
+                  listener 1885\nallow_anonymous false\nacl_file /a";
+    let (table, left_out) = imported(theirs);
+    assert_eq!(left_out, [""; 0]);
+    let [one, other] = table["listeners"].as_array().unwrap().as_slice() else { panic!("{table}") };
+    assert_eq!(one["allow_anonymous"].as_bool(), Some(true));
+    assert_eq!(other["allow_anonymous"].as_bool(), Some(false));
+    assert_eq!(table["authorisation"]["acl_file"].as_str(), Some("/a"));
+
+    let differ = theirs.replace("acl_file /a\nlistener", "acl_file /b\nlistener");
+    let (table, left_out) = imported(&differ);
+    assert!(!table.contains_key("authorisation"), "{table}");
+    assert_eq!(left_out.len(), 2);
+    assert!(left_out.iter().all(|it| it.contains("acl_file: SECURITY")), "{left_out:?}");
+    // Without per_listener_settings they are for all, wherever they stand.
+    let (table, _) = imported("listener 1884\nallow_anonymous true");
+    assert_eq!(table["allow_anonymous"].as_bool(), Some(true));
+}
+
+#[test]
+fn what_listeners_cannot_have_is_left_out_with_a_reason() {
+    for (theirs, expected) in [
+        ("listener 1 ::1\ncapath /certs", "2: capath: put all its certificates into one file"),
+        ("listener 1 ::1\ncafile /ca", "2: cafile: means nothing without require_certificate"),
+        ("listener 1 ::1\ntls_version tlsv1.1", "2: tls_version: TLS 1.2 is the oldest here"),
+        ("listener 1 ::1\nciphers HIGH", "2: ciphers: all ciphers are strong"),
+        ("listener 1 ::1\npsk_hint x", "2: psk_hint: SECURITY"),
+        ("listener 1 ::1\nuse_subject_as_username true", "2: use_subject_as_username: SECURITY"),
+        ("listener 1 ::1\nbind_interface lo", "2: bind_interface: SECURITY"),
+        ("listener 1 ::1\nmax_qos 1\nlistener 2 ::1", "2: max_qos: it is one for all listeners"),
+        ("listener 1 ::1\nprotocol websockets", "2: protocol: pages of other sites"),
+        ("listener 70000", "1: listener: is not a port"),
+        ("listener 0", "1: listener: port 0 needs the path of a Unix socket"),
+        ("listener 1 ::1\nhttp_dir /www", "2: http_dir: no files are served here"),
+    ] {
+        let left_out = imported(theirs).1.join("\n");
+        assert!(left_out.contains(expected), "{theirs}: {left_out}");
+    }
+}
+
+#[test]
 fn files_of_a_folder_are_read_in_order_and_where_they_are_included() {
     let folder = TempDir::new().unwrap();
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
