@@ -1,6 +1,6 @@
 //! Identifiers and small enumerations that every floor speaks. Floor 0: imports nothing.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -81,9 +81,18 @@ impl ClientId {
 
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Identifiers come from outside: `escape_debug` keeps control characters out of logs.
-        write!(f, "{}", self.0.escape_debug())
+        write_name(&self.0, f)
     }
+}
+
+/// Characters of a name that a log shows, control characters counted as the several that stand for them.
+const NAME_CHARS_MAX: usize = 256;
+
+/// Names come from outside: control characters stay out of logs, and one name does not fill them.
+pub(crate) fn write_name(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut shown = name.escape_debug();
+    shown.by_ref().take(NAME_CHARS_MAX).try_for_each(|c| f.write_char(c))?;
+    if shown.next().is_some() { f.write_str("...") } else { Ok(()) }
 }
 
 /// Names one session object; never used twice, not even by a later run of the broker with the same data.
@@ -94,3 +103,18 @@ pub struct SessionId(pub u64);
 /// place is used twice.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LogPosition(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_a_log_has_no_control_characters_and_an_end() {
+        let shown = |name: &str| ClientId::new(name).to_string();
+        assert_eq!(shown("fridge"), "fridge");
+        assert_eq!(shown("a\n\u{1b}[2J"), "a\\n\\u{1b}[2J");
+        assert_eq!(shown(&"x".repeat(256)), "x".repeat(256));
+        assert_eq!(shown(&"x".repeat(65_535)), "x".repeat(256) + "...");
+        assert_eq!(shown(&"\u{1}".repeat(65_535)).len(), 259);
+    }
+}

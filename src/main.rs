@@ -228,9 +228,8 @@ fn scram_user(name: &str, iterations: u32) -> anyhow::Result<()> {
 
 /// Adds the user to a password file, or gives him another password.
 fn put_user(file: &Path, user: &str, form: Form) -> anyhow::Result<()> {
-    let text = password_file_text(file)?;
-    // A name that cannot be is refused before anybody is asked for a password.
-    password_file::with_user(&text, user, "").context("the user name")?;
+    // A name or a file that cannot be is refused before anybody is asked for a password.
+    password_file::with_user(&password_file_text(file)?, user, "").context("the user name")?;
     if form == Form::Scram {
         ensure!(
             auth::prepare(user).context("the user name")? == user,
@@ -238,6 +237,8 @@ fn put_user(file: &Path, user: &str, form: Form) -> anyhow::Result<()> {
         );
     }
     let hash = StoredPassword::hash(&read_password()?, form)?;
+    // Somebody else may have changed it while the password was typed: who was removed must not come back.
+    let text = password_file_text(file)?;
     Ok(password_file::write(file, &password_file::with_user(&text, user, &hash)?)?)
 }
 

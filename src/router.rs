@@ -38,6 +38,7 @@ mod journal;
 pub mod keeper;
 pub mod links;
 mod log;
+pub mod log_room;
 pub mod mailbox;
 mod memory;
 pub mod queues;

@@ -41,7 +41,7 @@ use crate::session::outgoing::{Outgoing, Step};
 use crate::session::permission::Permission;
 use crate::session::refusal::{NO_OPEN_MESSAGE, PublishRefusal, has_wrong_format};
 use crate::session::subscribing::Subscribing;
-use crate::topic::TopicFilter;
+use crate::topic::{TopicFilter, is_system_topic};
 
 mod aliases;
 pub mod authentication;
@@ -295,7 +295,7 @@ impl Session {
             return out.close(reason);
         }
         let topic = topic_of(&self.aliases, publish, alias);
-        let refusal = if topic.starts_with("$SYS/") {
+        let refusal = if is_system_topic(topic) {
             Some(PublishRefusal::SystemTopic)
         } else if !self.permission.may_publish(topic) {
             Some(PublishRefusal::NotAllowed)

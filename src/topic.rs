@@ -20,6 +20,12 @@ const TOPIC_BYTES_MAX: usize = u16::MAX as usize;
 
 const SHARE_PREFIX: &str = "$share/";
 
+/// Whether `topic` is one of the broker's own: `$SYS` itself, which `$SYS/#` matches as well [MQTT-4.7.1-2], and what is
+/// below it.
+pub fn is_system_topic(topic: &str) -> bool {
+    topic.strip_prefix("$SYS").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// Whether `text` may be the topic of a message: not empty [MQTT-4.7.3-1], no wildcard
 /// [MQTT-3.3.2-2], no U+0000 [MQTT-4.7.3-2], at most 65,535 bytes.
 pub fn check_topic_name(text: &str) -> Result<(), InvalidTopic> {

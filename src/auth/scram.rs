@@ -27,7 +27,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -111,9 +111,7 @@ impl Scram {
                 return Err(InvalidUser::Twice { name: name.to_owned() });
             }
         }
-        let mut secret = Key::default();
-        getrandom::fill(&mut secret)?;
-        Ok(Self { users: Arc::new(Users { credentials, patterns, secret }) })
+        Ok(Self { users: Arc::new(Users { credentials, patterns, secret: secret()? }) })
     }
 
     /// Whether there is a user of this name, which is a prepared one.
@@ -125,6 +123,15 @@ impl Scram {
     pub(super) fn is_empty(&self) -> bool {
         self.users.credentials.is_empty()
     }
+}
+
+/// The same for as long as the process runs: who asks for a salt before and after a reload must not see which of them
+/// were made up.
+fn secret() -> Result<Key, getrandom::Error> {
+    static SECRET: OnceLock<Key> = OnceLock::new();
+    let mut new = Key::default();
+    getrandom::fill(&mut new)?;
+    Ok(*SECRET.get_or_init(|| new))
 }
 
 impl Authenticator for Scram {
@@ -553,6 +560,13 @@ mod tests {
         assert!(first(&long(MESSAGE_BYTES_MAX)).is_ok());
         assert_eq!(first(&long(MESSAGE_BYTES_MAX + 1)), Err(Refused("message is too long")));
         assert_eq!(scram.begin().step(b"n,,n=\xFF,r=x"), Err(MALFORMED));
+    }
+
+    #[test]
+    fn unknown_users_are_the_same_after_users_were_read_anew() {
+        let salt = |scram: &Scram| scram.users.credential("nobody").salt;
+        let [before, after] = [(); 2].map(|()| scram(&[("user", PENCIL)]).unwrap());
+        assert_eq!(salt(&before), salt(&after));
     }
 
     #[test]

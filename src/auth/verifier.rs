@@ -29,7 +29,7 @@ use crate::auth::failures::{Failures, Patience};
 use crate::auth::password_file::{InvalidPasswordFile, PasswordFile};
 use crate::auth::scram::{InvalidUser, Scram};
 use crate::auth::slots::Slots;
-use crate::auth::token::{InvalidKeys, TokenSettings, Tokens};
+use crate::auth::token::{InvalidKeys, TokenPlace, TokenSettings, Tokens};
 use crate::codec::Connect;
 use crate::ids::ClientId;
 use crate::session::authentication::{
@@ -62,6 +62,8 @@ pub struct Methods {
     access: Access,
     scram: Option<Scram>,
     tokens: Option<Tokens>,
+    /// A user name may be one.
+    has_token_names: bool,
     passwords: Option<Arc<PasswordFile>>,
     call_out: Option<CallOut>,
     checks: Slots,
@@ -105,6 +107,10 @@ impl Methods {
             access,
             scram,
             tokens,
+            has_token_names: settings
+                .tokens
+                .as_ref()
+                .is_some_and(|it| it.from == TokenPlace::UserName),
             passwords: passwords.map(Arc::new),
             call_out,
             checks: Slots::new(settings.checks_max, settings.checks_waiting_max),
@@ -139,6 +145,16 @@ impl Methods {
             Some(call_out) => call_out.check(&login, client_id.as_str(), address).await,
             None => Err(AuthenticationError::Login { user, refused: NO_TOKEN }),
         }
+    }
+
+    /// What of `error` the log may have: a user name that could be a token is not in it.
+    fn without_token(&self, error: AuthenticationError) -> AuthenticationError {
+        let AuthenticationError::Login { user, refused } = error else { return error };
+        let is_known = |user: &UserName| {
+            self.passwords.as_ref().is_some_and(|passwords| passwords.knows(user.as_str()))
+        };
+        let user = user.filter(|user| !self.has_token_names || is_known(user));
+        AuthenticationError::Login { user, refused }
     }
 
     async fn check_password(
@@ -229,7 +245,8 @@ impl Verifier {
         address: Option<IpAddr>,
     ) -> Result<Authenticated, AuthenticationError> {
         let methods = self.methods.load_full();
-        methods.check(login, client_id, address).await
+        let checked = methods.check(login, client_id, address).await;
+        checked.map_err(|error| methods.without_token(error))
     }
 
     /// Who is known now.
@@ -245,6 +262,7 @@ impl Verifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::claims::ClaimNames;
     use crate::auth::password::{Form, StoredPassword};
     use crate::auth::password_file;
 
@@ -301,6 +319,35 @@ mod tests {
         assert!(check(&verifier, "anna", "x").await.is_err());
         assert!(!knows(&anna, &Proof::Password) && !knows(&bob, &by_scram));
         assert!(knows(&anna, &Proof::Token) && knows(&anna, &Proof::Certificate));
+    }
+
+    #[tokio::test]
+    async fn a_token_in_place_of_the_user_name_is_not_in_the_error_and_users_of_the_file_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let [secret_file, users] = ["secret", "users"].map(|name| folder.path().join(name));
+        std::fs::write(&secret_file, [b'x'; 32]).unwrap();
+        let hash = StoredPassword::hash("x", Form::Argon2id).unwrap();
+        password_file::write(&users, &format!("anna:{hash}\n")).unwrap();
+        let tokens = TokenSettings {
+            from: TokenPlace::UserName,
+            secret_file: Some(secret_file),
+            public_key_file: None,
+            jwks_file: None,
+            audiences: Vec::new(),
+            issuers: Vec::new(),
+            expiry_required: false,
+            leeway: Duration::ZERO,
+            names: ClaimNames { user: "sub".to_owned(), client_id: None, rules: None },
+        };
+        let settings = Settings { tokens: Some(tokens), ..settings(Some(users)) };
+        let verifier = Verifier::new(Arc::new(Methods::load(&settings).unwrap()));
+        // `{"alg":"HS256"}` and `{"alg":"ES512"}`, which is not known here, so that this is a name like any other.
+        for token in ["eyJhbGciOiJIUzI1NiJ9.e30.c2VjcmV0", "eyJhbGciOiJFUzUxMiJ9.e30.c2VjcmV0"] {
+            let error = check(&verifier, token, "y").await.unwrap_err();
+            assert!(error.is_wrong_proof() && !error.to_string().contains("eyJ"), "{error}");
+        }
+        let error = check(&verifier, "anna", "y").await.unwrap_err();
+        assert!(error.to_string().contains("`anna`"), "{error}");
     }
 
     #[tokio::test]

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use crate::auth::Methods;
 use crate::codec::PACKET_BYTES_MAX;
-use crate::config::listeners::{Everywhere, Listener};
+use crate::config::listeners::{Everywhere, InvalidListener, Listener};
 use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig};
 use crate::ids::Qos;
+use crate::net::accept::{Listen, Settings};
 use crate::router::keeper::RetainedLimits;
 use crate::session;
 use crate::session::Availability;
@@ -65,6 +66,7 @@ impl File {
         }
         let listeners = listeners.into_iter().map(|it| it.check(everywhere));
         let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+        check_addresses(&listeners)?;
         let handshake_max = Duration::from_secs(self.handshake_s_max.into());
         let users = self.scram_users.iter();
         let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
@@ -149,6 +151,18 @@ impl File {
     }
 }
 
+/// A start would find the second of two with one address in use. Port 0 is another one each time.
+fn check_addresses(listeners: &[Settings]) -> Result<(), InvalidListener> {
+    for (number, Settings { listen, .. }) in listeners.iter().enumerate() {
+        let is_any = matches!(listen, Listen::Tcp(address) if address.port() == 0);
+        let mut earlier = listeners.iter().take(number);
+        if !is_any && earlier.any(|it| it.listen == *listen) {
+            return Err(InvalidListener::SameAddress(listen.clone()));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -189,6 +203,19 @@ mod tests {
         assert!(error.to_string().contains("[scram_users]"), "{error}");
         assert!(File { allow_anonymous: true, ..open.clone() }.check(1024).is_ok());
         assert!(File { scram_users: alice(), ..open }.check(1024).is_ok());
+    }
+
+    #[test]
+    fn two_listeners_with_one_address_are_refused_and_free_ports_are_not() {
+        let check = |addresses: [&str; 2]| {
+            let listeners = addresses.map(Listener::plain).to_vec();
+            File { listeners, ..in_memory() }.check(1024).map(drop).map_err(|it| it.to_string())
+        };
+        let error = check(["127.0.0.1:1883"; 2]).unwrap_err();
+        assert!(error.starts_with("127.0.0.1:1883 is the address of two listeners"), "{error}");
+        assert!(check(["unix:mqtt.sock"; 2]).is_err());
+        assert!(check(["127.0.0.1:0"; 2]).is_ok());
+        assert!(check(["127.0.0.1:1883", "127.0.0.2:1883"]).is_ok());
     }
 
     #[test]

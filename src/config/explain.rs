@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::config::{Authorisation, InvalidAuthorisation};
 use crate::ids::ClientId;
-use crate::topic::{InvalidFilter, InvalidTopic, TopicFilter, check_topic_name};
+use crate::topic::{InvalidFilter, InvalidTopic, TopicFilter, check_topic_name, is_system_topic};
 
 /// What is asked.
 #[derive(Args, Clone, Debug)]
@@ -72,7 +72,7 @@ impl Explain {
         let decision = match self.action {
             ExplainAction::Publish => {
                 check_topic_name(&self.topic)?;
-                if self.topic.starts_with("$SYS/") {
+                if is_system_topic(&self.topic) {
                     return Ok((false, "denied: topics below $SYS/ are the broker's own".into()));
                 }
                 rights.may_publish(&self.topic)

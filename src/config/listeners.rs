@@ -114,6 +114,9 @@ pub enum InvalidListener {
         /// What must be.
         rule: &'static str,
     },
+    /// Only the first could have it.
+    #[error("{0} is the address of two listeners: give each one of its own, or leave one out")]
+    SameAddress(Listen),
     /// Its files.
     #[error("listener {listen}: {error}")]
     Tls {

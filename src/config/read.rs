@@ -45,22 +45,33 @@ pub(super) fn read(path: &Path) -> Result<Table, InvalidConfig> {
 
 /// What `text` says, if a [`File`] can be made of it.
 pub fn parse(text: &str) -> Result<Table, Mistake> {
+    let schema = Schema::of::<File>();
     let mistake = |error: toml::de::Error, table: Option<&DeTable<'_>>| {
         let at = error.span().map_or(0, |span| span.start);
-        Mistake::Value {
-            line: line(text, at),
-            key: table.and_then(|table| key_at(table, at, "")).unwrap_or_default(),
-            message: error.message().to_owned(),
-        }
+        let key = table.and_then(|table| key_at(table, at, "")).unwrap_or_default();
+        let place = key.split('.').try_fold(&schema, |schema, key| schema.below(key));
+        let message = match place.is_some_and(Schema::holds_secrets) {
+            true => without_text(error.message()),
+            false => error.message().to_owned(),
+        };
+        Mistake::Value { line: line(text, at), key, message }
     };
     let table = DeTable::parse(text).map_err(|error| mistake(error, None))?;
-    let unknown = unknown_keys(text, table.get_ref(), &Schema::of::<File>());
+    let unknown = unknown_keys(text, table.get_ref(), &schema);
     if !unknown.is_empty() {
         return Err(Mistake::Unknown(unknown));
     }
     let mistake = |error| mistake(error, Some(table.get_ref()));
     toml::from_str::<File>(text).map_err(mistake)?;
     toml::from_str(text).map_err(mistake)
+}
+
+/// serde repeats text that stands where it may not: here it may be a secret without its name.
+fn without_text(message: &str) -> String {
+    match (message.split_once("string \""), message.rsplit_once("\", expected")) {
+        (Some((before, _)), Some((_, behind))) => format!("{before}text, expected{behind}"),
+        _ => message.to_owned(),
+    }
 }
 
 /// The key whose value holds the byte `at`.
@@ -113,7 +124,12 @@ mod tests {
 
     #[test]
     fn secrets_are_not_in_errors() {
-        for text in ["[scram_users]\nbob = 'hunter2", "[scram_users]\nbob = 'hunter2' 'hunter2'"] {
+        for text in [
+            "[scram_users]\nbob = 'hunter2",
+            "[scram_users]\nbob = 'hunter2' 'hunter2'",
+            "scram_users = 'hunter2'",
+            "scram_users = 'hunter2\", expected hunter2'",
+        ] {
             let error = parse(text).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }

@@ -67,6 +67,15 @@ impl Schema {
         }
     }
 
+    /// Whether there may be secrets in it.
+    pub fn holds_secrets(&self) -> bool {
+        match self {
+            Self::Table(keys) => keys.iter().any(|(_, schema)| schema.holds_secrets()),
+            Self::Map(schema) | Self::List(schema) => schema.holds_secrets(),
+            Self::Scalar(scalar) => *scalar == Scalar::Secret,
+        }
+    }
+
     /// Every scalar that has a name of its own, with that name in dots; maps and arrays have none.
     pub fn scalars(&self) -> Vec<(String, Scalar)> {
         let mut found = Vec::new();

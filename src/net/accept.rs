@@ -258,7 +258,9 @@ impl Port {
         let is_full = self.connections.load(Relaxed) >= settings.connections_max;
         if is_full || tasks.len() >= total_max {
             let max = if is_full { settings.connections_max } else { total_max };
-            warn!(peer = %address, listener = %settings.listen, max, "connection refused: too many");
+            if serving.gatekeeper.may_log() {
+                warn!(peer = %address, listener = %settings.listen, max, "connection refused: too many");
+            }
             metrics.connection_refused(RefuseReason::TooMany);
             return;
         }

@@ -11,12 +11,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+use tracing::warn;
 
 use crate::metrics::RefuseReason;
 use crate::router::Router;
+use crate::router::log_room::LogRoom;
 use crate::session::{Expiry, Opening};
 
 /// Addresses that are remembered.
@@ -65,6 +68,7 @@ impl Refused {
 pub struct Gatekeeper {
     rules: ArcSwap<Rules>,
     connections: Arc<Connections>,
+    log_room: LogRoom,
 }
 
 /// By address, where that is limited.
@@ -99,6 +103,16 @@ impl Gatekeeper {
         let all = quota(limits.accept_rate_max).map(RateLimiter::direct);
         let each = quota(limits.accept_rate_per_address_max).map(RateLimiter::keyed);
         self.rules.store(Arc::new(Rules { limits, all, each }));
+    }
+
+    /// Whether a line about a connection that ends badly may go into the log: whoever makes many must not fill the disk
+    /// with them. The counters have all.
+    pub(super) fn may_log(&self) -> bool {
+        let left_out = self.log_room.admit(Instant::now());
+        if let Some(left_out @ 1..) = left_out {
+            warn!(left_out, "connections that ended were left out of the log");
+        }
+        left_out.is_some()
     }
 
     /// Whether a connection from `address` may go on; `None` is one without, of a Unix socket. Call it before anything

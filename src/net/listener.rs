@@ -66,7 +66,8 @@ impl Serving {
             // Port probes and health checks do this all day.
             HandshakeError::Lost(_) => debug!(%peer, %error, "connection closed"),
             _ if error.is_health_question() => debug!(%peer, "asked whether the broker works"),
-            _ => info!(%peer, %error, "connection closed"),
+            _ if self.gatekeeper.may_log() => info!(%peer, %error, "connection closed"),
+            _ => debug!(%peer, %error, "connection closed"),
         }
         let metrics = self.router.metrics();
         metrics.protocol_errors.add(error.is_protocol_error().into());
@@ -250,7 +251,8 @@ impl Serving {
         let metrics = self.router.metrics();
         metrics.protocol_errors.add(reason.is_protocol_error().into());
         metrics.authentications_failed.add(reason.is_failed_authentication().into());
-        if reason.is_protocol_error() || reason.is_failed_authentication() {
+        let is_bad = reason.is_protocol_error() || reason.is_failed_authentication();
+        if is_bad && self.gatekeeper.may_log() {
             info!(%peer, %client, %reason, "connection closed");
         } else {
             debug!(%peer, %client, %reason, "connection closed");

@@ -195,11 +195,11 @@ async fn step<T, E: Into<TransportError>>(
     let (address, listener) = (peer.address, &peer.listener.listen);
     match reason {
         // Port probes and health checks do this all day.
-        RefuseReason::TlsLost => {
-            debug!(peer = %address, %listener, reason = reason.name(), %error, "connection refused");
+        reason if reason != RefuseReason::TlsLost && serving.gatekeeper.may_log() => {
+            info!(peer = %address, %listener, reason = reason.name(), %error, "connection refused");
         }
         _ => {
-            info!(peer = %address, %listener, reason = reason.name(), %error, "connection refused")
+            debug!(peer = %address, %listener, reason = reason.name(), %error, "connection refused");
         }
     }
     None

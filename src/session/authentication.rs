@@ -29,6 +29,7 @@ use std::time::Instant;
 
 use crate::access::Rule;
 use crate::codec::{Auth, Connect, Packet, PropertiesBuf, Property, ReasonCode};
+use crate::ids::write_name;
 use crate::session::{CloseReason, Link, Output};
 
 /// An Authentication Method.
@@ -92,8 +93,7 @@ impl UserName {
 
 impl fmt::Display for UserName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Names may come from outside: `escape_debug` keeps control characters out of logs.
-        write!(f, "{}", self.0.escape_debug())
+        write_name(&self.0, f)
     }
 }
 

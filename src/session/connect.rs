@@ -19,7 +19,7 @@ use crate::session::Limits;
 use crate::session::authentication::{Authenticated, UserName};
 use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
-use crate::topic::check_topic_name;
+use crate::topic::{check_topic_name, is_system_topic};
 
 /// The terms of one connection.
 #[derive(Clone, Debug)]
@@ -193,7 +193,7 @@ fn settle_will(
     if check_topic_name(will.topic).is_err() {
         return Err((ReasonCode::TopicNameInvalid, "the will topic is no topic name: correct it"));
     }
-    if will.topic.starts_with("$SYS/") {
+    if is_system_topic(will.topic) {
         let sentence = "topics below $SYS/ are the broker's own: choose another will topic";
         return Err((ReasonCode::NotAuthorized, sentence));
     }

@@ -81,12 +81,16 @@ fn nobody_publishes_to_sys() {
     for (version, code) in [(V311, 0), (V5, 0x87)] {
         let mut watcher = Client::connect(&broker, version);
         watcher.subscribe("$SYS/forged", 0);
+        // Which `$SYS/#` matches, too.
+        watcher.subscribe("$SYS", 0);
         let mut client = Client::connect(&broker, version);
         client.retain("$SYS/forged", "x", 0, 0);
         client.retain("$SYS/forged", "x", 1, 1);
         assert_eq!(client.next(), Got::Ack(PUBACK, 1, code));
         client.retain("$SYS/forged", "x", 2, 2);
         assert_eq!(client.next(), Got::Ack(PUBREC, 2, code));
+        client.retain("$SYS", "x", 1, 3);
+        assert_eq!(client.next(), Got::Ack(PUBACK, 3, code));
         watcher.assert_silent();
         let id = unique("forger");
         let (mut forger, answer) =

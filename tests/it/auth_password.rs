@@ -205,6 +205,22 @@ fn passwd_adds_replaces_and_removes_users_and_keeps_everything_else() {
 }
 
 #[test]
+fn what_others_change_in_the_file_while_a_password_is_typed_stays_changed() {
+    let users = Users::new(&[("alice", "first"), ("bob", "builder")]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mailboxqtt"));
+    command.arg("passwd").arg(users.path()).arg("alice").stdin(Stdio::piped());
+    let mut slow = Process::spawn(&mut command);
+    // It has read the file by the time that another one is through with a hash, or will find the change anyway.
+    users.passwd(&["carl"], "chess");
+    users.passwd(&["bob", "--delete"], "");
+    writeln!(slow.stdin(), "second").unwrap();
+    let (status, _, said) = slow.finish_with_stderr();
+    assert!(status.success(), "{said}");
+    let text = fs::read_to_string(users.path()).unwrap();
+    assert!(text.contains("carl:") && text.contains("alice:") && !text.contains("bob:"), "{text}");
+}
+
+#[test]
 fn plain_passwords_are_refused_with_line_and_way_out() {
     let users = Users::new(&[]);
     fs::write(users.path(), "# old\nalice:hunter2\n").unwrap();

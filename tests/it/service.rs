@@ -2,7 +2,7 @@
 //!
 //! The news are also the events by which other tests know that settings have been read again.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -132,6 +132,26 @@ fn watchdog_of_another_process_is_not_fed() {
     let mut bytes = [0; 512];
     let length = service.news.recv(&mut bytes).unwrap();
     assert!(bytes[..length].starts_with(b"RELOADING=1"), "{:?}", &bytes[..length]);
+    service.stop();
+}
+
+#[test]
+fn connections_that_end_badly_do_not_flood_the_log() {
+    let service = Service::start("connections_max = 1");
+    let (client, _) = Hello::new(V5, &unique("only")).open(service.addr);
+    let mut connections = 0;
+    let deadline = Instant::now() + PATIENCE;
+    while !service.process.stderr().contains("were left out of the log") {
+        assert!(Instant::now() < deadline, "nothing was left out of {connections}");
+        for _ in 0..100 {
+            drop(TcpStream::connect(service.addr).unwrap());
+        }
+        connections += 100;
+    }
+    let log = service.process.stderr();
+    let lines = log.matches("connection refused: too many").count();
+    assert!(lines >= 20 && lines < connections, "{lines} of {connections}");
+    client.disconnect();
     service.stop();
 }
 
