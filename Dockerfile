@@ -14,6 +14,7 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
 COPY loadgen loadgen
+COPY packaging/container.toml packaging/
 COPY src src
 ARG TARGETARCH
 RUN case "$TARGETARCH" in \
@@ -26,6 +27,7 @@ RUN case "$TARGETARCH" in \
     && cargo zigbuild --locked --release --bin mailboxqtt --target "$target" \
     && install -D -m 755 "target/$target/release/mailboxqtt" /image/usr/bin/mailboxqtt \
     && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
+    && install -D -m 644 packaging/container.toml /image/etc/mailboxqtt.toml \
     && install -d -m 750 -o 65532 -g 65532 /image/data
 
 FROM scratch
@@ -34,10 +36,8 @@ LABEL org.opencontainers.image.title="mailboxqtt" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /image/ /
 USER 65532:65532
-# Whoever reaches the published port may connect, publish and subscribe: MAILBOXQTT_ALLOW_ANONYMOUS=false, and users in
-# a settings file, end that.
-ENV MAILBOXQTT_LISTEN=0.0.0.0:1883 \
-    MAILBOXQTT_ALLOW_ANONYMOUS=true \
+# A file that is mounted over the settings takes their place, consent to anonymous clients included.
+ENV MAILBOXQTT_CONFIG=/etc/mailboxqtt.toml \
     MAILBOXQTT_DATA_DIR=/data
 VOLUME /data
 EXPOSE 1883

@@ -161,7 +161,9 @@ impl Listener {
         let has_users = everywhere.has_authentication
             || self.user_from_certificate != UserFromCertificate::None;
         let consents = self.allow_anonymous.unwrap_or(everywhere.allow_anonymous);
-        if listen.is_open() && !has_users && !consents {
+        // Behind a proxy are the proxy's clients, wherever the proxy itself is.
+        let is_open = listen.is_open() || self.proxy_protocol;
+        if is_open && !has_users && !consents {
             return Err(InvalidListener::OpenToTheWorld(listen));
         }
         // Whoever is told by name that nobody may come unnamed is not asked whether there are names.

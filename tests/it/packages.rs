@@ -30,16 +30,23 @@ fn settings_of_the_debian_package_are_in_order() {
 }
 
 #[test]
-fn environment_of_the_image_says_where_it_listens_and_what_it_keeps() {
+fn image_listens_to_all_and_has_its_data_in_the_volume() {
     let dockerfile = include_str!("../../Dockerfile");
     let variables = dockerfile.split_whitespace().filter_map(|word| word.split_once('='));
-    let variables: Vec<_> = variables.filter(|(name, _)| name.starts_with("MAILBOXQTT_")).collect();
+    let mut variables: Vec<_> =
+        variables.filter(|(name, _)| name.starts_with("MAILBOXQTT_")).collect();
+    let settings = variables.iter_mut().find(|(name, _)| *name == "MAILBOXQTT_CONFIG").unwrap();
+    assert!(dockerfile.contains(&format!("packaging/container.toml /image{}", settings.1)));
+    settings.1 = "packaging/container.toml";
     let (is_success, printed) = run(&["--print-config"], &variables);
     assert!(is_success, "{printed}");
     for expected in ["listen = \"0.0.0.0:1883\"", "allow_anonymous = true", "data_dir = \"/data\""]
     {
         assert!(printed.lines().any(|line| line.starts_with(expected)), "{expected}: {printed}");
     }
+    // What is mounted in place of the settings is not opened by anything that is left.
+    let consents = variables.iter().any(|(name, _)| name.contains("ANONYMOUS"));
+    assert!(!consents, "the environment wins over the settings: {variables:?}");
 }
 
 /// From the root of the repository: whether it succeeded, and all that it said.
