@@ -134,6 +134,7 @@ fn imported_settings_are_in_order_and_what_is_left_out_is_said_by_line() {
     assert!(says(command().args(["--check", "--config"]).arg(&ours)).contains("in order"));
     let printed = says(command().args(["--print-config", "--config"]).arg(&ours));
     assert_eq!(values(&printed)["keep_alive_s_max"].as_integer(), Some(60));
+    assert_eq!(values(&printed)["queue_policy"].as_str(), Some("drop_newest"));
     assert_eq!(values(&printed)["listeners"].as_array().unwrap().len(), 1);
 
     let said = fails(command().args(["import", "/nowhere/mosquitto.conf"]));
