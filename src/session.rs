@@ -35,7 +35,9 @@ use crate::message::Incoming as Arrival;
 use crate::message::{Replay, Stored, Undelivered};
 use crate::metrics::Shortage;
 use crate::session::aliases::ReceivedAliases;
-use crate::session::authentication::{AuthenticationError, Directory, Identity, NO_METHOD};
+use crate::session::authentication::{
+    Anonymous, AuthenticationError, Directory, Identity, NO_METHOD,
+};
 use crate::session::incoming::{Incoming, Novelty, Verdict};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::permission::Permission;
@@ -461,12 +463,22 @@ impl Session {
         }
     }
 
-    /// Users have changed: a client whom nobody knows any more has to go.
-    pub fn handle_users_changed(&self, directory: &dyn Directory, out: &mut Output) {
-        if let Some(identity) = &self.identity
-            && !identity.is_still_known(directory)
-        {
-            out.close(AuthenticationError::UserGone.into());
+    /// Users have changed, or who need not be one: a client whom nobody knows any more has to go, and one that has
+    /// not said who it is where `anonymous` ones are refused now.
+    pub fn handle_users_changed(
+        &self,
+        directory: &dyn Directory,
+        anonymous: Anonymous,
+        out: &mut Output,
+    ) {
+        match &self.identity {
+            Some(identity) if !identity.is_still_known(directory) => {
+                out.close(AuthenticationError::UserGone.into());
+            }
+            None if anonymous == Anonymous::Refused => {
+                out.close(AuthenticationError::Anonymous.into());
+            }
+            _ => (),
         }
     }
 

@@ -61,6 +61,8 @@ pub fn import(path: &Path) -> Result<Import, ImportError> {
         }
     }
     listener::write(Listener::join_unnamed(listeners), scope, &mut draft);
+    let newest = Value::from("drop_newest");
+    draft.add("queue_policy", newest, "mosquitto drops what comes when a queue is full");
     Ok(draft.finish())
 }
 

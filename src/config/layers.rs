@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use crate::config::read::in_plain_words;
 use crate::config::schema::{Scalar, Schema, join};
 use crate::config::unknown::nearest;
 use crate::config::{File, InvalidConfig};
@@ -105,7 +106,7 @@ impl Layers {
             let text = text.to_str().ok_or_else(|| invalid("is not UTF-8"))?;
             let table = nest(&key, value(kind, text).map_err(invalid)?);
             let read: Result<File, _> = table.clone().try_into();
-            read.map_err(|error| invalid(error.message()))?;
+            read.map_err(|error| invalid(&in_plain_words(error.message())))?;
             self.add(table, &Origin::Environment(name));
         }
         self.doubt(variables, &scalars);
@@ -255,10 +256,10 @@ mod tests {
     fn variable_that_cannot_be_is_refused_by_its_name() {
         for (name, value, rule) in [
             ("MAILBOXQTT_SHARDS", "many", "must be a whole number"),
-            ("MAILBOXQTT_SHARDS", "70000", "u16"),
+            ("MAILBOXQTT_SHARDS", "70000", "must be a whole number from 0 to 65535, not integer"),
             ("MAILBOXQTT_ALLOW_ANONYMOUS", "yes", "must be true or false"),
             ("MAILBOXQTT_DURABILITY", "forever", "forever"),
-            ("SOCKET_ADDR", "localhost", "socket address"),
+            ("SOCKET_ADDR", "localhost", "must be an address with a port"),
         ] {
             let error = from_environment(&[(name, value)]).unwrap_err().to_string();
             assert!(error.starts_with(&format!("environment variable {name}")), "{error}");

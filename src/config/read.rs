@@ -51,8 +51,8 @@ pub fn parse(text: &str) -> Result<Table, Mistake> {
         let key = table.and_then(|table| key_at(table, at, "")).unwrap_or_default();
         let place = key.split('.').try_fold(&schema, |schema, key| schema.below(key));
         let message = match place.is_some_and(Schema::holds_secrets) {
-            true => without_text(error.message()),
-            false => error.message().to_owned(),
+            true => in_plain_words(&without_text(error.message())),
+            false => in_plain_words(error.message()),
         };
         Mistake::Value { line: line(text, at), key, message }
     };
@@ -86,6 +86,48 @@ fn key_at(table: &DeTable<'_>, at: usize, path: &str) -> Option<String> {
     })
 }
 
+/// What a type of ours is called in a settings file.
+const KINDS: &[(&str, &str)] = &[
+    ("u8", "a whole number from 0 to 255"),
+    ("u16", "a whole number from 0 to 65535"),
+    ("u32", "a whole number from 0 to 4294967295"),
+    ("u64", "a whole number that is not negative"),
+    ("usize", "a whole number that is not negative"),
+    ("a boolean", "true or false"),
+    ("a string", "text in quotes"),
+    ("path string", "text in quotes"),
+    ("socket address", "an address with a port in quotes, such as \"127.0.0.1:1883\""),
+    ("a map", "a section"),
+    ("a sequence", "a list in brackets"),
+];
+
+/// What serde says is wrong with a value, without the names of our types, and in one line.
+pub(super) fn in_plain_words(message: &str) -> String {
+    let message = message.replace(char::is_control, " ");
+    let told = ["invalid type: ", "invalid value: ", "unknown variant "];
+    let told = told.iter().find_map(|start| message.strip_prefix(start));
+    let Some((found, expected)) = told.and_then(|told| told.rsplit_once(", expected ")) else {
+        return match message.as_str() {
+            "wanted string or table" => "must be text in quotes".to_owned(),
+            "invalid socket address syntax" => {
+                "must be an address with a port, such as \"127.0.0.1:1883\"".to_owned()
+            }
+            _ => message,
+        };
+    };
+    let plain = |kind: &str| KINDS.iter().find(|(name, _)| *name == kind).map(|(_, words)| *words);
+    let expected = match expected.starts_with("struct ") {
+        true => "a section",
+        false => plain(expected).unwrap_or(expected),
+    };
+    let found = match found {
+        "map" => "a section",
+        "sequence" => "a list",
+        found => found.strip_suffix(" as i128").unwrap_or(found),
+    };
+    format!("must be {expected}, not {found}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,14 +137,51 @@ mod tests {
         for (text, refusal) in [
             ("shards = 1\nshards = 2", "line 2: duplicate key"),
             ("shards = 1\n[[[", "line 2: "),
-            ("\n\nshards = 'one'", "line 3, `shards`: invalid type: string \"one\", expected u16"),
-            ("shards = -1", "line 1, `shards`: invalid value: integer `-1`, expected u16"),
-            ("listen = 'localhost'", "line 1, `listen`: invalid socket address syntax"),
+            (
+                "\n\nshards = 'one'",
+                "line 3, `shards`: must be a whole number from 0 to 65535, not string \"one\"",
+            ),
+            (
+                "shards = 70000",
+                "line 1, `shards`: must be a whole number from 0 to 65535, not integer `70000`",
+            ),
+            ("listen = 'localhost'", "line 1, `listen`: must be an address with a port, such as"),
+            (
+                "listen = 1883",
+                "line 1, `listen`: must be an address with a port in quotes, such as",
+            ),
+            (
+                "allow_anonymous = 'yes'",
+                "line 1, `allow_anonymous`: must be true or false, not string \"yes\"",
+            ),
+            ("data_dir = 3", "line 1, `data_dir`: must be text in quotes, not integer `3`"),
+            ("queue_policy = 3", "line 1, `queue_policy`: must be text in quotes"),
+            (
+                "queue_policy = \"\"\"drop\nall\"\"\"",
+                "line 1, `queue_policy`: must be one of `reject`, `drop_oldest`, `drop_newest`, not \
+                 `drop all`",
+            ),
+            (
+                "queue_bytes_max = 99999999999999999999",
+                "line 1, `queue_bytes_max`: must be a whole number that is not negative, not \
+                 integer `99999999999999999999`",
+            ),
+            (
+                "[authentication]\nchecks_max = 'all'",
+                "line 2, `authentication.checks_max`: must be a whole number that is not negative, \
+                 not string \"all\"",
+            ),
+            ("authentication.http = 3", "line 1, `authentication.http`: must be a section, not"),
+            (
+                "[[listeners]]\nlisten = ':1'\n[[listeners]]\nlisten = ':2'\nprotocol = 'quic'",
+                "line 5, `listeners.protocol`: must be `mqtt` or `websocket`, not `quic`",
+            ),
+            ("[listeners]", "line 1, `listeners`: must be a list in brackets, not a section"),
             (
                 "shards = 1\n\n[[durability_overrides]]\nfilter = 'a'",
                 "line 3, `durability_overrides`: missing field `level`",
             ),
-            ("scram_users = 1", "line 1, `scram_users`: invalid type: integer `1`, expected a map"),
+            ("scram_users = 1", "line 1, `scram_users`: must be a section, not integer `1`"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.starts_with(refusal), "{text:?}: {error}");

@@ -4,7 +4,7 @@
 //! # Limits
 //!
 //! An address is an IPv4 address, or the 64 bits of an IPv6 address that a provider gives to one customer. At most
-//! [`ADDRESSES_MAX`] are remembered, some 100 bytes each; above that those are forgotten that have not come for a while,
+//! `ADDRESSES_MAX` are remembered, some 100 bytes each; above that those are forgotten that have not come for a while,
 //! and if all have, who is not known counts towards the limit of all only.
 
 use std::collections::HashMap;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 use crate::net::accept::Settings;
 use crate::net::admission::Admitted;
 use crate::session::authentication::UserName;
@@ -17,9 +19,14 @@ pub(super) struct Peer {
     pub(super) certificate_user: Option<UserName>,
     /// The settings of the listener as they were when the connection was accepted.
     pub(super) listener: Arc<Settings>,
+    /// The same as they are now.
+    pub(super) entrance: Entrance,
     /// Its place among the connections from its address, once that is known.
     pub(super) admitted: Option<Admitted>,
 }
+
+/// The settings of a listener, which a reload replaces.
+pub(super) type Entrance = Arc<ArcSwap<Settings>>;
 
 /// Where a client is. Behind a proxy that says so (`proxy_protocol`) this is the client and not the proxy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

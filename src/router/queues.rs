@@ -3,7 +3,7 @@
 //!
 //! # At the limit
 //!
-//! - [`Policy::Reject`]: shards ask before they accept a message ([`Queues::is_tight`] says when that is worth it), and
+//! - [`Policy::Reject`]: shards ask before they accept a message (`Queues::is_tight` says when that is worth it), and
 //!   its publisher is told. What was accepted is in the queue then, whatever other shards have put there meanwhile.
 //! - [`Policy::DropOldest`]: the newest enters, and the session takes out its oldest.
 //! - [`Policy::DropNewest`]: it is acknowledged and does not enter.

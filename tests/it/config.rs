@@ -73,7 +73,7 @@ fn check_fails_with_one_sentence_that_names_the_place() {
         ("shards = 1\nqueue_max_bytes = 1", "line 2: there is no setting `queue_max_bytes`"),
         ("shards = 1\nqueue_max_bytes = 1", "did you mean `queue_bytes_max`?"),
         ("[[durability_overrides]]\nfiltre = 'a'", "`durability_overrides.filter`?"),
-        ("shards = \"two\"", "line 1, `shards`: invalid type"),
+        ("shards = \"two\"", "line 1, `shards`: must be a whole number"),
         ("shards = 1 = 2", "line 1"),
         ("inflight_max = 0", "`inflight_max` must be at least 1"),
         ("listen = \"0.0.0.0:0\"", "--allow-anonymous"),
@@ -134,6 +134,7 @@ fn imported_settings_are_in_order_and_what_is_left_out_is_said_by_line() {
     assert!(says(command().args(["--check", "--config"]).arg(&ours)).contains("in order"));
     let printed = says(command().args(["--print-config", "--config"]).arg(&ours));
     assert_eq!(values(&printed)["keep_alive_s_max"].as_integer(), Some(60));
+    assert_eq!(values(&printed)["queue_policy"].as_str(), Some("drop_newest"));
     assert_eq!(values(&printed)["listeners"].as_array().unwrap().len(), 1);
 
     let said = fails(command().args(["import", "/nowhere/mosquitto.conf"]));

@@ -87,8 +87,9 @@ fn settings_that_cannot_be_are_refused_by_name_with_exit_code_1() {
     for (text, words) in [
         ("inflight_maximum = 3", &["inflight_maximum", "settings.toml"][..]),
         ("inflight_max = 0", &["`inflight_max`", "at least 1"]),
-        ("inflight_max = \"many\"", &["inflight_max", "settings.toml"]),
-        ("inflight_max = 70000", &["inflight_max", "settings.toml"]),
+        ("inflight_max = \"many\"", &["`inflight_max`", "settings.toml", "a whole number"]),
+        ("inflight_max = 70000", &["`inflight_max`", "settings.toml", "from 0 to 65535"]),
+        ("[authentication]\nchecks_max = -1", &["`authentication.checks_max`", "line 2"]),
         ("packet_bytes_max = 1", &["`packet_bytes_max`"]),
         ("sys_interval_s = 0", &["`sys_interval_s`"]),
         ("= = =", &["settings.toml"]),

@@ -60,8 +60,8 @@ fn message_for_a_full_queue_is_refused_as_a_whole_and_comes_once_when_there_is_r
     broker.stop();
 }
 
-/// The standard has no word for it before version 5: the connection ends instead [MQTT-4.8.0-2 of 3.1.1], and the client, which
-/// was told nothing, sends the message again.
+/// The standard has no word for it before version 5: the connection ends instead [MQTT-4.8.0-2 of 3.1.1], and
+/// the client, which was told nothing, sends the message again.
 #[test]
 fn older_client_whose_message_has_no_room_is_not_acknowledged_and_keeps_its_order() {
     let broker = Broker::start_configured("queue_messages_max = 2");

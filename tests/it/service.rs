@@ -53,6 +53,14 @@ impl Service {
         service
     }
 
+    /// Where it listens besides, over `transport`; once, and in their order.
+    pub(crate) fn next_listener(&mut self, transport: &str) -> SocketAddr {
+        self.process.wait_for("it listened once more", |line| {
+            let (addr, over) = line.split_once(" listening on ")?.1.split_once(" over ")?;
+            (over == transport).then(|| addr.parse().unwrap())
+        })
+    }
+
     /// Writes the settings file and has it read; returns when that is done, well or not.
     pub(crate) fn reload(&self, settings: &str) {
         fs::write(self.path("mailboxqtt.toml"), settings).unwrap();

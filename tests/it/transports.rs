@@ -6,6 +6,7 @@
 mod authority;
 mod browser;
 mod proxy;
+mod renewal;
 mod tls;
 mod unix;
 mod websocket;

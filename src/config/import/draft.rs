@@ -8,6 +8,7 @@ use crate::config::File;
 use crate::config::import::Import;
 use crate::config::import::lines::{Line, Place};
 use crate::config::print::entry;
+use crate::config::read::in_plain_words;
 
 /// What comes out of an import.
 #[derive(Debug, Default)]
@@ -37,10 +38,16 @@ impl Draft {
                 self.settings.retain(|(name, ..)| name != key);
                 self.settings.push((key.to_owned(), value, origin.to_owned()));
             }
-            Err(error) => {
-                self.leave_out(line, &format!("`{key}` cannot be that: {}", error.message()))
-            }
+            Err(error) => self.leave_out(
+                line,
+                &format!("`{key}` cannot be that: {}", in_plain_words(error.message())),
+            ),
         }
+    }
+
+    /// Sets `key` as mosquitto does without a word in its settings; `origin` says what that is.
+    pub(super) fn add(&mut self, key: &str, value: Value, origin: &str) {
+        self.settings.push((key.to_owned(), value, origin.to_owned()));
     }
 
     /// Adds a listener at the address `listen`; `false` if there can be none.
@@ -102,7 +109,7 @@ fn is_listener(settings: &[(&'static str, Value, String)]) -> Result<(), String>
     let listeners = Value::Array(vec![Value::Table(table.collect())]);
     let whole = Table::from_iter([("listeners".to_owned(), listeners)]);
     let read: Result<File, _> = whole.try_into();
-    read.map(drop).map_err(|error| error.message().to_owned())
+    read.map(drop).map_err(|error| in_plain_words(error.message()))
 }
 
 fn line(text: &mut String, key: &str, value: &Value, origin: &str) {

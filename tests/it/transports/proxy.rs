@@ -63,6 +63,8 @@ fn connection_without_a_right_header_ends_and_is_counted() {
 }
 
 fn start(top: &str) -> Broker {
-    let settings = format!("{top}[[listeners]]\nlisten = '127.0.0.1:0'\nproxy_protocol = true\nallow_anonymous = true\n");
+    let settings = format!(
+        "{top}[[listeners]]\nlisten = '127.0.0.1:0'\nproxy_protocol = true\nallow_anonymous = true\n"
+    );
     Broker::start_listening(1, &settings)
 }

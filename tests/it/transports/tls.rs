@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use mailboxqtt::codec::{Delivery, Packet, Properties, Publish};
 use mailboxqtt::ids::ProtocolVersion::V311;
-use rustls::pki_types::CertificateDer;
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
+    ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, StreamOwned,
+    SupportedProtocolVersion,
 };
 
 use crate::broker::Broker;
@@ -25,7 +27,7 @@ use crate::transports::{
 };
 use crate::wire::Client;
 
-type TlsClient = StreamOwned<ClientConnection, TcpStream>;
+pub(super) type TlsClient = StreamOwned<ClientConnection, TcpStream>;
 
 #[test]
 fn message_of_mosquitto_goes_over_tls() {
@@ -301,15 +303,37 @@ fn connect_with(
     name: &'static str,
     versions: &[&'static SupportedProtocolVersion],
 ) -> io::Result<TlsClient> {
+    shake_hands(addr, Arc::new(trusting(authority, versions).with_no_client_auth()), name)
+}
+
+/// What a client with the certificate of `files` connects with, again and again.
+pub(super) fn identity(authority: &Path, files: &Files) -> Arc<ClientConfig> {
+    let chain = vec![CertificateDer::from_pem_file(&files.certificate).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(&files.key).unwrap();
+    let config = trusting(authority, &[&TLS12, &TLS13]).with_client_auth_cert(chain, key);
+    Arc::new(config.unwrap())
+}
+
+fn trusting(
+    authority: &Path,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(authority).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connection = ClientConnection::new(Arc::new(config), name.try_into().unwrap()).unwrap();
+}
+
+/// A connection whose handshake is complete, as far as the client can know.
+pub(super) fn shake_hands(
+    addr: SocketAddr,
+    config: Arc<ClientConfig>,
+    name: &'static str,
+) -> io::Result<TlsClient> {
+    let connection = ClientConnection::new(config, name.try_into().unwrap()).unwrap();
     let mut stream = StreamOwned::new(connection, dial(addr));
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;

@@ -45,7 +45,8 @@ fn mqttjs_makes_a_round_trip_over_websocket_and_wss() {
     broker.stop();
 }
 
-/// [MQTT-6.0.0-2]
+/// [MQTT-6.0.0-2] [MQTT-6.0.0-2 of 3.1.1], on a WebSocket whose subprotocol is `mqtt` [MQTT-6.0.0-4]
+/// [MQTT-6.0.0-4 of 3.1.1].
 #[test]
 fn packets_may_lie_in_frames_in_any_way() {
     let broker = start(QUICK, &Authority::new());
@@ -84,7 +85,7 @@ fn packets_may_lie_in_frames_in_any_way() {
     broker.stop();
 }
 
-/// [MQTT-6.0.0-1]: before CONNECT and behind it.
+/// [MQTT-6.0.0-1] [MQTT-6.0.0-1 of 3.1.1]: before CONNECT and behind it.
 #[test]
 fn text_ends_the_connection_with_1003() {
     let broker = start(QUICK, &Authority::new());
@@ -101,7 +102,7 @@ fn text_ends_the_connection_with_1003() {
     broker.stop();
 }
 
-/// [MQTT-6.0.0-3] [MQTT-6.0.0-4]
+/// [MQTT-6.0.0-3] [MQTT-6.0.0-3 of 3.1.1]
 #[test]
 fn other_requests_are_refused_with_a_status_and_counted() {
     let broker = start(QUICK, &Authority::new());
