@@ -18,7 +18,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
@@ -42,8 +42,6 @@ use crate::session::{CloseReason, Output, Place, Session};
 const TURNS_MAX: usize = 4;
 /// Nothing is read from a client that leaves this much of our output unread.
 const UNSENT_BYTES_MAX: usize = 1024 * 1024;
-/// How long a large packet is not read while memory is short, before another look.
-const SHORT_PAUSE: Duration = Duration::from_millis(200);
 /// Mails taken in one turn.
 const MAILS_MAX: usize = 1024;
 
@@ -181,6 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let read = std::mem::take(&mut self.tail);
         let mut scratch = Scratch::take(&self.router);
         let out = &mut scratch.out;
+        out.is_memory_short = self.router.queues().is_memory_short();
         let taken = self.take_packets(&read, Instant::now(), out);
         self.tail.extend_from_slice(read.get(taken..).unwrap_or_default());
         self.settle(out);
@@ -210,7 +209,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         bytes.append(&mut out.bytes);
         // There is a reason already, and the next user of the buffers must not find one.
         out.close = None;
-        out.hold = None;
         scratch.give_back();
         bytes
     }
@@ -219,9 +217,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         for _ in 0..TURNS_MAX {
             let mail = self.take_mail(&mut scratch.out);
             self.open_gates();
-            if let Some(reason) = scratch.out.hold.take() {
-                self.pause = Some(Box::new(Pause::before_end(reason)));
-            }
+            self.hold_back(&mut scratch.out);
             let read = self.poll_read(cx, scratch);
             let out = &mut scratch.out;
             if self.is_taken_over {
@@ -332,7 +328,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let is_large = self.tail.len() > READ_BYTES_MAX / 2;
         if is_large && out.is_memory_short {
             // What would grow is not read until there is memory again.
-            self.pause = Some(Box::new(Pause::of(SHORT_PAUSE)));
+            self.pause = Some(Box::new(Pause::for_memory()));
             self.is_held_back = self.is_pausing(cx, out);
             return Step::Nothing;
         }
@@ -365,9 +361,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Step::Progress
     }
 
+    /// A message of the client was refused without a word. This must not be left for the next user of the buffers.
+    fn hold_back(&mut self, out: &mut Output) {
+        if let Some(reason) = out.hold.take() {
+            self.pause = Some(Box::new(Pause::before_end(reason)));
+        }
+    }
+
     fn is_pausing(&mut self, cx: &mut Context<'_>, out: &mut Output) -> bool {
         let Some(pause) = &mut self.pause else { return false };
-        let Poll::Ready(then) = pause.poll(cx) else { return true };
+        let Poll::Ready(then) = pause.poll(cx, out.is_memory_short) else { return true };
         self.pause = None;
         out.close = out.close.take().or(then);
         false
@@ -466,6 +469,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Passes requests to the router and sums to the counters.
     fn settle(&mut self, out: &mut Output) {
+        self.hold_back(out);
         while let Some(request) = out.requests.pop_front() {
             self.router.request(request, self.inbox.mailbox(), &mut self.links);
         }

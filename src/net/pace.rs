@@ -7,11 +7,17 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
+use crate::metrics::Shortage;
 use crate::session::CloseReason;
 
 /// How long a client is not read whose message was refused without a word, before its connection is closed. It will come
 /// back at once and send the same again, so this bounds how often.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a large packet is not read while memory is short, before another look.
+const SHORT_PAUSE: Duration = Duration::from_millis(200);
+/// Looks after which its connection is closed: what has come of such packets may be what memory is short of.
+const SHORT_LOOKS_MAX: u32 = 150;
 
 /// How much one client may publish; 0 is as much as it likes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,12 +33,19 @@ pub(super) struct Pause {
     sleep: Pin<Box<Sleep>>,
     /// Then the connection ends.
     then: Option<CloseReason>,
+    /// It is over as soon as memory is not short any more; the connection ends if so many looks later it still is.
+    looks_left: Option<u32>,
 }
 
 impl Pause {
     /// Of `wait`.
     pub(super) fn of(wait: Duration) -> Self {
-        Self { sleep: Box::pin(tokio::time::sleep(wait)), then: None }
+        Self { sleep: Box::pin(tokio::time::sleep(wait)), then: None, looks_left: None }
+    }
+
+    /// Until memory is not short any more.
+    pub(super) fn for_memory() -> Self {
+        Self { looks_left: Some(SHORT_LOOKS_MAX), ..Self::of(SHORT_PAUSE) }
     }
 
     /// The last one of a connection that will end for `reason`.
@@ -46,8 +59,26 @@ impl Pause {
     }
 
     /// Ready when it is over, with the reason to close.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<CloseReason>> {
-        self.sleep.as_mut().poll(cx).map(|()| self.then.take())
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        is_memory_short: bool,
+    ) -> Poll<Option<CloseReason>> {
+        while self.sleep.as_mut().poll(cx).is_ready() {
+            match &mut self.looks_left {
+                Some(0) if is_memory_short => {
+                    self.then = Some(CloseReason::NoRoom(Shortage::Memory))
+                }
+                Some(left) if is_memory_short => {
+                    *left -= 1;
+                    self.sleep.as_mut().reset(tokio::time::Instant::now() + SHORT_PAUSE);
+                    continue;
+                }
+                _ => (),
+            }
+            return Poll::Ready(self.then.take());
+        }
+        Poll::Pending
     }
 }
 
@@ -93,5 +124,19 @@ mod tests {
         assert_eq!(pace.spend(0, 2_000, later), Some(Duration::from_secs(2)));
         assert_eq!(pace.spend(1, 0, later + Duration::from_secs(3)), None);
         assert!(Pace::new(PublishRates::default(), start).is_none());
+    }
+
+    /// What waits to be read to its end may be what memory is short of: it must not wait for ever.
+    #[tokio::test(start_paused = true)]
+    async fn pause_for_memory_ends_with_the_shortage_or_with_the_connection() {
+        let mut pause = Pause::for_memory();
+        let begun = tokio::time::Instant::now();
+        let then = std::future::poll_fn(|cx| pause.poll(cx, begun.elapsed().as_secs() < 7)).await;
+        assert_eq!((then, begun.elapsed().as_secs()), (None, 7));
+        let mut pause = Pause::for_memory();
+        let begun = tokio::time::Instant::now();
+        let then = std::future::poll_fn(|cx| pause.poll(cx, true)).await;
+        assert_eq!(then, Some(CloseReason::NoRoom(Shortage::Memory)));
+        assert_eq!(begun.elapsed().as_secs(), 30);
     }
 }

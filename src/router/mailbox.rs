@@ -520,11 +520,69 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
+        // First nothing more may enter: whoever charges after that gives it back by himself.
+        drop(std::mem::replace(&mut self.receiver, flume::bounded(0).1));
         let messages = self.mailbox.messages.swap(0, Relaxed);
         let bytes = self.mailbox.bytes.swap(0, Relaxed);
         self.mailbox.set_pressed(false);
         self.mailbox.metrics.queued_messages.add(-(messages as i64));
         self.mailbox.metrics.queued_bytes.add(-(bytes as i64));
         self.mailbox.metrics.dropped(DropReason::SessionEnded, messages);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::ids::{ProtocolVersion, Qos};
+    use crate::message::{Buffer, Piece};
+
+    fn message() -> Delivery {
+        let piece = Piece {
+            buffer: 0,
+            offset: 0,
+            len: 8,
+            count: 1,
+            version: ProtocolVersion::V5,
+            frame_qos: Qos::AtLeastOnce,
+            frame_retain: false,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            expires: false,
+            via: 0,
+            record: 0,
+            first: 0,
+        };
+        let frames = bytes::Bytes::from_static(&[0; 8]);
+        let buffers = vec![Buffer { frames, received_at: Instant::now() }];
+        Delivery::new(Kind::Acknowledged, buffers, vec![piece], Vec::new())
+    }
+
+    /// What the sums of all queues keep by mistake they keep for ever.
+    #[test]
+    fn nothing_stays_in_the_account_of_a_session_that_ends_while_messages_come() {
+        let metrics = Arc::new(Metrics::default());
+        let each = QueueLimits { messages_max: 2, bytes_max: 100_000 };
+        let queues: Arc<Queues> = each.into();
+        for _ in 0..2_000 {
+            let inbox = mailbox(SessionId(1), Home::Memory, None, queues.clone(), metrics.clone());
+            let mailbox = inbox.mailbox().clone();
+            let barrier = Barrier::new(2);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    (0..20).for_each(|_| drop(mailbox.deliver(message())));
+                });
+                barrier.wait();
+                drop(inbox);
+            });
+        }
+        let sums = (metrics.queued_messages.value(), metrics.queued_bytes.value());
+        assert_eq!(sums, (0, 0));
+        assert!(!queues.is_tight(Held::default(), &metrics));
     }
 }

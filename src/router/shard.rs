@@ -346,7 +346,8 @@ impl Shard {
                 let left_out = self.turn.add_all(run, targets, &batch, publisher);
                 self.metrics.dropped(DropReason::QueueFull, left_out);
                 for group in groups {
-                    if let Some((left, why)) = self.turn.share(run, group, &batch, publisher) {
+                    if let Some((left, why)) = self.turn.share(run, group, &batch, publisher, true)
+                    {
                         self.metrics.dropped(why, left.count.into());
                     }
                 }
@@ -469,12 +470,17 @@ impl Shard {
         let choices = [here, own, away].map(|members| Group { members, cursor: cursor.clone() });
         for run in &batch.runs {
             let mut left = Some((*run, DropReason::QueueFull));
-            for group in choices.iter().filter(|group| !group.members.is_empty()) {
+            // They were accepted once: who has no room gets them all the same before nobody does.
+            let tries = [false, true].into_iter().flat_map(|must_go| {
+                let groups = choices.iter().filter(|group| !group.members.is_empty());
+                groups.map(move |group| (group, must_go))
+            });
+            for (group, must_go) in tries {
                 // A record for each of them: numbers count from the first message that is left.
                 if let (Some(store), Some((left, _))) = (&self.store, left) {
                     log::begin_again(&mut self.turn, store, batch, &left);
                 }
-                left = left.and_then(|(run, _)| self.turn.share(&run, group, batch, from));
+                left = left.and_then(|(run, _)| self.turn.share(&run, group, batch, from, must_go));
                 self.turn.end_record(false);
             }
             if let Some((left, why)) = left {
@@ -784,6 +790,46 @@ mod tests {
         pair.shard.end_turn();
         assert_eq!((count(&full), count(&free)), (0, 1));
         assert_eq!(pair.shard.metrics.dropped_for(DropReason::QueueFull), 1);
+    }
+
+    /// One read may bring more of one topic than the members have room for together.
+    #[test]
+    fn what_is_accepted_for_a_shared_subscription_is_not_dropped_for_want_of_room() {
+        for messages_max in [3, 1] {
+            let mut pair = pair();
+            let each = QueueLimits { messages_max, bytes_max: 10_000 };
+            let (messages_max, bytes_max) = (100, 100_000);
+            let limits = QueuesLimits { policy: Policy::Reject, each, messages_max, bytes_max };
+            pair.shard.queues.replace(limits);
+            let open = |session| {
+                let queues = pair.shard.queues.clone();
+                mailbox(SessionId(session), Home::Memory, None, queues, pair.shard.metrics.clone())
+            };
+            let members = [open(2), open(3)];
+            let grant = Grant { qos: Qos::AtLeastOnce, ..grant(false) };
+            let filter = TopicFilter::parse("$share/g/t").unwrap();
+            for member in &members {
+                let mailbox = member.mailbox().clone();
+                pair.trie.insert(&filter, mailbox.session(), Subscriber { mailbox, grant });
+            }
+            let messages: Vec<(&str, u8, u16)> = (1..=10).map(|id| ("t", 1, id)).collect();
+            pair.publish(V5, &messages, false, Some(0));
+            pair.shard.end_turn();
+            let mut refused_count = 0;
+            while let Some(mail) = pair.publisher.try_next() {
+                if let Mail::Refused { refused, .. } = mail {
+                    refused_count += refused.len();
+                }
+            }
+            let mails = members.iter().flat_map(|it| std::iter::from_fn(|| it.try_next()));
+            let messages = mails.map(|mail| match mail {
+                Mail::Delivery(delivery) => delivery.messages as usize,
+                _ => 0,
+            });
+            assert_eq!(messages.sum::<usize>() + refused_count, 10);
+            assert_eq!(refused_count, 10 - 2 * each.messages_max as usize);
+            assert_eq!(pair.shard.metrics.dropped_for(DropReason::QueueFull), 0);
+        }
     }
 
     /// It could not be told, so it will send all of it again: nothing may overtake what was refused.

@@ -84,17 +84,33 @@ impl Turn {
             }
         }
         for group in &route.groups {
-            let room = |target: &Target| self.as_member(target, run.qos).room;
-            if group.members.iter().any(|target| room(target) >= Room::Away) {
-                continue;
-            }
-            let full = group.members.iter().find(|target| room(target) == Room::Full);
-            let outbox = full.and_then(|target| self.outboxes.get(target.outbox as usize));
-            if let Some(left) = outbox.and_then(Outbox::messages_left) {
-                left?;
-            }
+            let left = self.room_of_group(group, run.qos)?;
+            count = count.min(u32::try_from(left).unwrap_or(u32::MAX));
         }
         Ok(count)
+    }
+
+    /// For how many messages of `qos` the members of `group` have room together; why, if that is none. Nothing is
+    /// promised to those who get them at QoS 0.
+    fn room_of_group(&self, group: &Group, qos: Qos) -> Result<u64, Shortage> {
+        let (mut left, mut full) = (0_u64, None);
+        for target in &group.members {
+            let room = self.as_member(target, qos).room;
+            if target.grant.qos == Qos::AtMostOnce && room >= Room::Away {
+                return Ok(u64::MAX);
+            }
+            let outbox = self.outboxes.get(target.outbox as usize);
+            let outbox = outbox.filter(|_| target.grant.qos != Qos::AtMostOnce);
+            match room {
+                Room::Full => full = full.or(outbox),
+                _ => left = left.saturating_add(outbox.map_or(0, Outbox::messages_to_go)),
+            }
+        }
+        match full.filter(|_| left == 0).and_then(Outbox::messages_left) {
+            Some(left) => left,
+            None if left == 0 => Ok(u64::MAX),
+            None => Ok(left),
+        }
     }
 
     /// What has to be in the log.
@@ -152,13 +168,16 @@ impl Turn {
             && outbox.is_some_and(|it| it.shortage().is_some())
     }
 
-    /// Each message of `run` goes to one member of `group`. Returns those that nobody can take, and why.
+    /// Each message of `run` goes to one member of `group`. If `must_go` those that have no room are given some all the
+    /// same, where the policy is to drop the oldest or the messages have been accepted. Returns those that nobody can
+    /// take, and why.
     pub(super) fn share(
         &mut self,
         run: &Run,
         group: &Group,
         batch: &Batch,
         publisher: SessionId,
+        must_go: bool,
     ) -> Option<(Run, DropReason)> {
         let strategy = self.strategy;
         let key = match strategy {
@@ -171,9 +190,10 @@ impl Turn {
         while let Some(run) = rest {
             let member = |target: &Target| self.as_member(target, run.qos);
             let target = group.pick(strategy, key, member);
-            // Where the oldest goes, somebody has room after all.
-            let target =
-                target.or_else(|| group.pick(strategy, key, |it| self.as_eager(member(it), it)));
+            let target = target.or_else(|| {
+                let eager = |it: &Target| self.as_eager(member(it), it, run.qos);
+                if must_go { group.pick(strategy, key, eager) } else { None }
+            });
             let Some(target) = target else { break };
             let (part, others) = cut(run, stretch, batch);
             self.add(&part, target, batch, Some(first));
@@ -238,11 +258,17 @@ impl Turn {
         member.unwrap_or(Member { session: SessionId(0), room: Room::Full, load: 0 })
     }
 
-    /// `member` as one that takes out its oldest message for each that comes, if the policy is that.
-    fn as_eager(&self, member: Member, target: &Target) -> Member {
+    /// `member` as one that has room after all, if its oldest message goes for each that comes, or the messages, of
+    /// `qos`, have been accepted: others of them may have taken the room that there was.
+    fn as_eager(&self, member: Member, target: &Target, qos: Qos) -> Member {
         let outbox = self.outboxes.get(target.outbox as usize);
         let mailbox = outbox.and_then(|outbox| outbox.mailbox.as_ref());
-        match mailbox.filter(|it| it.policy() == Policy::DropOldest && member.room == Room::Full) {
+        let takes_more = |it: &&Arc<Mailbox>| match it.policy() {
+            Policy::DropOldest => true,
+            Policy::Reject => !self.leaves_out && qos.min(target.grant.qos) != Qos::AtMostOnce,
+            Policy::DropNewest => false,
+        };
+        match mailbox.filter(takes_more).filter(|_| member.room == Room::Full) {
             Some(mailbox) if mailbox.is_connected() => Member { room: Room::Here, ..member },
             Some(_) => Member { room: Room::Away, ..member },
             None => member,
@@ -329,7 +355,12 @@ impl Outbox {
         if shortage == Some(Shortage::Queue) {
             mailbox.blame();
         }
-        Some(shortage.map_or_else(|| Ok(mailbox.messages_left(self.messages)), Err))
+        Some(shortage.map_or_else(|| Ok(self.messages_to_go()), Err))
+    }
+
+    /// For how many messages it has room, were it for their number alone.
+    fn messages_to_go(&self) -> u64 {
+        self.mailbox.as_ref().map_or(0, |mailbox| mailbox.messages_left(self.messages))
     }
 
     /// Whether its messages are in the log, too.

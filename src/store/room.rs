@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use tracing::{info, warn};
 
+use super::Density;
 use super::log::Log;
 
 /// What the log may grow by while its tables cannot be written, in segments.
@@ -35,6 +36,8 @@ pub struct Room {
     segment_bytes: u64,
     /// `u64::MAX` where there is no limit.
     bytes_max: AtomicU64,
+    /// A limit that stays, see [`Room::give_up`]; `u64::MAX` where there is none.
+    stuck_bytes_max: AtomicU64,
     /// Size of the tables.
     tables_bytes: AtomicU64,
     /// The disk itself has little left.
@@ -49,6 +52,7 @@ impl Room {
             log,
             segment_bytes: limits.segment_bytes,
             bytes_max: AtomicU64::new(u64::MAX),
+            stuck_bytes_max: AtomicU64::new(u64::MAX),
             tables_bytes: AtomicU64::new(0),
             is_low: AtomicBool::new(false),
             is_reported: AtomicBool::new(false),
@@ -69,20 +73,22 @@ impl Room {
 
     /// Whether there is no room for more messages.
     pub fn is_short(&self) -> bool {
-        let max = self.bytes_max.load(Relaxed);
+        let max = self.bytes_max();
         self.is_low.load(Relaxed) || (max < u64::MAX && self.used_bytes() > max - self.reserve(max))
     }
 
     /// Whether it is time to look for space that can be given back.
     pub(super) fn is_tight(&self) -> bool {
-        let max = self.bytes_max.load(Relaxed);
+        let max = self.bytes_max();
         self.is_low.load(Relaxed)
             || (max < u64::MAX && self.used_bytes() > max / 4 * 3 - self.reserve(max / 4 * 3))
     }
 
-    /// Whether there is a limit.
-    pub(super) fn is_limited(&self) -> bool {
-        self.bytes_max.load(Relaxed) < u64::MAX
+    /// Which segments are emptied into the tables, which grow by what they still hold: where there is little room, or a
+    /// limit, those only that give back more.
+    pub(super) fn density(&self) -> Density {
+        let is_limited = self.bytes_max() < u64::MAX;
+        if is_limited || self.is_low.load(Relaxed) { Density::Sparse } else { Density::Any }
     }
 
     /// Whether the tables take a large part of what there is.
@@ -95,7 +101,7 @@ impl Room {
         let more = (STUCK_SEGMENTS_MAX + SPARE_SEGMENTS).saturating_mul(self.segment_bytes);
         // What `reserve` takes away again.
         let max = self.used_bytes().saturating_add(more).saturating_mul(8) / 7;
-        self.bytes_max.fetch_min(max, Relaxed);
+        self.stuck_bytes_max.store(max, Relaxed);
     }
 
     /// Looks at the disk that `dir` is on, and says so when there is room no more, or again.
@@ -127,8 +133,56 @@ impl Room {
         }
     }
 
+    fn bytes_max(&self) -> u64 {
+        self.bytes_max.load(Relaxed).min(self.stuck_bytes_max.load(Relaxed))
+    }
+
     /// What is kept free of `max` bytes.
     fn reserve(&self, max: u64) -> u64 {
         (max / 8).saturating_add(SPARE_SEGMENTS * self.segment_bytes).min(max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::LogPosition;
+    use crate::store::files::Directory;
+    use crate::store::log::Settings;
+
+    const SEGMENT_BYTES: u64 = 65_536;
+
+    fn room(dir: &Path) -> Room {
+        let files = Arc::new(Directory::open(dir).unwrap());
+        let settings = Settings { segment_bytes: SEGMENT_BYTES, ..Settings::default() };
+        let (log, _) = Log::open(files, settings, LogPosition(0), |_| ()).unwrap();
+        Room::new(Arc::new(log), DiskLimits { bytes_max: 0, segment_bytes: SEGMENT_BYTES })
+    }
+
+    /// Copies of what is all needed give no space back, and the tables could not be written any more.
+    #[test]
+    fn full_segments_are_not_copied_where_the_disk_is_low_or_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = room(dir.path());
+        assert_eq!(room.density(), Density::Any);
+        room.is_low.store(true, Relaxed);
+        assert_eq!((room.density(), room.is_short()), (Density::Sparse, true));
+        room.is_low.store(false, Relaxed);
+        room.replace(1 << 30);
+        assert_eq!((room.density(), room.is_short()), (Density::Sparse, false));
+    }
+
+    #[test]
+    fn log_whose_tables_cannot_be_written_stays_bounded_when_the_limit_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = room(dir.path());
+        room.give_up();
+        for bytes_max in [0, 1 << 40] {
+            room.replace(bytes_max);
+            assert!(!room.is_short());
+            room.tables_bytes.store(17 * SEGMENT_BYTES, Relaxed);
+            assert!(room.is_short(), "{bytes_max}");
+            room.tables_bytes.store(0, Relaxed);
+        }
     }
 }

@@ -22,7 +22,7 @@ use super::files::{Directory, DirectoryError, Files};
 use super::handle::{Clock, Store};
 use super::log::{Damage, Failure, Level, Log, OpenError, ReadError, SegmentInfo, Settings};
 use super::room::{DiskLimits, Room};
-use super::{Bodies, Density, FoldError, Place, RecoveredState, Tables, TablesError};
+use super::{Bodies, FoldError, Place, RecoveredState, Tables, TablesError};
 use crate::ids::LogPosition;
 use crate::record::{Messages, RecordError};
 
@@ -265,7 +265,7 @@ impl Work {
         let old: Vec<LogPosition> = segments.iter().take(excess).map(|it| it.base).collect();
         if !old.is_empty() {
             let log = &self.log;
-            let density = if self.room.is_limited() { Density::Sparse } else { Density::Any };
+            let density = self.room.density();
             let read = &mut |at, len| read_frames(log, at, len);
             let kept = self.tables.keep_bodies(&old, density, read)?;
             if let Some(error) = kept.failed {

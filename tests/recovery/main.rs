@@ -36,6 +36,7 @@
 mod broker;
 mod damage;
 mod downtime;
+mod formats;
 mod history;
 mod limits;
 mod link;
