@@ -107,6 +107,28 @@ fn client_that_does_not_trust_the_certificate_is_counted() {
     broker.stop();
 }
 
+#[test]
+fn handshakes_that_nobody_finishes_keep_nobody_waiting() {
+    let authority = Authority::new();
+    let settings = listener("handshake_s_max = 600\n", &authority.server("server").settings());
+    let broker = Broker::start_listening(1, &settings);
+    let addr = broker.listener(0);
+    // More than there are cores that could wait for them.
+    let _half_open: Vec<_> = (0..200)
+        .map(|index| {
+            let mut stream = dial(addr);
+            if index % 2 == 0 {
+                let mut silent = client(&authority.file(), "localhost", &[&TLS13]);
+                silent.write_tls(&mut stream).unwrap();
+            }
+            stream
+        })
+        .collect();
+    let mut stream = connect(addr, &authority.file(), "localhost").unwrap();
+    assert_eq!(say_hello(&mut stream), ACCEPTED);
+    broker.stop();
+}
+
 /// rustls cannot even speak TLS 1.1, so its hello is written here.
 #[test]
 fn old_versions_are_refused() {
@@ -301,6 +323,19 @@ fn connect_with(
     name: &'static str,
     versions: &[&'static SupportedProtocolVersion],
 ) -> io::Result<TlsClient> {
+    let mut stream = StreamOwned::new(client(authority, name, versions), dial(addr));
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock)?;
+    }
+    Ok(stream)
+}
+
+/// A client that has said nothing yet.
+fn client(
+    authority: &Path,
+    name: &'static str,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConnection {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(authority).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -309,10 +344,5 @@ fn connect_with(
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let connection = ClientConnection::new(Arc::new(config), name.try_into().unwrap()).unwrap();
-    let mut stream = StreamOwned::new(connection, dial(addr));
-    while stream.conn.is_handshaking() {
-        stream.conn.complete_io(&mut stream.sock)?;
-    }
-    Ok(stream)
+    ClientConnection::new(Arc::new(config), name.try_into().unwrap()).unwrap()
 }
