@@ -59,7 +59,13 @@ fuzz TARGET SECONDS='60':
 storm SECONDS='60':
     cargo build --release --bin mailboxqtt
     STORM_SECONDS={{ SECONDS }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
-        cargo test --test storm -- --nocapture
+        cargo test --test storm -- --nocapture broker_is_as_before
+
+# Cut N clients off at once and let all come back at once over TLS; everybody has to be served.
+tls-storm N='10000':
+    cargo build --release --bin mailboxqtt
+    STORM_CLIENTS={{ N }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
+        cargo test --test storm -- --nocapture comeback
 
 # Kill the broker N times at random moments while clients use it; nothing that it has acknowledged may be lost.
 kill N='100':

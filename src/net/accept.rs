@@ -143,7 +143,8 @@ impl Listeners {
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
-        let serving = Serving { router, limits, gatekeeper, verifier, stop: stop.clone() };
+        let turns = Arc::default();
+        let serving = Serving { router, limits, gatekeeper, verifier, turns, stop: stop.clone() };
         let serving = Arc::new(ArcSwap::from_pointee(serving));
         let listeners = Self { serving, stop, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
@@ -156,7 +157,9 @@ impl Listeners {
         let serving = self.serving.load_full();
         let (router, stop) = (serving.router.clone(), self.stop.clone());
         let (gatekeeper, verifier) = (serving.gatekeeper.clone(), serving.verifier.clone());
-        self.serving.store(Arc::new(Serving { router, limits, gatekeeper, verifier, stop }));
+        let turns = serving.turns.clone();
+        let serving = Serving { router, limits, gatekeeper, verifier, turns, stop };
+        self.serving.store(Arc::new(serving));
     }
 
     /// Takes the addresses of `settings` on which nobody listens yet. Nothing changes before

@@ -17,6 +17,7 @@ use crate::net::admission::{self, Gatekeeper};
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{Desk, HandshakeError, authenticate, read_hello};
 use crate::net::peer::{Address, Peer};
+use crate::net::tls::Turns;
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
@@ -34,6 +35,7 @@ pub(super) struct Serving {
     pub(super) limits: Limits,
     pub(super) verifier: Arc<Verifier>,
     pub(super) gatekeeper: Arc<Gatekeeper>,
+    pub(super) turns: Arc<Turns>,
     pub(super) stop: CancellationToken,
 }
 

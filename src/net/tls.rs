@@ -6,16 +6,26 @@
 //! - Where clients have certificates no session is resumed: every connection is checked against the authority
 //!   and the revocations that are in force when it begins.
 //! - There is no early data, which could be replayed, and no compression.
+//! - The costly part of a handshake, key exchange and signature, is done between the ClientHello and the answer to
+//!   it, for one client after the other (`Turns`). So when all clients come at once there are a few of them to be
+//!   answered among all that there is to do, and not thousands: those who have their answer finish, and those who are
+//!   connected are served meanwhile. Nobody can hold a turn, for it waits for nothing that a client does.
 
 mod load;
 
+use std::future::poll_fn;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::task::Poll;
 
+use rustls::server::Acceptor;
 use rustls::{CertificateError, ServerConfig};
 use serde::{Deserialize, Serialize};
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -101,14 +111,51 @@ impl TlsError {
     }
 }
 
+/// Whose handshake is worked on: one client for each core, the others in the order in which they came.
+#[derive(Debug)]
+pub(super) struct Turns(Semaphore);
+
+impl Default for Turns {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self(Semaphore::new(cores))
+    }
+}
+
+/// The right to be answered.
+pub(super) struct Turn<'a> {
+    _permit: Option<SemaphorePermit<'a>>,
+}
+
+impl Turns {
+    /// The next.
+    pub(super) async fn next(&self) -> Turn<'_> {
+        // It is never closed.
+        Turn { _permit: self.0.acquire().await.ok() }
+    }
+}
+
+/// A client that has said what it wants, and has no answer yet.
+pub(super) struct Greeted(StartHandshake<TcpStream>);
+
+/// Reads the ClientHello, which costs little.
+pub(super) async fn read_hello(stream: TcpStream) -> Result<Greeted, TlsError> {
+    Ok(Greeted(LazyConfigAcceptor::new(Acceptor::default(), stream).await?))
+}
+
 impl Tls {
-    /// Shakes hands. With the stream comes the user whom the client's certificate names, where the listener
-    /// wants users from certificates and the client has one.
-    pub(super) async fn accept(
+    /// Shakes hands, `turn` being that of this client. With the stream comes the user whom the client's certificate
+    /// names, where the listener wants users from certificates and the client has one.
+    pub(super) async fn answer(
         self,
-        stream: TcpStream,
+        greeted: Greeted,
+        turn: Turn<'_>,
     ) -> Result<(TlsStream, Option<UserName>), TlsError> {
-        let stream = TlsAcceptor::from(self.config).accept(stream).await?;
+        let Greeted(handshake) = greeted;
+        check_present(&handshake.io).await?;
+        let finishing = handshake.into_stream(self.config);
+        drop(turn);
+        let stream = finishing.await?;
         let (_, connection) = stream.get_ref();
         let certificate = connection.peer_certificates().and_then(|chain| chain.first());
         let user = match (self.user_from, certificate) {
@@ -116,6 +163,17 @@ impl Tls {
             (from, Some(certificate)) => Some(user(from, certificate).ok_or(TlsError::Nameless)?),
         };
         Ok((stream, user))
+    }
+}
+
+/// Whoever has given up while he waited costs nothing more. Does not wait.
+async fn check_present(stream: &TcpStream) -> io::Result<()> {
+    let mut byte = [0];
+    let seen = poll_fn(|cx| Poll::Ready(stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)))).await;
+    match seen {
+        Poll::Ready(Ok(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Poll::Ready(Err(error)) => Err(error),
+        Poll::Ready(Ok(_)) | Poll::Pending => Ok(()),
     }
 }
 

@@ -1,7 +1,9 @@
 //! From an accepted socket to a connection: PROXY header, TLS, WebSocket, CONNECT, in this order and as far as
 //! the listener has them. Floor 5, called by `net::accept`.
 //!
-//! One time limit lies over all of it, so nobody holds a connection open without saying who he is.
+//! One time limit lies over all of it, so nobody holds a connection open without saying who he is. What a client waits
+//! for its turn in TLS is the broker's fault and does not count: if it did, and more clients came at once than
+//! can be served in that time, they would be cut off half done and come back for all of it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Peer};
 use crate::net::proxy::{self, ProxyError};
-use crate::net::tls::{TlsError, TlsStream};
+use crate::net::tls::{self, TlsError, TlsStream};
 use crate::net::upgrade::{self, UpgradeError};
 use crate::net::websocket::WebSocket;
 
@@ -69,9 +71,9 @@ pub(super) async fn open_tls(
     mut stream: TcpStream,
     mut peer: Peer,
 ) -> Option<Opened<TlsStream>> {
-    let until = deadline(&serving);
+    let mut until = deadline(&serving);
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
-    let stream = encrypt(&serving, stream, &mut peer, until).await?;
+    let stream = encrypt(&serving, stream, &mut peer, &mut until).await?;
     connect(&serving, stream, peer, until).await
 }
 
@@ -93,9 +95,9 @@ pub(super) async fn open_tls_websocket(
     mut stream: TcpStream,
     mut peer: Peer,
 ) -> Option<Opened<WebSocket<TlsStream>>> {
-    let until = deadline(&serving);
+    let mut until = deadline(&serving);
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
-    let stream = encrypt(&serving, stream, &mut peer, until).await?;
+    let stream = encrypt(&serving, stream, &mut peer, &mut until).await?;
     let stream = upgrade(&serving, stream, &peer, until).await?;
     connect(&serving, stream, peer, until).await
 }
@@ -120,15 +122,24 @@ async fn read_proxy_header<S: AsyncRead + Unpin>(
     Some(())
 }
 
+/// Puts `until` off by the time that the client waits for its turn.
 async fn encrypt(
     serving: &Serving,
     stream: TcpStream,
     peer: &mut Peer,
-    until: Instant,
+    until: &mut Instant,
 ) -> Option<TlsStream> {
     let tls = peer.listener.tls.clone()?;
-    let shaking = tls.accept(stream);
-    let (stream, user) = step(serving, peer, until, RefuseReason::TlsTooSlow, shaking).await?;
+    let reading = tls::read_hello(stream);
+    let greeted = step(serving, peer, *until, RefuseReason::TlsTooSlow, reading).await?;
+    let waits_since = Instant::now();
+    let turn = tokio::select! {
+        turn = serving.turns.next() => turn,
+        () = serving.stop.cancelled() => return None,
+    };
+    *until += waits_since.elapsed();
+    let shaking = tls.answer(greeted, turn);
+    let (stream, user) = step(serving, peer, *until, RefuseReason::TlsTooSlow, shaking).await?;
     peer.certificate_user = user;
     Some(stream)
 }

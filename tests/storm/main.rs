@@ -20,6 +20,7 @@
 #[path = "../it/broker.rs"]
 mod broker;
 mod client;
+mod comeback;
 mod counters;
 mod packet;
 mod pair;

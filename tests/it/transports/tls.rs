@@ -109,6 +109,28 @@ fn client_that_does_not_trust_the_certificate_is_counted() {
     broker.stop();
 }
 
+#[test]
+fn handshakes_that_nobody_finishes_keep_nobody_waiting() {
+    let authority = Authority::new();
+    let settings = listener("handshake_s_max = 600\n", &authority.server("server").settings());
+    let broker = Broker::start_listening(1, &settings);
+    let addr = broker.listener(0);
+    // More than there are cores that could wait for them.
+    let _half_open: Vec<_> = (0..200)
+        .map(|index| {
+            let mut stream = dial(addr);
+            if index % 2 == 0 {
+                let mut silent = client(&authority.file(), "localhost", &[&TLS13]);
+                silent.write_tls(&mut stream).unwrap();
+            }
+            stream
+        })
+        .collect();
+    let mut stream = connect(addr, &authority.file(), "localhost").unwrap();
+    assert_eq!(say_hello(&mut stream), ACCEPTED);
+    broker.stop();
+}
+
 /// rustls cannot even speak TLS 1.1, so its hello is written here.
 #[test]
 fn old_versions_are_refused() {
@@ -312,6 +334,16 @@ pub(super) fn identity(authority: &Path, files: &Files) -> Arc<ClientConfig> {
     let key = PrivateKeyDer::from_pem_file(&files.key).unwrap();
     let config = trusting(authority, &[&TLS12, &TLS13]).with_client_auth_cert(chain, key);
     Arc::new(config.unwrap())
+}
+
+/// A client that has said nothing yet.
+fn client(
+    authority: &Path,
+    name: &'static str,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConnection {
+    let config = Arc::new(trusting(authority, versions).with_no_client_auth());
+    ClientConnection::new(config, name.try_into().unwrap()).unwrap()
 }
 
 fn trusting(
