@@ -196,7 +196,7 @@ impl CallOut {
     }
 
     async fn ask(&self, question: &Question<'_>) -> Result<Answer, AuthenticationError> {
-        let _slot = self.slots.take().await.map_err(|_| AuthenticationError::Busy)?;
+        let _slot = self.slots.take(question.peer).await.map_err(|_| AuthenticationError::Busy)?;
         // An error of the library may hold the URL, and that more than the log should.
         let failed = |error: reqwest::Error| unavailable(&error.without_url());
         let mut response =

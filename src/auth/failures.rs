@@ -138,7 +138,7 @@ fn delay(failures: u32, patience: &Patience) -> Duration {
 }
 
 /// Who is one and the same as far as we can tell.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()

@@ -135,7 +135,7 @@ impl Methods {
         if let Some(passwords) = &self.passwords
             && (self.call_out.is_none() || passwords.knows(name))
         {
-            let is_right = self.check_password(passwords, login).await?;
+            let is_right = self.check_password(passwords, login, address).await?;
             return match user {
                 Some(user) if is_right => Ok(Authenticated::new(user, Proof::Password)),
                 user => Err(AuthenticationError::Login { user, refused: WRONG }),
@@ -161,12 +161,13 @@ impl Methods {
         &self,
         passwords: &Arc<PasswordFile>,
         login: Login,
+        address: Option<IpAddr>,
     ) -> Result<bool, AuthenticationError> {
         let name = login.user_name.as_deref().unwrap_or_default();
         if passwords.remembers(name, login.password.as_deref()) {
             return Ok(true);
         }
-        let slot = self.checks.take().await.map_err(|_| AuthenticationError::Busy)?;
+        let slot = self.checks.take(address).await.map_err(|_| AuthenticationError::Busy)?;
         let passwords = passwords.clone();
         let checking = tokio::task::spawn_blocking(move || {
             // Held to the end of the work, also if the client does not wait for it.
@@ -355,7 +356,7 @@ mod tests {
         let verifier = Verifier::new(methods(&[("anna", Form::Argon2id)]));
         assert!(check(&verifier, "anna", "x").await.is_ok());
         let methods = verifier.methods.load_full();
-        let slot = methods.checks.take().await.unwrap();
+        let slot = methods.checks.take(None).await.unwrap();
         assert_eq!(check(&verifier, "anna", "y").await, Err(AuthenticationError::Busy));
         assert!(check(&verifier, "anna", "x").await.is_ok());
         drop(slot);

@@ -20,7 +20,8 @@ pub struct Authentication {
     /// Passwords that are checked at the same time; 0 is one per core. Each may take 19 MiB meanwhile, or what its
     /// hash asks for.
     pub checks_max: usize,
-    /// Further clients that may wait for the check of their password; one more is told that the broker is busy.
+    /// Further clients that may wait for the check of their password, a quarter of them from one address; one more is
+    /// told that the broker is busy.
     pub checks_waiting_max: usize,
     /// Failures that an address may have before its logins have to wait; one is forgiven every 15 s.
     pub failures_free: u32,
