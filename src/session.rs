@@ -35,7 +35,9 @@ use crate::message::Incoming as Arrival;
 use crate::message::{Replay, Stored, Undelivered};
 use crate::metrics::Shortage;
 use crate::session::aliases::ReceivedAliases;
-use crate::session::authentication::{AuthenticationError, Directory, Identity, NO_METHOD};
+use crate::session::authentication::{
+    Anonymous, AuthenticationError, Directory, Identity, NO_METHOD,
+};
 use crate::session::incoming::{Incoming, Novelty, Verdict};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::permission::Permission;
@@ -461,13 +463,19 @@ impl Session {
         }
     }
 
-    /// Users have changed: a client whom nobody knows any more has to go.
-    pub fn handle_users_changed(&self, directory: &dyn Directory, out: &mut Output) {
-        if let Some(identity) = &self.identity
-            && !identity.is_still_known(directory)
-        {
-            out.close(AuthenticationError::UserGone.into());
-        }
+    /// A client whom nobody knows any more has to go, and one that is nobody where `anonymous` says so.
+    pub fn handle_users_changed(
+        &self,
+        known: &dyn Directory,
+        anonymous: Anonymous,
+        out: &mut Output,
+    ) {
+        let error = match &self.identity {
+            Some(identity) if !identity.is_still_known(known) => AuthenticationError::UserGone,
+            None if anonymous == Anonymous::Refused => AuthenticationError::Anonymous,
+            _ => return,
+        };
+        out.close(error.into());
     }
 
     /// The connection ends for `reason`: a v5 client is told [MQTT-3.14.0-1].

@@ -53,7 +53,7 @@ impl Handle {
 
     /// Goes on with the settings of `config` that can change at run time: listeners with their certificates, who
     /// may connect, what they may do, and the limits of connections and sessions, which are for those that come
-    /// later. A client is disconnected only if its user is no more. An error changes nothing.
+    /// later. A client is disconnected only if its user is no more, or it has none and has to. An error changes nothing.
     pub async fn replace(&self, config: Config) -> Result<(), ReplaceError> {
         let (answer, answered) = oneshot::channel();
         let request = Request::Replace(Box::new(config), answer);

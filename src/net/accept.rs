@@ -1,7 +1,8 @@
 //! The listeners: accepts connections and serves each in a task of its own. Floor 5, started by `broker`.
 //!
 //! A connection keeps the settings with which it was accepted. [`Listeners::replace`] gives new ones to those
-//! that come later, so nobody is disconnected: neither by new certificates nor by a listener that goes.
+//! that come later, so nobody is disconnected: neither by new certificates nor by a listener that goes. Only whether
+//! anonymous clients may stay is looked up again, when users change.
 //!
 //! # Invariants
 //!
@@ -27,7 +28,7 @@ use crate::net::Limits;
 use crate::net::admission::Gatekeeper;
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
-use crate::net::peer::{Address, Peer};
+use crate::net::peer::{Address, Entrance, Peer};
 use crate::net::socket::{Accepted, Socket};
 use crate::net::tls::Tls;
 use crate::net::transport::{self, Opened};
@@ -115,7 +116,7 @@ struct Running {
 /// What the connections of a listener share.
 struct Port {
     serving: Arc<ArcSwap<Serving>>,
-    settings: ArcSwap<Settings>,
+    settings: Entrance,
     connections: AtomicUsize,
 }
 
@@ -206,7 +207,7 @@ impl Listeners {
     fn spawn(&self, bound: Bound) -> Running {
         let Bound { settings, socket, .. } = bound;
         let listen = settings.listen.clone();
-        let settings = ArcSwap::from_pointee(settings);
+        let settings = Arc::new(ArcSwap::from_pointee(settings));
         let connections = AtomicUsize::new(0);
         let port = Arc::new(Port { serving: self.serving.clone(), settings, connections });
         let stop = self.stop.child_token();
@@ -263,7 +264,8 @@ impl Port {
             return;
         }
         let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
-        let mut peer = Peer { address, certificate_user: None, listener: settings, admitted: None };
+        let (listener, entrance) = (settings, self.settings.clone());
+        let mut peer = Peer { address, certificate_user: None, listener, entrance, admitted: None };
         // Behind a proxy nobody is known yet.
         if !peer.listener.proxy_protocol && serving.admit(&mut peer).is_none() {
             return;

@@ -28,6 +28,7 @@ use crate::codec::{Publish, decode, frame_len, header_len};
 use crate::ids::LogPosition;
 use crate::metrics::DropReason;
 use crate::net::pace::{Pace, Pause, PublishRates};
+use crate::net::peer::{self, Entrance};
 use crate::net::scratch::{READ_BYTES_MAX, Scratch};
 use crate::router::Router;
 use crate::router::links::Links;
@@ -78,6 +79,8 @@ pub(super) struct Connection<S> {
     pause: Option<Box<Pause>>,
     /// What the client may publish, if that is limited.
     pace: Option<Box<Pace>>,
+    /// The settings of its listener as they are now, where it has not said who it is.
+    pub(super) entrance: Option<Entrance>,
 }
 
 /// Output from here on waits until the log has what it tells the client of.
@@ -133,6 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             gates: VecDeque::new(),
             pause: None,
             pace: None,
+            entrance: None,
         }
     }
 
@@ -285,7 +289,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // The gates are looked at whenever there was mail.
                 Mail::Safe => (),
                 Mail::Expire => may_have_expired = true,
-                Mail::UsersChanged(known) => self.session.handle_users_changed(&*known, out),
+                Mail::UsersChanged(known) => {
+                    let now = peer::anonymous(self.entrance.as_ref());
+                    self.session.handle_users_changed(&*known, now, out);
+                }
                 Mail::Rights(rights) => self.session.set_rights(rights),
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
             }

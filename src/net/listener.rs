@@ -20,7 +20,7 @@ use crate::net::peer::{Address, Peer};
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
-use crate::session::authentication::{Authenticated, Caller};
+use crate::session::authentication::{Anonymous, Authenticated, Caller};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -56,7 +56,12 @@ impl Serving {
                 Ok((claim, parked, was_present)) => {
                     let user = opening.user().map(|user| user.as_str());
                     debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
-                    return Some(self.begin(stream, &opening, claim, parked, was_present, rest));
+                    let mut connection =
+                        self.begin(stream, &opening, claim, parked, was_present, rest);
+                    if opening.authenticated.is_none() {
+                        self.watch(&mut connection, from);
+                    }
+                    return Some(connection);
                 }
                 Err(error) => error,
             },
@@ -194,6 +199,20 @@ impl Serving {
             session.make_durable(inbox.mailbox().session());
         }
         Ok((claim, Parked { session, inbox, expires_at: None, will: None }, false))
+    }
+
+    /// A client that has not said who it is goes when its listener takes such clients no more.
+    fn watch<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        connection: &mut Connection<S>,
+        from: &Peer,
+    ) {
+        connection.entrance = Some(from.entrance.clone());
+        if from.entrance.load().anonymous == Anonymous::Refused {
+            // Since it was let in. Whoever told the owners may have looked before we were one.
+            let changed = Mail::UsersChanged(self.verifier.directory());
+            connection.inbox.mailbox().send(changed);
+        }
     }
 
     /// The connection with its CONNACK still to be written.

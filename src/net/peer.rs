@@ -4,9 +4,11 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 use crate::net::accept::Settings;
 use crate::net::admission::Admitted;
-use crate::session::authentication::UserName;
+use crate::session::authentication::{Anonymous, UserName};
 
 /// The other end of a connection.
 #[derive(Debug)]
@@ -17,8 +19,18 @@ pub(super) struct Peer {
     pub(super) certificate_user: Option<UserName>,
     /// The settings of the listener as they were when the connection was accepted.
     pub(super) listener: Arc<Settings>,
+    /// The same as they are now.
+    pub(super) entrance: Entrance,
     /// Its place among the connections from its address, once that is known.
     pub(super) admitted: Option<Admitted>,
+}
+
+/// The settings of a listener, which a reload replaces.
+pub(super) type Entrance = Arc<ArcSwap<Settings>>;
+
+/// Whether a client that came in there without saying who it is may stay; others have no `entrance`.
+pub(super) fn anonymous(entrance: Option<&Entrance>) -> Anonymous {
+    entrance.map_or(Anonymous::Allowed, |entrance| entrance.load().anonymous)
 }
 
 /// Where a client is. Behind a proxy that says so (`proxy_protocol`) this is the client and not the proxy.

@@ -83,12 +83,37 @@ fn settings_that_need_a_restart_are_named_each_time() {
 fn users_that_come_by_a_reload_close_the_door_for_those_without_a_name() {
     let service = Service::start("");
     let (mut guest, _) = Hello::new(V5, &unique("guest")).open(service.addr);
+    let (mut older, _) = Hello::new(V311, &unique("older")).open(service.addr);
     service.reload(&format!("[scram_users]\nalice = '{CREDENTIAL}'"));
     let (_, answer) = Hello::new(V5, &unique("late")).try_open(service.addr);
     assert!(matches!(answer, Got::ConnAck(_, 0x87, _)), "{answer:?}");
-    serves(&mut guest);
+    assert_eq!(guest.next(), Got::Disconnect(0x87));
+    guest.assert_closed();
+    older.assert_closed();
     service.reload("");
     Hello::new(V5, &unique("again")).open(service.addr).0.disconnect();
+    service.stop();
+}
+
+#[test]
+fn anonymous_clients_stay_where_their_listener_still_takes_them() {
+    let listening = |allow_anonymous: bool| {
+        format!(
+            "[[listeners]]\nlisten = '127.0.0.2:0'\nallow_anonymous = true\n\
+             [[listeners]]\nlisten = '127.0.0.3:0'\nallow_anonymous = {allow_anonymous}\n"
+        )
+    };
+    let mut service = Service::start(&listening(true));
+    let (kept, closed) = (service.next_listener("TCP"), service.next_listener("TCP"));
+    let guest = |addr| Hello::new(V5, &unique("guest")).open(addr).0;
+    let (mut first, mut second, mut third) = (guest(kept), guest(closed), guest(service.addr));
+    service.reload(&format!("keep_alive_s_max = 40\n{}", listening(false)));
+    assert_eq!(second.next(), Got::Disconnect(0x87));
+    serves(&mut first);
+    serves(&mut third);
+    // A listener that goes takes no rights away.
+    service.reload("");
+    serves(&mut first);
     service.stop();
 }
 

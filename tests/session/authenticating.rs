@@ -537,10 +537,15 @@ fn logged_in(authenticated: Option<Authenticated>) -> Server {
 #[test]
 fn users_who_are_gone_have_to_go_and_all_others_stay() {
     let password = |name| Some(Authenticated::new(UserName::new(name), Proof::Password));
-    for (authenticated, stays) in [(password("anna"), true), (None, true), (password("bob"), false)]
-    {
+    for (authenticated, anonymous, stays) in [
+        (password("anna"), Anonymous::Allowed, true),
+        (password("anna"), Anonymous::Refused, true),
+        (password("bob"), Anonymous::Allowed, false),
+        (None, Anonymous::Allowed, true),
+        (None, Anonymous::Refused, false),
+    ] {
         let mut server = logged_in(authenticated);
-        server.session.handle_users_changed(&OnlyAnna, &mut server.out);
+        server.session.handle_users_changed(&OnlyAnna, anonymous, &mut server.out);
         let code = server.out.close.as_ref().and_then(CloseReason::reason_code);
         assert_eq!(code, (!stays).then_some(ReasonCode::NotAuthorized));
     }
