@@ -95,6 +95,10 @@ async fn read_line<S: AsyncRead + Unpin>(
         }
         line.push(stream.read_u8().await?);
     }
+    // The parser does not look after UNKNOWN.
+    if !line.ends_with(b"\r\n") {
+        return Err(v1::BinaryParseError::from(v1::ParseError::InvalidSuffix).into());
+    }
     Ok(match v1::Header::try_from(line.as_slice())?.addresses {
         v1::Addresses::Tcp4(it) => Some((it.source_address, it.source_port).into()),
         v1::Addresses::Tcp6(it) => Some((it.source_address, it.source_port).into()),
@@ -152,6 +156,7 @@ mod tests {
             b"PROXY TCP4 1 2 3 4\r\n".as_slice(),
             b"PROXY TCP4 192.0.2.1 127.0.0.1 80 1883 \r\n",
             b"PROXY TCP4 192.0.2.1 127.0.0.1 80 1883\n",
+            b"PROXY UNKNOWN \n",
             b"\r\n\r\n\0\r\nQUIT\n\x41\x11\0\0",
         ] {
             let error = read_header(&mut &*wrong).await.unwrap_err();
