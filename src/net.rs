@@ -1,7 +1,7 @@
 //! Sockets: where bytes, clock, session and router meet. Floor 5.
 //!
-//! [`accept`] listens and accepts, `transport` makes a stream of what was accepted (`proxy`, [`tls`],
-//! [`upgrade`], `websocket`), `listener` and `handshake` read the CONNECT, `connection` serves the session until
+//! [`accept`] listens and accepts, `transport` makes a stream of what was accepted ([`proxy`], [`tls`],
+//! [`upgrade`], [`websocket`]), `listener` and `handshake` read the CONNECT, `connection` serves the session until
 //! it ends. One driver serves every transport.
 
 pub mod accept;
@@ -12,13 +12,13 @@ pub mod health;
 mod listener;
 pub mod pace;
 mod peer;
-mod proxy;
+pub mod proxy;
 mod scratch;
 mod socket;
 pub mod tls;
 mod transport;
 pub mod upgrade;
-mod websocket;
+pub mod websocket;
 
 use std::time::Duration;
 

@@ -463,23 +463,19 @@ impl Session {
         }
     }
 
-    /// Users have changed, or who need not be one: a client whom nobody knows any more has to go, and one that has
-    /// not said who it is where `anonymous` ones are refused now.
+    /// A client whom nobody knows any more has to go, and one that is nobody where `anonymous` says so.
     pub fn handle_users_changed(
         &self,
-        directory: &dyn Directory,
+        known: &dyn Directory,
         anonymous: Anonymous,
         out: &mut Output,
     ) {
-        match &self.identity {
-            Some(identity) if !identity.is_still_known(directory) => {
-                out.close(AuthenticationError::UserGone.into());
-            }
-            None if anonymous == Anonymous::Refused => {
-                out.close(AuthenticationError::Anonymous.into());
-            }
-            _ => (),
-        }
+        let error = match &self.identity {
+            Some(identity) if !identity.is_still_known(known) => AuthenticationError::UserGone,
+            None if anonymous == Anonymous::Refused => AuthenticationError::Anonymous,
+            _ => return,
+        };
+        out.close(error.into());
     }
 
     /// The connection ends for `reason`: a v5 client is told [MQTT-3.14.0-1].

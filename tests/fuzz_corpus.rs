@@ -48,6 +48,21 @@ fn every_input_of_token_claims_passes() {
     replay("token_claims", targets::token_claims::run);
 }
 
+#[test]
+fn every_input_of_config_passes() {
+    replay("config", targets::config::run);
+}
+
+#[test]
+fn every_input_of_proxy_header_passes() {
+    replay("proxy_header", targets::proxy_header::run);
+}
+
+#[test]
+fn every_input_of_websocket_passes() {
+    replay("websocket", targets::websocket::run);
+}
+
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut inputs: Vec<_> =

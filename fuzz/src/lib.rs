@@ -6,12 +6,16 @@
 
 pub mod acl_file;
 mod choices;
+pub mod config;
 pub mod decode;
 pub mod password_file;
+mod pieces;
+pub mod proxy_header;
 pub mod round_trip;
 pub mod session_operations;
 pub mod token_claims;
 pub mod topic_filters;
+pub mod websocket;
 
 #[allow(dead_code, reason = "the scenarios of the session use more of it")]
 #[path = "../../tests/session/pair.rs"]

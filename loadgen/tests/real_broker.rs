@@ -10,6 +10,7 @@ use mailboxqtt::broker::Broker;
 use mailboxqtt::codec::{Connect, Packet, Properties};
 use mailboxqtt::config::{DurabilityLevel, File};
 use mailboxqtt::ids::ProtocolVersion;
+use mailboxqtt::router::queues::Policy;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -144,7 +145,8 @@ fn what_is_stored_for_sessions_that_are_away_is_delivered_when_they_come_back() 
 
 #[test]
 fn what_a_broker_does_not_keep_for_a_session_is_lost() {
-    let broker = broker(File { queue_messages_max: 50, ..File::default() });
+    let queue_policy = Policy::DropNewest;
+    let broker = broker(File { queue_messages_max: 50, queue_policy, ..File::default() });
     let offline = ["--scenario", "offline", "--qos", "1", "--clients", "3", "--publishers", "1"];
     let output = loadgen(broker, &[&offline[..], &["--messages", "200", "--json"]].concat());
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
@@ -407,8 +409,11 @@ fn delivers_all(broker: SocketAddr, arguments: &[&str]) -> Value {
     let report = report(&output);
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {report} {}", stderr(&output));
     assert!(report["expected_total"].as_u64() > Some(0), "{arguments:?}: {report}");
+    // At QoS 0 nobody knows when the last retained message is set: some may come live, and then as retained, too.
+    let is_vague = arguments.contains(&"retain") && arguments.contains(&"0");
     for sum in ["lost", "duplicated", "unacknowledged"] {
-        assert_eq!(report[sum], 0, "{arguments:?} {sum}: {report}");
+        let may_be = sum == "duplicated" && is_vague;
+        assert!(may_be || report[sum] == 0, "{arguments:?} {sum}: {report}");
     }
     // Order is promised per topic, and a publisher of this scenario has many.
     if !arguments.contains(&"wildcard") {

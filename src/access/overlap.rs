@@ -46,6 +46,8 @@ fn with_rest<'a>(
 pub(super) fn covers(filter: &str, levels: &[&str]) -> bool {
     // A topic has at least one level.
     let filter = if filter == "+/#" { "#" } else { filter };
+    // No topic is empty, so nothing of `/#` ends at its first level.
+    let levels = if levels == ["", "#"] { &["", "+", "#"] } else { levels };
     let is_system = levels.first().is_some_and(|level| level.starts_with('$'));
     if is_system && filter.starts_with(['+', '#']) {
         return false;
@@ -81,6 +83,14 @@ mod tests {
         assert_eq!(common("#", "$SYS/#"), None);
         assert_eq!(common("+/x", "$SYS/x"), None);
         assert_eq!(common("a/+", "a"), None);
+    }
+
+    #[test]
+    fn filter_that_begins_with_a_separator_is_covered_by_one_more_level() {
+        for filter in ["/#", "/+/#", "+/+/#", "+/#", "#"] {
+            assert!(covers(filter, &["", "#"]), "{filter}");
+        }
+        assert!(!covers("a/+/#", &["a", "#"]) && !covers("/+/+/#", &["", "#"]));
     }
 
     fn filter() -> impl Strategy<Value = String> {

@@ -59,6 +59,13 @@ impl fmt::Display for Origin {
 }
 
 impl Settings {
+    /// What a settings file at `path` says alone, read into `table`.
+    pub fn of(path: &Path, table: Table) -> Result<Self, InvalidConfig> {
+        let mut layers = Layers::default();
+        layers.add_file(path, table);
+        layers.settle()
+    }
+
     /// Where the value of `name` came from, a key with its sections in dots; what is said of a whole section
     /// holds for what is in it.
     pub fn origin(&self, name: &str) -> &Origin {

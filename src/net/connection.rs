@@ -28,14 +28,13 @@ use crate::codec::{Publish, decode, frame_len, header_len};
 use crate::ids::LogPosition;
 use crate::metrics::DropReason;
 use crate::net::pace::{Pace, Pause, PublishRates};
-use crate::net::peer::Entrance;
+use crate::net::peer::{self, Entrance};
 use crate::net::scratch::{READ_BYTES_MAX, Scratch};
 use crate::router::Router;
 use crate::router::links::Links;
 use crate::router::mailbox::{Inbox, Mail};
 use crate::router::registry::{Claim, Parked};
 use crate::router::shard::{Command, Publication};
-use crate::session::authentication::Anonymous;
 use crate::session::{CloseReason, Output, Place, Session};
 
 /// Turns of one poll. More let a flooding client delay the others, fewer cost speed.
@@ -79,7 +78,7 @@ pub(super) struct Connection<S> {
     /// What the client may publish, if that is limited.
     pace: Option<Box<Pace>>,
     /// The settings of its listener as they are now, where it has not said who it is.
-    entrance: Option<Entrance>,
+    pub(super) entrance: Option<Entrance>,
 }
 
 /// Output from here on waits until the log has what it tells the client of.
@@ -137,11 +136,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             pace: None,
             entrance: None,
         }
-    }
-
-    /// The client has not said who it is, and may stay as long as `entrance` lets such clients in.
-    pub(super) fn allow_anonymous(&mut self, entrance: Entrance) {
-        self.entrance = Some(entrance);
     }
 
     /// Reads no more of what the client publishes than `rates` allow.
@@ -292,9 +286,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Mail::Safe => (),
                 Mail::Expire => may_have_expired = true,
                 Mail::UsersChanged(known) => {
-                    let entrance = self.entrance.as_ref();
-                    let anonymous = entrance.map_or(Anonymous::Allowed, |it| it.load().anonymous);
-                    self.session.handle_users_changed(&*known, anonymous, out);
+                    let now = peer::anonymous(self.entrance.as_ref());
+                    self.session.handle_users_changed(&*known, now, out);
                 }
                 Mail::Rights(rights) => self.session.set_rights(rights),
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),

@@ -210,7 +210,7 @@ impl Serving {
         connection: &mut Connection<S>,
         from: &Peer,
     ) {
-        connection.allow_anonymous(from.entrance.clone());
+        connection.entrance = Some(from.entrance.clone());
         if from.entrance.load().anonymous == Anonymous::Refused {
             // Since it was let in. Whoever told the owners may have looked before we were one.
             let changed = Mail::UsersChanged(self.verifier.directory());

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 
 use crate::net::accept::Settings;
 use crate::net::admission::Admitted;
-use crate::session::authentication::UserName;
+use crate::session::authentication::{Anonymous, UserName};
 
 /// The other end of a connection.
 #[derive(Debug)]
@@ -27,6 +27,11 @@ pub(super) struct Peer {
 
 /// The settings of a listener, which a reload replaces.
 pub(super) type Entrance = Arc<ArcSwap<Settings>>;
+
+/// Whether a client that came in there without saying who it is may stay; others have no `entrance`.
+pub(super) fn anonymous(entrance: Option<&Entrance>) -> Anonymous {
+    entrance.map_or(Anonymous::Allowed, |entrance| entrance.load().anonymous)
+}
 
 /// Where a client is. Behind a proxy that says so (`proxy_protocol`) this is the client and not the proxy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -22,7 +22,7 @@ const FIXED_BYTES: usize = 16;
 
 /// Why there is no PROXY header.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ProxyError {
+pub enum ProxyError {
     /// The connection ended, or failed.
     #[error("connection lost in the PROXY header: {0}")]
     Lost(#[from] io::Error),
@@ -33,16 +33,16 @@ pub(super) enum ProxyError {
     #[error("PROXY header of more than {0} bytes")]
     TooLong(usize),
     /// A text that is wrong.
-    #[error("wrong PROXY header: {0}")]
+    #[error("wrong PROXY header: {}", .0.to_string().escape_debug())]
     Line(#[from] v1::BinaryParseError),
     /// Binary, and wrong.
-    #[error("wrong PROXY header: {0}")]
+    #[error("wrong PROXY header: {}", .0.to_string().escape_debug())]
     Header(#[from] v2::ParseError),
 }
 
 /// Reads the header and nothing behind it. `None` where the proxy speaks for itself (LOCAL, such as its health
 /// checks), does not know (UNKNOWN) or has no address of the network.
-pub(super) async fn read_header<S: AsyncRead + Unpin>(
+pub async fn read_header<S: AsyncRead + Unpin>(
     stream: &mut S,
 ) -> Result<Option<SocketAddr>, ProxyError> {
     let mut header = vec![0; START_BYTES];
@@ -94,6 +94,10 @@ async fn read_line<S: AsyncRead + Unpin>(
             return Err(ProxyError::TooLong(LINE_BYTES_MAX));
         }
         line.push(stream.read_u8().await?);
+    }
+    // The parser does not look after UNKNOWN.
+    if !line.ends_with(b"\r\n") {
+        return Err(v1::BinaryParseError::from(v1::ParseError::InvalidSuffix).into());
     }
     Ok(match v1::Header::try_from(line.as_slice())?.addresses {
         v1::Addresses::Tcp4(it) => Some((it.source_address, it.source_port).into()),
@@ -148,8 +152,16 @@ mod tests {
         let large = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xFF\xFF";
         let error = read_header(&mut large.as_slice()).await.unwrap_err();
         assert!(matches!(error, ProxyError::TooLong(HEADER_BYTES_MAX)), "{error}");
-        for wrong in [b"PROXY TCP4 1 2 3 4\r\n".as_slice(), b"\r\n\r\n\0\r\nQUIT\n\x41\x11\0\0"] {
+        for wrong in [
+            b"PROXY TCP4 1 2 3 4\r\n".as_slice(),
+            b"PROXY TCP4 192.0.2.1 127.0.0.1 80 1883 \r\n",
+            b"PROXY TCP4 192.0.2.1 127.0.0.1 80 1883\n",
+            b"PROXY UNKNOWN \n",
+            b"\r\n\r\n\0\r\nQUIT\n\x41\x11\0\0",
+        ] {
             let error = read_header(&mut &*wrong).await.unwrap_err();
+            // For the log: a line of it is a line.
+            assert!(!error.to_string().contains(char::is_control), "{error}");
             assert!(matches!(error, ProxyError::Line(_) | ProxyError::Header(_)), "{error}");
         }
         let error =

@@ -32,7 +32,7 @@ const FRAME_BYTES_MAX: usize = 64 * 1024;
 
 /// See the module comment.
 #[derive(Debug)]
-pub(super) struct WebSocket<S> {
+pub struct WebSocket<S> {
     stream: S,
     reading: Reading,
     /// The last frame of a message has not come.
@@ -100,7 +100,7 @@ impl Violation {
 
 impl<S> WebSocket<S> {
     /// On a stream on which the upgrade is complete.
-    pub(super) fn new(stream: S) -> Self {
+    pub fn new(stream: S) -> Self {
         Self {
             stream,
             reading: NO_HEADER,
