@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod admission;
 mod connection;
+mod gates;
 mod handshake;
 pub mod health;
 mod listener;

@@ -13,7 +13,6 @@
 //!   pushes back. Mail is always taken, so a takeover or shutdown is seen by a stuck client too.
 //! - An idle connection owns no buffer: both belong to the worker thread.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -27,6 +26,7 @@ use tokio_util::io::poll_read_buf;
 use crate::codec::{Publish, decode, frame_len, header_len};
 use crate::ids::LogPosition;
 use crate::metrics::DropReason;
+use crate::net::gates::Gates;
 use crate::net::pace::{Pace, Pause, PublishRates};
 use crate::net::peer::{self, Entrance};
 use crate::net::scratch::{READ_BYTES_MAX, Scratch};
@@ -72,21 +72,13 @@ pub(super) struct Connection<S> {
     /// Another connection wants the session.
     is_taken_over: bool,
     /// What may not be written before something is safe in the log, in their order.
-    gates: VecDeque<Gate>,
+    gates: Gates,
     /// Nothing is read for a while.
     pause: Option<Box<Pause>>,
     /// What the client may publish, if that is limited.
     pace: Option<Box<Pace>>,
     /// The settings of its listener as they are now, where it has not said who it is.
     pub(super) entrance: Option<Entrance>,
-}
-
-/// Output from here on waits until the log has what it tells the client of.
-struct Gate {
-    /// Where that is in the log.
-    at: LogPosition,
-    /// Bytes of `unsent` before the gate.
-    behind: usize,
 }
 
 /// What a connection begins with.
@@ -131,7 +123,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             is_held_back: false,
             has_packets: false,
             is_taken_over: false,
-            gates: VecDeque::new(),
+            gates: Gates::default(),
             pause: None,
             pace: None,
             entrance: None,
@@ -145,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Nothing is written before what was appended at `at` is safe. A [`Mail::Safe`] has to follow.
     pub(super) fn hold(&mut self, at: LogPosition) {
-        self.gates.push_back(Gate { at, behind: self.unsent_from });
+        self.gates.put(at, self.unsent_from);
     }
 
     /// Serves the client until one side has enough.
@@ -210,7 +202,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<CloseReason> {
         for _ in 0..TURNS_MAX {
             let mail = self.take_mail(&mut scratch.out);
-            self.open_gates();
+            self.gates.open(|at| self.router.is_safe(at));
             self.hold_back(&mut scratch.out);
             let read = self.poll_read(cx, scratch);
             let out = &mut scratch.out;
@@ -510,13 +502,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn write_journal(&mut self, out: &mut Output) {
         let mailbox = self.inbox.mailbox();
         if let Some(at) = self.router.write_journal(out, mailbox) {
-            self.gates.push_back(Gate { at, behind: self.unsent.len() });
-        }
-    }
-
-    fn open_gates(&mut self) {
-        while self.gates.front().is_some_and(|gate| self.router.is_safe(gate.at)) {
-            self.gates.pop_front();
+            self.gates.put(at, self.unsent.len());
         }
     }
 
@@ -526,18 +512,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Writes what was left and then `bytes`; keeps what the stream does not take.
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
-        if !self.has_sent_all() || !self.gates.is_empty() {
+        if !self.has_sent_all() || !self.gates.are_open() {
             self.unsent.append(bytes);
-            let end = self.gates.front().map_or(self.unsent.len(), |gate| gate.behind);
+            let end = self.gates.end(self.unsent.len());
             let unsent = self.unsent.get(self.unsent_from..end).unwrap_or_default();
             self.unsent_from += write_some(&mut self.stream, cx, unsent, &self.router)?;
             if self.has_sent_all() {
                 self.unsent = Vec::new();
+                self.gates.forget(self.unsent_from);
                 self.unsent_from = 0;
-                self.gates.iter_mut().for_each(|gate| gate.behind = 0);
             } else if self.unsent_from > self.unsent.len() / 2 {
                 self.unsent.drain(..self.unsent_from);
-                self.gates.iter_mut().for_each(|gate| gate.behind -= self.unsent_from);
+                self.gates.forget(self.unsent_from);
                 self.unsent_from = 0;
             }
         } else if !bytes.is_empty() {
