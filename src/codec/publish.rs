@@ -98,7 +98,7 @@ impl<'a> Publish<'a> {
     /// Decodes one whole PUBLISH frame. When its topic bytes equal those of `previous` (the
     /// message decoded just before, from the same buffer or not), the topic is not validated
     /// again and `previous` itself is returned, so that callers can compare by pointer.
-    #[inline]
+    #[inline(always)]
     pub fn decode_after(
         frame: &'a [u8],
         version: ProtocolVersion,
@@ -113,7 +113,8 @@ impl<'a> Publish<'a> {
         Self::decode(frame, version, previous)
     }
 
-    #[inline]
+    // Each kind of stream has a connection of its own, and with several callers the compiler would call it.
+    #[inline(always)]
     pub(super) fn decode(
         frame: Frame<'a>,
         version: ProtocolVersion,
