@@ -2,7 +2,7 @@
 //!
 //! # Limits
 //!
-//! At most [`LINES_MAX`] lines a second. The first one of a later second comes with the number of those that were left out.
+//! At most `LINES_MAX` lines a second. The first one of a later second comes with the number of those that were left out.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
