@@ -5,10 +5,14 @@
 //! between the two marks of the document instead of comparing it.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
+mod sources;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use sources::collect;
 
 use mailboxqtt::config::{File, Scalar, Schema, is_reloaded, variable};
 use toml::{Table, Value};
@@ -216,17 +220,6 @@ fn structs(source: &str) -> BTreeMap<String, Fields> {
         structs.insert(name.to_owned(), fields);
     }
     structs
-}
-
-fn collect(dir: &Path, paths: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(&path, paths);
-        } else if path.extension().is_some_and(|ext| ext == "rs") {
-            paths.push(path);
-        }
-    }
 }
 
 fn root() -> &'static Path {

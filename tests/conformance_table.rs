@@ -9,11 +9,15 @@
 //! `just conformance --addr HOST:PORT` runs [`verdicts_on_another_broker`].
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, exit};
+
+use sources::collect;
 
 const TABLE: &str = "docs/conformance.md";
 const INTRODUCTION: &str = "docs/spec/introduction.md";
@@ -383,17 +387,6 @@ fn text(path: &str) -> String {
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn collect(dir: &Path, paths: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(&path, paths);
-        } else if path.extension().is_some_and(|ext| ext == "rs") {
-            paths.push(path);
-        }
-    }
 }
 
 mod rules_can_fail {

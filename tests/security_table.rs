@@ -1,33 +1,31 @@
 //! Every row of the threat table in docs/security.md names tests that exist, and every test it names is run.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
+mod sources;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use sources::collect;
+
 const PAGE: &str = include_str!("../docs/security.md");
 
-/// Names of all tests below `dir`: functions under a `#[test]` or `#[tokio::test]`, or within `proptest!`.
-fn tests_below(dir: &Path, names: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            tests_below(&path, names);
-        } else if path.extension().is_some_and(|it| it == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            let mut is_test = false;
-            for line in text.lines().map(str::trim) {
-                is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
-                let signature = line.strip_prefix("async ").unwrap_or(line);
-                if let Some(rest) = signature.strip_prefix("fn ") {
-                    if is_test {
-                        names.extend(rest.split_once('(').map(|(name, _)| name.to_owned()));
-                    }
-                    is_test = false;
-                }
+/// Names of all tests in `path`: functions under a `#[test]` or `#[tokio::test]`.
+fn tests_in(path: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut is_test = false;
+    for line in fs::read_to_string(path).unwrap().lines().map(str::trim) {
+        is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        let signature = line.strip_prefix("async ").unwrap_or(line);
+        if let Some(rest) = signature.strip_prefix("fn ") {
+            if is_test {
+                names.extend(rest.split_once('(').map(|(name, _)| name.to_owned()));
             }
+            is_test = false;
         }
     }
+    names
 }
 
 /// Threat and shown-by column of each row.
@@ -45,10 +43,11 @@ fn rows() -> Vec<(&'static str, &'static str)> {
 
 #[test]
 fn every_threat_names_tests_that_exist() {
-    let mut tests = BTreeSet::new();
+    let mut paths = Vec::new();
     for dir in ["src", "tests"] {
-        tests_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir), &mut tests);
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir), &mut paths);
     }
+    let tests: BTreeSet<String> = paths.iter().flat_map(|path| tests_in(path)).collect();
     let rows = rows();
     assert!(rows.len() >= 20, "only {} rows were found", rows.len());
     for (threat, shown_by) in rows {

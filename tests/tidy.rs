@@ -5,8 +5,12 @@
 //! checks nothing.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
+mod sources;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use sources::collect;
 
 /// One line per file or folder directly under `src`. A module imports only from lower floors; on
 /// the floors of [`ORDERED`] also from lines further up in this list.
@@ -272,17 +276,6 @@ fn files(root: &str) -> Vec<SourceFile> {
     let relative =
         |path: &Path| path.strip_prefix(repository).unwrap().to_str().unwrap().to_owned();
     paths.iter().map(|path| source(&relative(path), &fs::read_to_string(path).unwrap())).collect()
-}
-
-fn collect(dir: &Path, paths: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(&path, paths);
-        } else if path.extension().is_some_and(|ext| ext == "rs") {
-            paths.push(path);
-        }
-    }
 }
 
 fn source(path: &str, text: &str) -> SourceFile {

@@ -161,6 +161,8 @@ impl Serving {
         let now = Instant::now();
         let metrics = self.router.metrics();
         let mut parked = claim.take(self.router.registry());
+        // Another one in the place of its session costs nothing more.
+        let had_one = parked.is_some();
         let is_over = |parked: &mut Parked| opening.clean_start || parked.has_ended(now);
         if let Some(parked) = parked.take_if(is_over) {
             metrics.sessions_expired.add(parked.has_ended(now).into());
@@ -186,7 +188,7 @@ impl Serving {
             let explanation = "the broker holds as many sessions as it may: try again later";
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
         }
-        if let Some(explanation) = admission::lacks_room(&self.router, opening) {
+        if !had_one && let Some(explanation) = admission::lacks_room(&self.router, opening) {
             claim.end(self.router.registry());
             metrics.connects_refused.add(1);
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());

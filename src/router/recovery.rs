@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::access::{Action, Permission, Rights, Rule};
 use crate::codec::PublishView;
@@ -98,7 +98,7 @@ impl Router {
         }
         let inbox = self.open_mailbox_of(session, Some(&client_id), Home::Log);
         inbox.mailbox().set_connected(false);
-        let mut holder = recovered.owner.as_deref().and_then(holder).unwrap_or_default();
+        let mut holder = recovered.owner.as_deref().map(holder).unwrap_or_default();
         holder.rights = self.rights_of_holder(&holder, &client_id);
         let user = holder.user.clone();
         inbox.mailbox().set_holder(holder);
@@ -193,9 +193,13 @@ impl Router {
     }
 }
 
-/// Whose the session was; its rights have to be made out.
-fn holder(mut row: &[u8]) -> Option<Holder> {
-    let Owner { user, rules } = Owner::decode(&mut row)?;
+/// Whose the session was; its rights have to be made out. What cannot be read opens nothing: a rule could be the one that
+/// denies, so then all is denied, and a session whose owner is not known is nobody's, for no user is without a name.
+fn holder(mut row: &[u8]) -> Holder {
+    let Some(Owner { user, rules }) = Owner::decode(&mut row) else {
+        error!("whose a session is cannot be read: nobody gets it, and nothing comes into it");
+        return Holder { user: Some(UserName::new("")), rules: nothing(), ..Holder::default() };
+    };
     let rule = |rule: &OwnerRule<'_>| {
         let permission = if rule.denies { Permission::Deny } else { Permission::Allow };
         let action = match (rule.is_publish, rule.is_subscribe) {
@@ -203,11 +207,21 @@ fn holder(mut row: &[u8]) -> Option<Holder> {
             (true, false) => Action::Publish,
             (false, _) => Action::Subscribe,
         };
-        // It was one when it was written.
         Some(Rule { permission, action, filter: TopicFilter::parse(rule.filter).ok()? })
     };
-    let rules = rules.iter().filter_map(rule).collect();
-    Some(Holder { user: user.map(UserName::new), rules, rights: Rights::UNRESTRICTED })
+    let rules: Option<Arc<[Rule]>> = rules.iter().map(rule).collect();
+    Holder {
+        user: user.map(UserName::new),
+        rules: rules.unwrap_or_else(nothing),
+        rights: Rights::UNRESTRICTED,
+    }
+}
+
+/// Rules that allow nothing.
+fn nothing() -> Arc<[Rule]> {
+    let filters = ["#", "$SYS/#"].into_iter().filter_map(|text| TopicFilter::parse(text).ok());
+    let deny = |filter| Rule { permission: Permission::Deny, action: Action::All, filter };
+    filters.map(deny).collect()
 }
 
 fn parse_filters(recovered: &RecoveredSession) -> Vec<(TopicFilter, crate::message::Grant)> {
@@ -270,4 +284,38 @@ fn will(recovered: &RecoveredWill) -> Option<Will> {
         expires: *version == ProtocolVersion::V5 && view.message_expiry_interval_s().is_some(),
         delay: Duration::from_secs((*delay_s).into()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Authorizer;
+
+    fn row(filter: &str) -> Vec<u8> {
+        let rule = OwnerRule { denies: false, is_publish: true, is_subscribe: true, filter };
+        let mut row = Vec::new();
+        Owner { user: Some("anna"), rules: vec![rule] }.encode(&mut row);
+        row
+    }
+
+    fn may_receive(holder: &Holder) -> bool {
+        let client = ClientId::new("c");
+        let user = holder.user.as_ref().map(UserName::as_str);
+        let rights = Authorizer::default().rights(user, &client, &holder.rules);
+        rights.may_receive("a").is_allowed()
+    }
+
+    #[test]
+    fn owner_or_rule_that_cannot_be_read_opens_nothing() {
+        let good = holder(&row("a"));
+        assert_eq!(good.user, Some(UserName::new("anna")));
+        assert!(may_receive(&good));
+        let wrong_rule = holder(&row("a/#/b"));
+        assert_eq!(wrong_rule.user, Some(UserName::new("anna")));
+        assert!(!may_receive(&wrong_rule));
+        let row = row("a");
+        let cut = holder(&row[..row.len() - 1]);
+        assert_eq!(cut.user, Some(UserName::new("")));
+        assert!(!may_receive(&cut));
+    }
 }

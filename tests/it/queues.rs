@@ -255,8 +255,9 @@ fn broker_that_is_short_of_memory_refuses_by_code() {
     let settings = "memory_bytes_max = 33554432\nqueue_bytes_max = 1000000000\n\
                     queues_bytes_max = 10000000000\ndurability = \"none\"\nsys_interval_s = 1";
     let broker = Broker::start_configured(settings);
-    let (topic, id) = (unique("memory"), unique("away"));
+    let (topic, id, other) = (unique("memory"), unique("away"), unique("other"));
     leave(&broker, &id, &topic);
+    leave(&broker, &other, "other");
     let mut reader = Client::connect(&broker, V5);
     reader.subscribe("$SYS/broker/memory/shortages", 0);
     let mut sender = Client::connect(&broker, V5);
@@ -278,7 +279,8 @@ fn broker_that_is_short_of_memory_refuses_by_code() {
     let (_, answer) = Hello::new(V311, "new").try_open(broker.addr());
     let Got::ConnAck(false, 3, _) = answer else { panic!("{answer:?}") };
 
-    // Who has a session may come, for that makes room.
+    // Who has a session may come, for that makes room; also to begin anew.
+    let _other = Hello::new(V5, &other).open(broker.addr());
     let (mut back, was_present) = Hello::persistent(V5, &id).open(broker.addr());
     assert!(was_present);
     assert_eq!(back.message().payload, payload);
