@@ -11,6 +11,7 @@ use crate::net::tls::{
 };
 use crate::net::upgrade::WebSocketSettings;
 use crate::session::authentication::Anonymous;
+use crate::topic::{InvalidMountPoint, MountPoint};
 
 /// A listener with settings of its own. Without any there is the one of `listen`; beside these there is that one
 /// only if `listen` is not at its default.
@@ -51,6 +52,9 @@ pub struct Listener {
     pub allow_anonymous: Option<bool>,
     /// Connections at the same time; 0 is as many as the broker may have in all.
     pub connections_max: usize,
+    /// The beginning of topics that its clients have to themselves, such as `tenant-a/`: they see what is below it,
+    /// without it, and nothing else. Empty: its clients see all topics.
+    pub mount_point: String,
     /// Other certificates, for clients that ask for one of these servers (SNI).
     pub server_names: Vec<ServerName>,
 }
@@ -95,6 +99,7 @@ impl Default for Listener {
             proxy_protocol: false,
             allow_anonymous: None,
             connections_max: 0,
+            mount_point: String::new(),
             server_names: Vec::new(),
         }
     }
@@ -113,6 +118,14 @@ pub enum InvalidListener {
         listen: String,
         /// What must be.
         rule: &'static str,
+    },
+    /// Its clients would not be among themselves.
+    #[error("listener {listen}: {error}")]
+    MountPoint {
+        /// Which.
+        listen: String,
+        /// What must be.
+        error: InvalidMountPoint,
     },
     /// Only the first could have it.
     #[error("{0} is the address of two listeners: give each one of its own, or leave one out")]
@@ -158,6 +171,14 @@ impl Listener {
         if let Some(rule) = self.broken_rule(&listen) {
             return Err(InvalidListener::Rule { listen: self.listen, rule });
         }
+        let mount_point = match &*self.mount_point {
+            "" => Ok(None),
+            text => MountPoint::parse(text).map(Some),
+        };
+        let mount_point = mount_point.map_err(|error| {
+            let listen = self.listen.clone();
+            InvalidListener::MountPoint { listen, error }
+        })?;
         let has_users = everywhere.has_authentication
             || self.user_from_certificate != UserFromCertificate::None;
         let consents = self.allow_anonymous.unwrap_or(everywhere.allow_anonymous);
@@ -180,6 +201,7 @@ impl Listener {
                 max => max,
             },
             proxy_protocol: self.proxy_protocol,
+            mount_point,
             tls: self.load_tls()?,
             websocket,
         })
@@ -311,6 +333,9 @@ mod tests {
             ("websocket_origins = ['*']", "`websocket_origins`"),
             ("websocket_path = 'mqtt'", "`websocket_path`"),
             ("server_names = [{ name = 'a' }]", "`certificate_file`"),
+            ("mount_point = 'tenant-a'", "must end with `/`"),
+            ("mount_point = '$SYS/'", "must not begin with `$`"),
+            ("mount_point = 'tenant/+/'", "must not hold `+`"),
         ];
         for (text, named) in broken {
             let mut listener: Listener = toml::from_str(text).unwrap();
