@@ -126,20 +126,23 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
         let broker = Broker::bind(config)?.with_memory_in_use(memory_in_use);
         print(&greeting(&broker))?;
-        let shutdown = async {
-            tokio::select! {
-                _ = interrupt.recv() => (),
-                _ = terminate.recv() => (),
-            }
-            service::stopping();
-        };
         let operator = Operator {
             arguments: arguments.clone(),
             files_max,
             in_force: settings.file,
             broker: broker.handle(),
         };
-        tokio::spawn(operator.run(hangup));
+        let operator = tokio::spawn(operator.run(hangup));
+        let shutdown = async {
+            tokio::select! {
+                _ = interrupt.recv() => (),
+                _ = terminate.recv() => (),
+            }
+            // Who says that the broker is ready again must not do so afterwards.
+            operator.abort();
+            let _ = operator.await;
+            service::stopping();
+        };
         Ok(broker.run(shutdown).await?)
     })
 }
