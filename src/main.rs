@@ -108,6 +108,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return print(&config::print(&settings)?);
     }
     if arguments.check {
+        // Warnings are a part of the answer.
+        service::start_log(settings.file.log_format);
         settings.doubts.iter().for_each(|doubt| eprintln!("mailboxqtt: {doubt}"));
         settings.file.check(raise_open_file_limit())?;
         return print("mailboxqtt: the settings are in order\n");

@@ -26,6 +26,8 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use crate::net::tls::{Tls, UserFromCertificate};
 
+/// A certificate of the server that is valid for less than this many days is warned about.
+const RENEWAL_DAYS: i64 = 14;
 /// Others may read the file.
 const OTHERS_READ: u32 = 0o004;
 
@@ -245,6 +247,10 @@ fn check_time(path: &Path, certificate: &[u8]) -> Result<(), InvalidTls> {
         return Ok(());
     }
     let (from, to) = (validity.not_before, validity.not_after);
+        let to = validity.not_after;
+        if to.timestamp() - now_s() < RENEWAL_DAYS * 24 * 60 * 60 {
+            warn!(file = %path.display(), "the certificate expires soon, at {to}: renew it");
+        }
     Err(content(path, format!("the certificate is valid from {from} to {to} only, and not now")))
 }
 
