@@ -33,6 +33,7 @@ pub use owner::OwnerRule;
 
 mod messages;
 mod owner;
+pub(crate) mod via;
 
 /// Bytes before the kind of each record: checksum and length.
 pub const HEADER_BYTES: usize = 8;

@@ -21,7 +21,7 @@ use crate::net::tls::Turns;
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
-use crate::session::authentication::{Anonymous, Authenticated, Caller};
+use crate::session::authentication::{Authenticated, Caller};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -60,7 +60,7 @@ impl Serving {
                     debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
                     let mut connection =
                         self.begin(stream, &opening, claim, parked, was_present, rest);
-                    if opening.authenticated.is_none() {
+                    if opening.authenticated.is_none() || from.certificate.is_shown() {
                         self.watch(&mut connection, from);
                     }
                     return Some(connection);
@@ -134,7 +134,7 @@ impl Serving {
         }
         let failed = |error| HandshakeError::authentication(&opening.link, error);
         let caller = Caller {
-            certificate_user: peer.certificate_user.as_ref(),
+            certificate_user: peer.certificate.user(),
             anonymous: peer.listener.anonymous,
         };
         let admission = self.verifier.admit(&connect, &caller).map_err(failed)?;
@@ -209,15 +209,17 @@ impl Serving {
         Ok((claim, Parked { session, inbox, expires_at: None, will: None }, false))
     }
 
-    /// A client that has not said who it is goes when its listener takes such clients no more.
+    /// A client that has not said who it is goes when its listener takes such clients no more, and one with a
+    /// certificate when that is good no more.
     fn watch<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         connection: &mut Connection<S>,
         from: &Peer,
     ) {
         connection.entrance = Some(from.entrance.clone());
-        if from.entrance.load().anonymous == Anonymous::Refused {
-            // Since it was let in. Whoever told the owners may have looked before we were one.
+        connection.certificate = from.certificate.clone();
+        if !Arc::ptr_eq(&from.entrance.load(), &from.listener) {
+            // They have changed since it was let in. Whoever told the owners may have looked before we were one.
             let changed = Mail::UsersChanged(self.verifier.directory());
             connection.inbox.mailbox().send(changed);
         }

@@ -10,14 +10,22 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingUnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use socket2::{Domain, SockAddr, Type};
+use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::net::peer::Address;
 
 /// Connections that the system may hold ready for us.
 const BACKLOG: i32 = 4096;
+/// The system asks a peer that has said nothing for five minutes whether it is still there, and gives up after four
+/// questions without an answer. Without that a client with Keep Alive 0 whose machine has died would stay
+/// for ever; with shorter times sleeping devices would be woken for nothing.
+const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(300))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
 /// Who may connect to a Unix socket: the user and the group that the broker runs as.
 const UNIX_MODE: u32 = 0o660;
 /// What the name of a Unix socket begins with in the settings.
@@ -156,6 +164,8 @@ fn bind_tcp(addr: SocketAddr) -> io::Result<Socket> {
     let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
     // A restart must not wait for the old connections' TIME_WAIT to pass.
     socket.set_reuse_address(true)?;
+    // What it accepts inherits that.
+    socket.set_tcp_keepalive(&KEEP_ALIVE)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -194,6 +204,8 @@ fn is_free(path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use socket2::SockRef;
+
     use super::*;
 
     #[test]
@@ -207,6 +219,19 @@ mod tests {
         let is_open = |text| Listen::parse(text).unwrap().is_open();
         assert!(is_open("0.0.0.0:1") && is_open("[::]:1") && is_open("192.0.2.1:1"));
         assert!(!is_open("127.0.0.2:1") && !is_open("[::1]:1") && !is_open("unix:mqtt.sock"));
+    }
+
+    #[tokio::test]
+    async fn system_asks_silent_peers_whether_they_are_still_there() {
+        let socket = Socket::bind(&Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
+        let Listen::Tcp(addr) = socket.local().unwrap() else { unreachable!() };
+        let _client = TcpStream::connect(addr).await.unwrap();
+        let Accepted::Tcp(stream, _) = socket.accept().await.unwrap() else { unreachable!() };
+        let accepted = SockRef::from(&stream);
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(300));
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 4);
     }
 
     #[tokio::test]
