@@ -141,7 +141,7 @@ fn tenant_sees_its_own_topics_and_no_others_in_every_version_and_at_every_qos() 
     broker.stop();
 }
 
-/// `tenant-a/#` matches `tenant-a` as well [MQTT-4.7.1-2], and that is not a topic of the tenant.
+/// `tenant-a/#` matches `tenant-a` as well (section 4.7.1.2), and that is not a topic of the tenant.
 #[test]
 fn topic_of_the_mount_point_itself_is_not_below_it() {
     let broker = Tenants::start();
