@@ -1,9 +1,12 @@
 //! `[[listeners]]` of the settings file. Floor 6, checked by `config::check`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::auth::{InvalidMethods, Methods};
+use crate::config::{InvalidValue, ListenerAuthentication};
 use crate::net::accept::{Listen, Settings};
 use crate::net::tls::{
     CertificateFiles, ClientCertificates, InvalidTls, NamedCertificate, Tls, TlsFiles, TlsMin,
@@ -51,6 +54,9 @@ pub struct Listener {
     pub allow_anonymous: Option<bool>,
     /// Connections at the same time; 0 is as many as the broker may have in all.
     pub connections_max: usize,
+    /// Users of its own, in place of `[authentication]` and `[scram_users]` as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<ListenerAuthentication>,
     /// Other certificates, for clients that ask for one of these servers (SNI).
     pub server_names: Vec<ServerName>,
 }
@@ -95,6 +101,7 @@ impl Default for Listener {
             proxy_protocol: false,
             allow_anonymous: None,
             connections_max: 0,
+            authentication: None,
             server_names: Vec::new(),
         }
     }
@@ -124,6 +131,22 @@ pub enum InvalidListener {
         listen: String,
         /// Names the file.
         error: Box<InvalidTls>,
+    },
+    /// A value of its own that cannot be.
+    #[error("listener {listen}: {value}")]
+    Value {
+        /// Which.
+        listen: String,
+        /// Names the key.
+        value: InvalidValue,
+    },
+    /// Users of its own that cannot be.
+    #[error("listener {listen}: {error}")]
+    Authentication {
+        /// Which.
+        listen: String,
+        /// Names the key.
+        error: Box<InvalidMethods>,
     },
     /// Everybody could connect.
     #[error(
@@ -158,7 +181,11 @@ impl Listener {
         if let Some(rule) = self.broken_rule(&listen) {
             return Err(InvalidListener::Rule { listen: self.listen, rule });
         }
-        let has_users = everywhere.has_authentication
+        if let Err(value) = self.authentication.as_ref().map_or(Ok(()), |own| own.check()) {
+            return Err(InvalidListener::Value { listen: self.listen, value });
+        }
+        let has_users = self.authentication.is_some()
+            || everywhere.has_authentication
             || self.user_from_certificate != UserFromCertificate::None;
         let consents = self.allow_anonymous.unwrap_or(everywhere.allow_anonymous);
         // Behind a proxy are the proxy's clients, wherever the proxy itself is.
@@ -172,8 +199,14 @@ impl Listener {
             path: self.websocket_path.clone(),
             origins: self.websocket_origins.clone(),
         });
+        let methods = self.authentication.as_ref().map(|own| Methods::load(&own.settings()));
+        let methods = methods.transpose().map_err(|error| InvalidListener::Authentication {
+            listen: self.listen.clone(),
+            error: Box::new(error),
+        })?;
         Ok(Settings {
             listen,
+            methods: methods.map(Arc::new),
             anonymous: if is_refused { Anonymous::Refused } else { Anonymous::Allowed },
             connections_max: match self.connections_max {
                 0 => usize::MAX,
@@ -191,6 +224,11 @@ impl Listener {
         let has = |path: &PathBuf| !path.as_os_str().is_empty();
         let has_both = has(&self.certificate_file) && has(&self.key_file);
         let is_unix = matches!(listen, Listen::Unix(_));
+        if self.authentication.as_ref().is_some_and(|own| !own.is_some()) {
+            return Some(
+                "`authentication` of its own needs a `password_file`, `jwt` or `http`, or nobody could log in",
+            );
+        }
         if has_tls && !has_both {
             return Some("TLS needs both `certificate_file` and `key_file`");
         }
