@@ -14,6 +14,7 @@ use crate::net::tls::{
 };
 use crate::net::upgrade::WebSocketSettings;
 use crate::session::authentication::Anonymous;
+use crate::topic::{InvalidMountPoint, MountPoint};
 
 /// A listener with settings of its own. Without any there is the one of `listen`; beside these there is that one
 /// only if `listen` is not at its default.
@@ -54,6 +55,9 @@ pub struct Listener {
     pub allow_anonymous: Option<bool>,
     /// Connections at the same time; 0 is as many as the broker may have in all.
     pub connections_max: usize,
+    /// The beginning of topics that its clients have to themselves, such as `tenant-a/`: they see what is below it,
+    /// without it, and nothing else. Empty: its clients see all topics.
+    pub mount_point: String,
     /// Users of its own, in place of `[authentication]` and `[scram_users]` as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authentication: Option<ListenerAuthentication>,
@@ -101,6 +105,7 @@ impl Default for Listener {
             proxy_protocol: false,
             allow_anonymous: None,
             connections_max: 0,
+            mount_point: String::new(),
             authentication: None,
             server_names: Vec::new(),
         }
@@ -120,6 +125,14 @@ pub enum InvalidListener {
         listen: String,
         /// What must be.
         rule: &'static str,
+    },
+    /// Its clients would not be among themselves.
+    #[error("listener {listen}: {error}")]
+    MountPoint {
+        /// Which.
+        listen: String,
+        /// What must be.
+        error: InvalidMountPoint,
     },
     /// Only the first could have it.
     #[error("{0} is the address of two listeners: give each one of its own, or leave one out")]
@@ -184,6 +197,14 @@ impl Listener {
         if let Err(value) = self.authentication.as_ref().map_or(Ok(()), |own| own.check()) {
             return Err(InvalidListener::Value { listen: self.listen, value });
         }
+        let mount_point = match &*self.mount_point {
+            "" => Ok(None),
+            text => MountPoint::parse(text).map(Some),
+        };
+        let mount_point = mount_point.map_err(|error| {
+            let listen = self.listen.clone();
+            InvalidListener::MountPoint { listen, error }
+        })?;
         let has_users = self.authentication.is_some()
             || everywhere.has_authentication
             || self.user_from_certificate != UserFromCertificate::None;
@@ -213,6 +234,7 @@ impl Listener {
                 max => max,
             },
             proxy_protocol: self.proxy_protocol,
+            mount_point,
             tls: self.load_tls()?,
             websocket,
         })
@@ -349,6 +371,9 @@ mod tests {
             ("websocket_origins = ['*']", "`websocket_origins`"),
             ("websocket_path = 'mqtt'", "`websocket_path`"),
             ("server_names = [{ name = 'a' }]", "`certificate_file`"),
+            ("mount_point = 'tenant-a'", "must end with `/`"),
+            ("mount_point = '$SYS/'", "must not begin with `$`"),
+            ("mount_point = 'tenant/+/'", "must not hold `+`"),
         ];
         for (text, named) in broken {
             let mut listener: Listener = toml::from_str(text).unwrap();

@@ -35,6 +35,7 @@ use crate::net::transport::{self, Opened};
 use crate::net::upgrade::WebSocketSettings;
 use crate::router::Router;
 use crate::session::authentication::Anonymous;
+use crate::topic::MountPoint;
 
 pub use crate::net::socket::{BindError, Listen};
 
@@ -54,6 +55,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// Every connection begins with a PROXY header.
     pub proxy_protocol: bool,
+    /// Before all topics of its clients, if they have topics to themselves.
+    pub mount_point: Option<MountPoint>,
     /// Every connection is encrypted.
     pub tls: Option<Tls>,
     /// Every connection is a WebSocket.
@@ -410,6 +413,7 @@ mod tests {
             methods: None,
             connections_max: usize::MAX,
             proxy_protocol: false,
+            mount_point: None,
             tls: None,
             websocket: None,
         }

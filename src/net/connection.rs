@@ -488,6 +488,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.dropped(DropReason::Unreadable, tally.unreadable);
         metrics.dropped(DropReason::QueueEvicted, tally.evicted);
         metrics.dropped(DropReason::PayloadFormatInvalid, tally.payload_format_invalid);
+        metrics.dropped(DropReason::TopicTooLong, tally.topic_too_long);
         metrics.acks_unknown.add(tally.acks_unknown);
         if !out.denials.is_empty() {
             self.router.settle_denials(self.inbox.mailbox(), &tally, &mut out.denials);

@@ -126,6 +126,9 @@ impl Serving {
         metrics.bytes_received.add(hello.bytes.len() as u64);
         let connect = hello.connect()?;
         let mut opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
+        if let Some(mount_point) = &peer.listener.mount_point {
+            opening.mount(&connect, mount_point)?;
+        }
         let failed = |error| HandshakeError::authentication(&opening.link, error);
         let listener = peer.entrance.load_full();
         let caller = Caller {

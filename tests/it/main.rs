@@ -32,6 +32,7 @@ mod handing_over;
 
 mod lifecycle;
 mod mosquitto;
+mod mounting;
 mod mqttjs;
 mod packages;
 mod paho;
