@@ -63,9 +63,14 @@ pub enum ProtocolVersion {
     V5,
 }
 
-/// Names a session for its whole life. Cheap to clone.
+/// Names a session for its whole life: the client identifier, and the mount point behind which the client chose it.
+/// Behind each mount point identifiers are others, so tenants can neither take nor guess at each other's. Cheap to
+/// clone.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ClientId(Arc<str>);
+
+/// Between mount point and identifier; neither has it [MQTT-1.5.4-2].
+const MOUNTED: char = '\0';
 
 impl ClientId {
     /// Any UTF-8 string that the codec let through is a client identifier.
@@ -73,15 +78,43 @@ impl ClientId {
         Self(text.into())
     }
 
+    /// The same identifier behind a mount point.
+    #[must_use]
+    pub fn behind(&self, mount_point: &str) -> Self {
+        Self(format!("{mount_point}{MOUNTED}{}", self.as_str()).into())
+    }
+
     /// The identifier as the client sent it.
     pub fn as_str(&self) -> &str {
+        self.parts().map_or(&self.0, |(_, text)| text)
+    }
+
+    /// The whole, for the log of what must survive; [`ClientId::new`] takes it back.
+    pub fn as_record(&self) -> &str {
         &self.0
+    }
+
+    /// Whether messages of `topic` are for this client at all: behind a mount point only what is below it.
+    pub fn sees(&self, topic: &str) -> bool {
+        self.parts().is_none_or(|(mount_point, _)| {
+            topic.strip_prefix(mount_point).is_some_and(|rest| !rest.is_empty())
+        })
+    }
+
+    /// Mount point and identifier, if there is a mount point.
+    fn parts(&self) -> Option<(&str, &str)> {
+        self.0.split_once(MOUNTED)
     }
 }
 
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_name(&self.0, f)
+        if let Some((mount_point, _)) = self.parts() {
+            // What no identifier could say: a zero byte, escaped like any other.
+            write_name(mount_point, f)?;
+            write!(f, "{}", MOUNTED.escape_debug())?;
+        }
+        write_name(self.as_str(), f)
     }
 }
 
@@ -116,5 +149,23 @@ mod tests {
         assert_eq!(shown(&"x".repeat(256)), "x".repeat(256));
         assert_eq!(shown(&"x".repeat(65_535)), "x".repeat(256) + "...");
         assert_eq!(shown(&"\u{1}".repeat(65_535)).len(), 259);
+        assert_eq!(ClientId::new("fridge").behind("tenant-a/").to_string(), "tenant-a/\\0fridge");
+        assert_eq!(shown("tenant-a/\\0fridge"), "tenant-a/\\\\0fridge");
+    }
+
+    #[test]
+    fn identifiers_behind_different_mount_points_are_different_and_keep_their_text() {
+        let plain = ClientId::new("b/c");
+        let (one, other) = (plain.behind("a/"), ClientId::new("c").behind("a/b/"));
+        assert_ne!(one, plain);
+        assert_ne!(one, other);
+        assert_ne!(one, ClientId::new("a/b/c"));
+        assert_eq!((one.as_str(), other.as_str(), plain.as_str()), ("b/c", "c", "b/c"));
+        assert_eq!(ClientId::new(one.as_record()), one);
+        assert!(one.sees("a/x") && one.sees("a//"));
+        for foreign in ["a", "a/", "ab/x", "b/x", "$SYS/broker/uptime"] {
+            assert!(!one.sees(foreign), "{foreign}");
+        }
+        assert!(plain.sees("$SYS/broker/uptime") && plain.sees("a"));
     }
 }

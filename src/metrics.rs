@@ -71,6 +71,8 @@ pub enum DropReason {
     SessionEnded,
     /// The publisher says that the payload is text, and it is not (MQTT 5, section 3.3.2.3.2).
     PayloadFormatInvalid,
+    /// With the mount point of its listener the topic is over 65,535 bytes.
+    TopicTooLong,
     /// The subscriber answered with a reason code from 0x80 up [MQTT-4.8.2-6].
     RefusedBySubscriber,
     /// It waited on disk, and the disk did not give it back.
@@ -79,7 +81,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::QueueFull,
         Self::QueueEvicted,
         Self::QueuesFull,
@@ -91,6 +93,7 @@ impl DropReason {
         Self::NotAuthorized,
         Self::SessionEnded,
         Self::PayloadFormatInvalid,
+        Self::TopicTooLong,
         Self::RefusedBySubscriber,
         Self::Unreadable,
     ];
@@ -109,6 +112,7 @@ impl DropReason {
             Self::NotAuthorized => "not_authorized",
             Self::SessionEnded => "session_ended",
             Self::PayloadFormatInvalid => "payload_format_invalid",
+            Self::TopicTooLong => "topic_too_long",
             Self::RefusedBySubscriber => "refused_by_subscriber",
             Self::Unreadable => "unreadable",
         }

@@ -26,9 +26,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::access::Rights;
-use crate::codec::{
-    Ack, Disconnect, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode, header_len,
-};
+use crate::codec::{Ack, Disconnect, Packet, Properties, Publish, ReasonCode};
 use crate::ids::{PacketId, ProtocolVersion, Qos, SessionId};
 use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
@@ -39,6 +37,7 @@ use crate::session::authentication::{
     Anonymous, AuthenticationError, Directory, Identity, NO_METHOD,
 };
 use crate::session::incoming::{Incoming, Novelty, Verdict};
+use crate::session::naming::{Mounted, client_topic_of, topic_of, write_whole};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::permission::Permission;
 use crate::session::refusal::{NO_OPEN_MESSAGE, PublishRefusal, has_wrong_format};
@@ -52,6 +51,7 @@ mod close;
 mod connect;
 mod incoming;
 mod journal;
+mod naming;
 mod outgoing;
 mod output;
 mod permission;
@@ -296,8 +296,17 @@ impl Session {
         if let Err(reason) = self.limits.availability.check_publish(qos, retain) {
             return out.close(reason);
         }
-        let topic = topic_of(&self.aliases, publish, alias);
-        let refusal = if is_system_topic(topic) {
+        let mounted = match &self.link.mount_point {
+            None => Mounted::Not,
+            Some(mount_point) => {
+                let topic = client_topic_of(&self.aliases, publish, alias);
+                Mounted::new(mount_point, topic, place.frame.len())
+            }
+        };
+        let topic = topic_of(&mounted, &self.aliases, publish, alias);
+        let refusal = if let Mounted::Refused(refusal) = mounted {
+            Some(refusal)
+        } else if is_system_topic(topic) {
             Some(PublishRefusal::SystemTopic)
         } else if !self.permission.may_publish(topic) {
             Some(PublishRefusal::NotAllowed)
@@ -312,7 +321,7 @@ impl Session {
         if let Some(refusal) = refusal {
             refusal.count(&mut out.tally);
             if refusal == PublishRefusal::NotAllowed {
-                let topic = topic_of(&self.aliases, publish, alias);
+                let topic = topic_of(&mounted, &self.aliases, publish, alias);
                 out.deny("publish", topic, &self.permission.rights().may_publish(topic));
             }
             if (qos, refusal) == (Qos::AtMostOnce, PublishRefusal::PayloadFormat) {
@@ -320,13 +329,12 @@ impl Session {
             }
             return;
         }
-        let topic = topic_of(&self.aliases, publish, alias);
+        let topic = topic_of(&mounted, &self.aliases, publish, alias);
         let message = Arrival { topic, qos, retain, expires };
-        match alias {
-            None => out.routes.add(message, place.frame, place.topic_at),
-            Some(_) => out.routes.add_rewritten(message, |frames| {
-                let version = self.link.version;
-                write_without_alias(publish, topic, version, frames)
+        match (alias, &mounted) {
+            (None, Mounted::Not) => out.routes.add(message, place.frame, place.topic_at),
+            _ => out.routes.add_rewritten(message, |frames| {
+                write_whole(publish, topic, self.link.version, frames)
             }),
         }
     }
@@ -558,38 +566,6 @@ impl Session {
             reason => CloseReason::DisconnectedWithReason(reason.as_u8()),
         });
     }
-}
-
-/// The topic itself, or the one that its alias stands for.
-fn topic_of<'t>(
-    aliases: &'t ReceivedAliases,
-    publish: &Publish<'t>,
-    alias: Option<u16>,
-) -> &'t str {
-    match alias.and_then(|alias| aliases.get(alias)) {
-        Some(topic) => topic,
-        None => publish.topic,
-    }
-}
-
-/// Writes `publish` with its topic and without its alias, which mean something on this connection
-/// only [MQTT-3.3.2-7]. Returns where the topic starts.
-fn write_without_alias(
-    publish: &Publish<'_>,
-    topic: &str,
-    version: ProtocolVersion,
-    frames: &mut Vec<u8>,
-) -> usize {
-    let mut properties = PropertiesBuf::new();
-    for property in publish.properties.iter() {
-        if !matches!(property, Property::TopicAlias(_)) {
-            properties.push(property);
-        }
-    }
-    let publish = Publish { topic, properties: properties.as_properties(), ..*publish };
-    let start = frames.len();
-    Packet::Publish(publish).encode(version, frames);
-    frames.get(start..).and_then(header_len).unwrap_or(0) + 2
 }
 
 /// One and a half keep-alive periods [MQTT-3.1.2-22].

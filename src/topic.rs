@@ -10,6 +10,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+pub use mount_point::InvalidMountPoint;
+pub use mount_point::MountPoint;
+pub use mount_point::Unmountable;
+
+mod mount_point;
+
 /// A wildcard or shared filter with more levels is refused: each of its levels may cost a node in
 /// the subscription trie, so one 64 KiB SUBSCRIBE could otherwise buy 32,000 nodes. `$share` and the
 /// share name are not counted: they cost none.

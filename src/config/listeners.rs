@@ -1,9 +1,12 @@
 //! `[[listeners]]` of the settings file. Floor 6, checked by `config::check`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::auth::{InvalidMethods, Methods};
+use crate::config::{InvalidValue, ListenerAuthentication};
 use crate::net::accept::{Listen, Settings};
 use crate::net::tls::{
     CertificateFiles, ClientCertificates, InvalidTls, NamedCertificate, Tls, TlsFiles, TlsMin,
@@ -11,6 +14,7 @@ use crate::net::tls::{
 };
 use crate::net::upgrade::WebSocketSettings;
 use crate::session::authentication::Anonymous;
+use crate::topic::{InvalidMountPoint, MountPoint};
 
 /// A listener with settings of its own. Without any there is the one of `listen`; beside these there is that one
 /// only if `listen` is not at its default.
@@ -51,6 +55,12 @@ pub struct Listener {
     pub allow_anonymous: Option<bool>,
     /// Connections at the same time; 0 is as many as the broker may have in all.
     pub connections_max: usize,
+    /// The beginning of topics that its clients have to themselves, such as `tenant-a/`: they see what is below it,
+    /// without it, and nothing else. Empty: its clients see all topics.
+    pub mount_point: String,
+    /// Users of its own, in place of `[authentication]` and `[scram_users]` as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<ListenerAuthentication>,
     /// Other certificates, for clients that ask for one of these servers (SNI).
     pub server_names: Vec<ServerName>,
 }
@@ -95,6 +105,8 @@ impl Default for Listener {
             proxy_protocol: false,
             allow_anonymous: None,
             connections_max: 0,
+            mount_point: String::new(),
+            authentication: None,
             server_names: Vec::new(),
         }
     }
@@ -114,6 +126,14 @@ pub enum InvalidListener {
         /// What must be.
         rule: &'static str,
     },
+    /// Its clients would not be among themselves.
+    #[error("listener {listen}: {error}")]
+    MountPoint {
+        /// Which.
+        listen: String,
+        /// What must be.
+        error: InvalidMountPoint,
+    },
     /// Only the first could have it.
     #[error("{0} is the address of two listeners: give each one of its own, or leave one out")]
     SameAddress(Listen),
@@ -124,6 +144,22 @@ pub enum InvalidListener {
         listen: String,
         /// Names the file.
         error: Box<InvalidTls>,
+    },
+    /// A value of its own that cannot be.
+    #[error("listener {listen}: {value}")]
+    Value {
+        /// Which.
+        listen: String,
+        /// Names the key.
+        value: InvalidValue,
+    },
+    /// Users of its own that cannot be.
+    #[error("listener {listen}: {error}")]
+    Authentication {
+        /// Which.
+        listen: String,
+        /// Names the key.
+        error: Box<InvalidMethods>,
     },
     /// Everybody could connect.
     #[error(
@@ -158,7 +194,19 @@ impl Listener {
         if let Some(rule) = self.broken_rule(&listen) {
             return Err(InvalidListener::Rule { listen: self.listen, rule });
         }
-        let has_users = everywhere.has_authentication
+        if let Err(value) = self.authentication.as_ref().map_or(Ok(()), |own| own.check()) {
+            return Err(InvalidListener::Value { listen: self.listen, value });
+        }
+        let mount_point = match &*self.mount_point {
+            "" => Ok(None),
+            text => MountPoint::parse(text).map(Some),
+        };
+        let mount_point = mount_point.map_err(|error| {
+            let listen = self.listen.clone();
+            InvalidListener::MountPoint { listen, error }
+        })?;
+        let has_users = self.authentication.is_some()
+            || everywhere.has_authentication
             || self.user_from_certificate != UserFromCertificate::None;
         let consents = self.allow_anonymous.unwrap_or(everywhere.allow_anonymous);
         // Behind a proxy are the proxy's clients, wherever the proxy itself is.
@@ -172,14 +220,21 @@ impl Listener {
             path: self.websocket_path.clone(),
             origins: self.websocket_origins.clone(),
         });
+        let methods = self.authentication.as_ref().map(|own| Methods::load(&own.settings()));
+        let methods = methods.transpose().map_err(|error| InvalidListener::Authentication {
+            listen: self.listen.clone(),
+            error: Box::new(error),
+        })?;
         Ok(Settings {
             listen,
+            methods: methods.map(Arc::new),
             anonymous: if is_refused { Anonymous::Refused } else { Anonymous::Allowed },
             connections_max: match self.connections_max {
                 0 => usize::MAX,
                 max => max,
             },
             proxy_protocol: self.proxy_protocol,
+            mount_point,
             tls: self.load_tls()?,
             websocket,
         })
@@ -191,6 +246,11 @@ impl Listener {
         let has = |path: &PathBuf| !path.as_os_str().is_empty();
         let has_both = has(&self.certificate_file) && has(&self.key_file);
         let is_unix = matches!(listen, Listen::Unix(_));
+        if self.authentication.as_ref().is_some_and(|own| !own.is_some()) {
+            return Some(
+                "`authentication` of its own needs a `password_file`, `jwt` or `http`, or nobody could log in",
+            );
+        }
         if has_tls && !has_both {
             return Some("TLS needs both `certificate_file` and `key_file`");
         }
@@ -311,6 +371,9 @@ mod tests {
             ("websocket_origins = ['*']", "`websocket_origins`"),
             ("websocket_path = 'mqtt'", "`websocket_path`"),
             ("server_names = [{ name = 'a' }]", "`certificate_file`"),
+            ("mount_point = 'tenant-a'", "must end with `/`"),
+            ("mount_point = '$SYS/'", "must not begin with `$`"),
+            ("mount_point = 'tenant/+/'", "must not hold `+`"),
         ];
         for (text, named) in broken {
             let mut listener: Listener = toml::from_str(text).unwrap();

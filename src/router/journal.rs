@@ -57,7 +57,7 @@ impl Router {
         let session = mailbox.session();
         let mut records = Vec::new();
         if !was_present {
-            let client_id = opening.client_id.as_str();
+            let client_id = opening.client_id.as_record();
             Record::SessionBegan { session, client_id }.encode(&mut records);
         }
         if let Some(owner) = owner_of(&mailbox.holder()) {

@@ -207,9 +207,10 @@ impl Mailbox {
         std::mem::replace(&mut *self.lock_holder(), holder)
     }
 
-    /// Whether the rules let messages of `topic` come into it.
+    /// Whether its mount point and the rules let messages of `topic` come into it.
     pub fn may_receive(&self, topic: &str) -> bool {
-        self.lock_holder().rights.may_receive(topic).is_allowed()
+        self.client_id().is_none_or(|client_id| client_id.sees(topic))
+            && self.lock_holder().rights.may_receive(topic).is_allowed()
     }
 
     fn lock_holder(&self) -> MutexGuard<'_, Holder> {
@@ -242,7 +243,7 @@ impl Mailbox {
     /// Messages are refused because of this mailbox: said once, until it has room again.
     pub(super) fn blame(&self) {
         if !self.is_blamed.swap(true, Relaxed) {
-            let client = self.client_id().map_or("", ClientId::as_str);
+            let client = self.client_id().map(tracing::field::display);
             let messages = self.messages.load(Relaxed);
             let is_connected = self.is_connected();
             warn!(

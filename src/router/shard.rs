@@ -302,8 +302,11 @@ impl Shard {
             Command::Replay { mailbox, replay } => {
                 let now = Instant::now();
                 let rights = mailbox.holder().rights;
-                let may_receive = |topic: &str| rights.may_receive(topic).is_allowed();
                 let reader = mailbox.client_id();
+                let may_receive = |topic: &str| {
+                    reader.is_none_or(|reader| reader.sees(topic))
+                        && rights.may_receive(topic).is_allowed()
+                };
                 let (mut deliveries, rest) = self.keeper.replay(replay, reader, may_receive, now);
                 if let Some(store) = &self.store {
                     log::replayed(&mut deliveries, &mailbox, store);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::access::{Rights, Rule};
+use crate::codec;
 use crate::codec::{ConnAck, Connect, Packet, PropertiesBuf, Property, ReasonCode};
 use crate::ids::{ClientId, ProtocolVersion, SessionId};
 use crate::session::Denial;
@@ -19,7 +20,7 @@ use crate::session::Limits;
 use crate::session::authentication::{Authenticated, UserName};
 use crate::session::refusal::has_wrong_format;
 use crate::session::will::Will;
-use crate::topic::{check_topic_name, is_system_topic};
+use crate::topic::{MountPoint, Unmountable, check_topic_name, is_system_topic};
 
 /// The terms of one connection.
 #[derive(Clone, Debug)]
@@ -40,6 +41,8 @@ pub struct Link {
     pub problem_information: bool,
     /// The session outlives the process, and this is its name in the log.
     pub durable: Option<SessionId>,
+    /// Stands before all topics of the client, who does not see it.
+    pub mount_point: Option<MountPoint>,
 }
 
 impl Link {
@@ -162,6 +165,7 @@ pub fn negotiate(
         topic_alias_max: properties.topic_alias_maximum().unwrap_or(0).min(limits.topic_alias_max),
         problem_information: properties.request_problem_information().unwrap_or(true),
         durable: None,
+        mount_point: None,
     };
     let will = settle_will(connect, &link, limits)
         .map_err(|(reason, explanation)| refusal(reason, explanation))?;
@@ -222,6 +226,33 @@ impl Opening {
         }
         let explanation = "the CONNACK is over the Maximum Packet Size of the client: raise it";
         Err(self.refusal(ReasonCode::ImplementationSpecificError, explanation))
+    }
+
+    /// The client is behind `mount_point`, and so are its identifier and its will. For the caller, as soon as the
+    /// terms are settled.
+    pub fn mount(
+        &mut self,
+        connect: &Connect<'_>,
+        mount_point: &MountPoint,
+    ) -> Result<(), Refusal> {
+        if let Some(will) = &connect.will {
+            let topic = mount_point.whole_topic(will.topic).map_err(|why| match why {
+                Unmountable::Dollar => {
+                    let sentence =
+                        "topics that begin with $ do not exist here: choose another will topic";
+                    self.refusal(ReasonCode::NotAuthorized, sentence)
+                }
+                Unmountable::TooLong => {
+                    let sentence = "the will topic is too long for this listener: shorten it";
+                    self.refusal(ReasonCode::TopicNameInvalid, sentence)
+                }
+            })?;
+            let will = codec::Will { topic: &topic, ..*will };
+            self.will = Some(Will::new(&will, self.link.wire_version()));
+        }
+        self.client_id = self.client_id.behind(mount_point.as_str());
+        self.link.mount_point = Some(mount_point.clone());
+        Ok(())
     }
 
     /// Who the client has proved to be; `None` for an anonymous one.

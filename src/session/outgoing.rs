@@ -20,6 +20,7 @@ use crate::codec::{
 use crate::ids::{PacketId, Qos};
 use crate::message::{Delivery, Kind, Logged, Piece, Stored, Undelivered};
 use crate::session::aliases::SentAliases;
+use crate::session::naming::unmounted;
 use crate::session::queue::{Queue, Stretch};
 use crate::session::refusal::NO_OPEN_MESSAGE;
 use crate::session::window::{Acknowledged, Body, Resend, Window};
@@ -330,7 +331,8 @@ fn send_stretch(
         && link.packet_bytes_max.is_none()
         && !piece.expires
         && body.identifiers().is_empty()
-        && !aliases.are_allowed();
+        && !aliases.are_allowed()
+        && link.mount_point.is_none();
     if !same_layout {
         return write_stretch(body, first, aliases, link, now, out);
     }
@@ -433,8 +435,22 @@ impl<'a> Writer<'a> {
             && view.message_expiry_interval_s().is_some_and(|interval| interval <= self.waited_s)
     }
 
-    /// Writes one PUBLISH. Returns false where it is larger than the client takes [MQTT-3.1.2-24].
+    /// Writes one PUBLISH. Returns false where it is larger than the client takes [MQTT-3.1.2-24], or not below
+    /// the mount point of the client: no route leads there, but if one did, it would end here.
     fn write(&mut self, view: &PublishView<'_>, flow: Flow, out: &mut Output) -> bool {
+        let Some(mount_point) = &self.link.mount_point else {
+            return self.write_as_it_is(view, flow, out);
+        };
+        match unmounted(view, mount_point) {
+            Some(view) => self.write_as_it_is(&view, flow, out),
+            None => {
+                out.tally.not_authorized += 1;
+                false
+            }
+        }
+    }
+
+    fn write_as_it_is(&mut self, view: &PublishView<'_>, flow: Flow, out: &mut Output) -> bool {
         let alias = match self.alias {
             Some(alias) => alias,
             None if self.aliases.are_allowed() => self.aliases.find(view.topic),

@@ -113,7 +113,7 @@ pub struct Tally {
     pub refused: u64,
     /// Messages whose Message Expiry Interval had passed [MQTT-3.3.2-5].
     pub expired: u64,
-    /// Messages that the client may not publish.
+    /// Messages that the client may not publish, or that are not below its mount point.
     pub not_authorized: u64,
     /// Those of them that the rules deny.
     pub publishes_denied: u64,
@@ -121,6 +121,8 @@ pub struct Tally {
     pub subscriptions_denied: u64,
     /// Messages that say they are text and are not.
     pub payload_format_invalid: u64,
+    /// Messages whose topic is too long with its mount point.
+    pub topic_too_long: u64,
     /// Messages that the log could not give back.
     pub unreadable: u64,
     /// Messages that waited longest where too much did.

@@ -19,6 +19,12 @@ pub(super) enum PublishRefusal {
     /// Only the broker publishes there.
     #[error("$SYS/ topics belong to the broker: publish to another topic")]
     SystemTopic,
+    /// There are no such topics behind a mount point.
+    #[error("topics that begin with $ do not exist here: publish to another topic")]
+    NoSuchTopic,
+    /// With its mount point it is over 65,535 bytes, or the message over the largest packet that there can be.
+    #[error("the topic is too long for this listener: shorten it")]
+    TopicTooLong,
     /// No rule allows it, or one denies it.
     #[error(
         "the rules of the broker do not let this client publish to the topic: ask its operator"
@@ -38,7 +44,8 @@ impl PublishRefusal {
     /// For PUBACK, PUBREC and DISCONNECT.
     pub(super) fn reason_code(self) -> ReasonCode {
         match self {
-            Self::SystemTopic | Self::NotAllowed => ReasonCode::NotAuthorized,
+            Self::SystemTopic | Self::NoSuchTopic | Self::NotAllowed => ReasonCode::NotAuthorized,
+            Self::TopicTooLong => ReasonCode::TopicNameInvalid,
             Self::PayloadFormat => ReasonCode::PayloadFormatInvalid,
             Self::NoRoom(_) => ReasonCode::QuotaExceeded,
         }
@@ -47,7 +54,8 @@ impl PublishRefusal {
     /// Counts one message.
     pub(super) fn count(self, tally: &mut Tally) {
         match self {
-            Self::SystemTopic | Self::NotAllowed => tally.not_authorized += 1,
+            Self::SystemTopic | Self::NoSuchTopic | Self::NotAllowed => tally.not_authorized += 1,
+            Self::TopicTooLong => tally.topic_too_long += 1,
             Self::PayloadFormat => tally.payload_format_invalid += 1,
             // The shard has counted it.
             Self::NoRoom(_) => (),
@@ -79,6 +87,9 @@ pub enum FilterRefusal {
     /// `+` or `#`.
     #[error("wildcard subscriptions are not available: subscribe to each topic by its name")]
     WildcardsNotSupported,
+    /// There are none behind a mount point that begin with `$`.
+    #[error("topics that begin with $ do not exist here: subscribe to others")]
+    NoSuchTopics,
     /// No message that it matches may go to the client.
     #[error("the rules of the broker let nothing of it come to this client: ask its operator")]
     NotAllowed,
@@ -100,7 +111,7 @@ impl FilterRefusal {
             Self::Invalid(_) => ReasonCode::TopicFilterInvalid,
             Self::SharedNotSupported => ReasonCode::SharedSubscriptionsNotSupported,
             Self::WildcardsNotSupported => ReasonCode::WildcardSubscriptionsNotSupported,
-            Self::NotAllowed => ReasonCode::NotAuthorized,
+            Self::NoSuchTopics | Self::NotAllowed => ReasonCode::NotAuthorized,
             Self::TooMany(_) | Self::TooManyBytes(_) | Self::NoMemory => ReasonCode::QuotaExceeded,
         }
     }

@@ -38,6 +38,7 @@ impl Session {
             topic_alias_max: 0,
             problem_information: true,
             durable: Some(session),
+            mount_point: None,
         };
         let mut remembered = Self::empty(limits, link, now);
         remembered.durable = Some(session);

@@ -19,6 +19,7 @@ use crate::codec::{
 };
 use crate::ids::{PacketId, ProtocolVersion};
 use crate::message::{Grant, Replay};
+use crate::session::naming::whole_filter;
 use crate::session::output::{Request, Retained};
 use crate::session::refusal::FilterRefusal;
 use crate::session::{CloseReason, Limits, Link, Output};
@@ -132,7 +133,7 @@ impl Subscribing {
         let mut reasons = Vec::with_capacity(packet.filters.len());
         let mut why = None;
         for (text, options) in packet.filters.iter() {
-            let outcome = match check(text, limits, rights, out) {
+            let outcome = match check(text, limits, rights, link, out) {
                 Ok(filter) => self.grant(filter, options, identifier, limits, out),
                 Err(refusal) => Err(refusal),
             };
@@ -181,14 +182,17 @@ impl Subscribing {
         let mut reasons = Vec::with_capacity(packet.filters.len());
         let mut why = None;
         for text in packet.filters.iter() {
-            let filter = TopicFilter::parse(text);
+            let filter = TopicFilter::parse(text).map_err(FilterRefusal::from);
+            let filter = filter.and_then(|filter| whole_filter(filter, link));
             let known = filter.as_ref().is_ok_and(|filter| self.filters.remove(filter).is_some());
-            self.filter_bytes -= if known { text.len() } else { 0 };
+            if let (Ok(filter), true) = (&filter, known) {
+                self.filter_bytes -= filter.as_str().len();
+            }
             let reason = match (&filter, known) {
                 (Ok(_), true) => ReasonCode::Success,
                 (Ok(_), false) => ReasonCode::NoSubscriptionExisted,
-                (Err(invalid), _) => {
-                    let refusal = FilterRefusal::from(*invalid);
+                (Err(refusal), _) => {
+                    let refusal = *refusal;
                     why.get_or_insert_with(|| explain(reasons.len(), refusal));
                     refusal.reason_code()
                 }
@@ -367,18 +371,19 @@ impl Subscribing {
     }
 }
 
-/// Whether `text` is a filter that the client may be subscribed to.
+/// The filter of a client with its mount point, if the client may be subscribed to it.
 fn check(
     text: &str,
     limits: &Limits,
     rights: &Rights,
+    link: &Link,
     out: &mut Output,
 ) -> Result<TopicFilter, FilterRefusal> {
-    let filter = TopicFilter::parse(text)?;
+    let filter = whole_filter(TopicFilter::parse(text)?, link)?;
     limits.availability.check_filter(&filter)?;
     let decision = rights.may_subscribe(&filter);
     if !decision.is_allowed() {
-        out.deny("subscribe", text, &decision);
+        out.deny("subscribe", filter.as_str(), &decision);
         return Err(FilterRefusal::NotAllowed);
     }
     Ok(filter)

@@ -727,8 +727,13 @@ pub(crate) fn properties(list: &[Property<'_>]) -> PropertiesBuf {
 /// Waits until the counter `$SYS/broker/{name}` is at least `least`. The broker should publish its
 /// counters every second.
 pub(crate) fn wait_for_counter(broker: &Broker, name: &str, least: u64) -> u64 {
+    wait_for_counter_at(broker.addr(), name, least)
+}
+
+/// The same of the broker that listens there.
+pub(crate) fn wait_for_counter_at(addr: SocketAddr, name: &str, least: u64) -> u64 {
     let deadline = Instant::now() + PATIENCE;
-    let mut client = Client::connect(broker, V311);
+    let (mut client, _) = Hello::new(V311, &unique("wire")).open(addr);
     client.subscribe(&format!("$SYS/broker/{name}"), 0);
     loop {
         let value: u64 = client.message().text().parse().unwrap();

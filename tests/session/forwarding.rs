@@ -221,14 +221,14 @@ fn member_that_leaves_gives_away_what_was_not_sent_and_at_its_end_also_unacknowl
 }
 
 /// A PUBLISH of a client.
-struct Said {
+pub(crate) struct Said {
     topic: String,
     payload: [u8; 4],
     properties: PropertiesBuf,
 }
 
 impl Said {
-    fn as_packet(&self) -> Packet<'_> {
+    pub(crate) fn as_packet(&self) -> Packet<'_> {
         Packet::Publish(Publish {
             topic: &self.topic,
             payload: &self.payload,
@@ -239,19 +239,19 @@ impl Said {
     }
 }
 
-fn plain(topic: &str, number: u32) -> Said {
+pub(crate) fn plain(topic: &str, number: u32) -> Said {
     let (topic, payload) = (topic.to_owned(), number.to_be_bytes());
     Said { topic, payload, properties: PropertiesBuf::new() }
 }
 
-fn aliased(topic: &str, number: u32, alias: u16) -> Said {
+pub(crate) fn aliased(topic: &str, number: u32, alias: u16) -> Said {
     let mut said = plain(topic, number);
     said.properties.push(Property::TopicAlias(alias));
     said
 }
 
 /// A message on its way to the client.
-struct Message {
+pub(crate) struct Message {
     version: ProtocolVersion,
     topic: String,
     number: u32,
@@ -260,7 +260,7 @@ struct Message {
     via: Option<Via>,
 }
 
-fn message(
+pub(crate) fn message(
     version: ProtocolVersion,
     topic: &str,
     expiry: Option<(u32, Instant)>,
@@ -270,7 +270,7 @@ fn message(
 }
 
 impl Message {
-    fn at(self, qos: u8) -> Self {
+    pub(crate) fn at(self, qos: u8) -> Self {
         Self { qos, ..self }
     }
 
@@ -298,7 +298,7 @@ impl Message {
         frame
     }
 
-    fn delivery(self) -> Delivery {
+    pub(crate) fn delivery(self) -> Delivery {
         let frames = Bytes::from(self.frame(self.version));
         let kind = if self.qos == 0 { Kind::Unacknowledged } else { Kind::Acknowledged };
         let piece = Piece {
@@ -322,7 +322,7 @@ impl Message {
     }
 }
 
-fn hear_frames(pair: &mut Pair) -> Vec<Vec<u8>> {
+pub(crate) fn hear_frames(pair: &mut Pair) -> Vec<Vec<u8>> {
     let bytes = pair.hear_bytes();
     let mut frames = Vec::new();
     let mut rest = &bytes[..];
@@ -346,7 +346,7 @@ fn decoded(properties: &[u8]) -> Vec<Property<'_>> {
     mailboxqtt::codec::Properties::from_validated(properties).iter().collect()
 }
 
-fn as_alias(property: &Property<'_>) -> Option<u16> {
+pub(crate) fn as_alias(property: &Property<'_>) -> Option<u16> {
     match property {
         Property::TopicAlias(alias) => Some(*alias),
         _ => None,

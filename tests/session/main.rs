@@ -17,6 +17,7 @@ mod delivering;
 mod forwarding;
 mod fuzz;
 mod keep_alive;
+mod mounting;
 mod operations;
 mod pair;
 mod publishing;

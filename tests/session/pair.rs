@@ -14,6 +14,7 @@ use mailboxqtt::session::authentication::Authenticated;
 use mailboxqtt::session::{
     Availability, CloseReason, Limits, Opening, Output, Place, Request, Session, negotiate,
 };
+use mailboxqtt::topic::MountPoint;
 
 /// Shards that the pair's collector knows.
 pub(crate) const SHARDS: usize = 4;
@@ -127,6 +128,10 @@ pub(crate) struct Pair {
     tail: Vec<u8>,
     /// Who the next connections are authenticated as.
     pub(crate) authenticated: Option<Authenticated>,
+    /// What stands before the topics of the next connections.
+    mount_point: Option<MountPoint>,
+    pub(crate) not_authorized: u64,
+    pub(crate) topic_too_long: u64,
 }
 
 impl Pair {
@@ -138,7 +143,7 @@ impl Pair {
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let now = Instant::now();
         Self {
-            session: Session::new(limits, &opening(terms, &limits), now),
+            session: Session::new(limits, &opening(terms, &limits, None), now),
             out: Output::new(Collector::new(hasher.clone(), SHARDS, now)),
             now,
             routed: Vec::new(),
@@ -152,7 +157,18 @@ impl Pair {
             hasher,
             tail: Vec::new(),
             authenticated: None,
+            mount_point: None,
+            not_authorized: 0,
+            topic_too_long: 0,
         }
+    }
+
+    /// A client of a listener with that mount point.
+    pub(crate) fn behind(mount_point: &str, terms: Terms, limits: Limits) -> Self {
+        let mut pair = Self::with_limits(terms, limits);
+        pair.mount_point = Some(MountPoint::parse(mount_point).unwrap());
+        pair.resume(terms, limits);
+        pair
     }
 
     /// The shard of a topic.
@@ -296,6 +312,8 @@ impl Pair {
         self.too_large += tally.too_large;
         self.expired += tally.expired;
         self.not_routed += tally.not_authorized + tally.payload_format_invalid;
+        self.not_authorized += tally.not_authorized;
+        self.topic_too_long += tally.topic_too_long;
         std::mem::take(&mut self.out.bytes)
     }
 
@@ -331,7 +349,7 @@ impl Pair {
     }
 
     pub(crate) fn resume(&mut self, terms: Terms, limits: Limits) {
-        let mut opening = opening(terms, &limits);
+        let mut opening = opening(terms, &limits, self.mount_point.as_ref());
         opening.authenticated = self.authenticated.clone();
         self.session.attach(&opening, self.now);
     }
@@ -380,7 +398,7 @@ fn messages_of(batch: &Batch) -> Vec<Routed> {
     routed
 }
 
-fn opening(terms: Terms, limits: &Limits) -> Opening {
+fn opening(terms: Terms, limits: &Limits, mount_point: Option<&MountPoint>) -> Opening {
     let mut properties = PropertiesBuf::new();
     if let Some(max) = terms.topic_alias_max {
         properties.push(Property::TopicAliasMaximum(max));
@@ -407,7 +425,11 @@ fn opening(terms: Terms, limits: &Limits) -> Opening {
         user_name: None,
         password: None,
     };
-    negotiate(&connect, limits, || ClientId::new("spare")).unwrap()
+    let mut opening = negotiate(&connect, limits, || ClientId::new("spare")).unwrap();
+    if let Some(mount_point) = mount_point {
+        opening.mount(&connect, mount_point).unwrap();
+    }
+    opening
 }
 
 /// A PUBLISH whose payload is `payload`.

@@ -187,7 +187,7 @@ fn what_was_published_before_a_subscribe_is_routed_before_it() {
 }
 
 impl Pair {
-    fn say_subscribe(&mut self, id: u16, filters: &[&str]) {
+    pub(crate) fn say_subscribe(&mut self, id: u16, filters: &[&str]) {
         let mut buf = SubscribeFiltersBuf::new();
         for filter in filters {
             buf.push(filter, SubscribeOptions::new(Qos::AtLeastOnce));
@@ -198,7 +198,7 @@ impl Pair {
     }
 
     /// Returns the token of the request that the router gets.
-    fn subscribe(&mut self, id: u16, filters: &[&str]) -> u64 {
+    pub(crate) fn subscribe(&mut self, id: u16, filters: &[&str]) -> u64 {
         self.say_subscribe(id, filters);
         match self.requests().pop() {
             Some(Request::Subscribe { token, filters }) => {
@@ -209,7 +209,7 @@ impl Pair {
         }
     }
 
-    fn unsubscribe(&mut self, id: u16, filters: &[&str]) -> u64 {
+    pub(crate) fn unsubscribe(&mut self, id: u16, filters: &[&str]) -> u64 {
         let mut buf = UnsubscribeFiltersBuf::new();
         for filter in filters {
             buf.push(filter);
