@@ -61,6 +61,12 @@ storm SECONDS='60':
     STORM_SECONDS={{ SECONDS }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
         cargo test --test storm -- --nocapture broker_is_as_before
 
+# Flood brokers that may use 256 MiB, in a control group as root; they have to serve on. FLOOD is a word of a flood's name.
+flood FLOOD='':
+    cargo build --release --bin mailboxqtt
+    FLOOD={{ quote(FLOOD) }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
+        cargo test --test storm -- --nocapture survives_floods
+
 # Cut N clients off at once and let all come back at once over TLS; everybody has to be served.
 tls-storm N='10000':
     cargo build --release --bin mailboxqtt

@@ -252,10 +252,17 @@ async fn relieve_mailboxes(router: Router, stop: CancellationToken) {
     }
 }
 
-/// Says when memory is short.
+/// Says when memory is short. On a thread of its own: the others look at timers between tasks only, and clients that
+/// fill the memory keep them busy.
 async fn watch_memory(router: Router, in_use: fn() -> Option<u64>, stop: CancellationToken) {
-    tokio::select! {
-        () = router.watch_memory(in_use) => (),
-        () = stop.cancelled() => (),
-    }
+    let (end, ended) = flume::bounded::<()>(0);
+    let watching = tokio::task::spawn_blocking(move || {
+        while ended.recv_timeout(router.see_memory(in_use()))
+            == Err(flume::RecvTimeoutError::Timeout)
+        {}
+    });
+    stop.cancelled().await;
+    drop(end);
+    // It ends at once, and a panic has been logged.
+    let _ = watching.await;
 }

@@ -18,6 +18,7 @@ mod import;
 mod layers;
 mod limits;
 mod listeners;
+pub mod memory;
 mod print;
 mod read;
 mod schema;

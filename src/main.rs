@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use mailboxqtt::auth::{self, Credential, Form, StoredPassword, password_file};
 use mailboxqtt::broker::{Broker, Handle};
-use mailboxqtt::config::{self, AclCommand, Arguments, Change, Command, Explain, File};
+use mailboxqtt::config::{self, AclCommand, Arguments, Change, Command, Explain, File, memory};
 use mailboxqtt::net::health;
 use mailboxqtt::store::is_panic_expected;
 use tikv_jemallocator::Jemalloc;
@@ -72,14 +72,6 @@ fn explain(question: &Explain) -> ExitCode {
     }
 }
 
-/// Bytes of the process that are in memory, as the system counts them against its limits. Linux only.
-fn memory_in_use() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let (_, rest) = status.split_once("VmRSS:")?;
-    let kibibytes: u64 = rest.split_ascii_whitespace().next()?.parse().ok()?;
-    Some(kibibytes * 1024)
-}
-
 /// The error and what led to it, as far as it has not said that itself.
 fn sentence(error: &anyhow::Error) -> String {
     let mut sentence = error.to_string();
@@ -126,7 +118,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
-        let broker = Broker::bind(config)?.with_memory_in_use(memory_in_use);
+        let broker = Broker::bind(config)?.with_memory_in_use(memory::in_use);
         print(&greeting(&broker))?;
         let operator = Operator {
             arguments: arguments.clone(),

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 use crate::auth;
 use crate::config::layers::{Layers, Settings};
+use crate::config::memory;
 use crate::config::read::read;
 use crate::config::{DurabilityLevel, Explain, InvalidConfig, InvalidValue};
 use crate::store::start::default_dir;
@@ -177,15 +178,19 @@ impl Arguments {
     pub fn settings(&self) -> Result<Settings, InvalidConfig> {
         let variables = env::vars_os();
         let named = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
-        self.settings_in(&named.collect())
+        self.settings_in(&named.collect(), memory::limit())
     }
 
-    /// [`Arguments::settings`] with this environment.
+    /// [`Arguments::settings`] with this environment, and so much memory for the process.
     fn settings_in(
         &self,
         variables: &BTreeMap<String, OsString>,
+        memory_limit: Option<u64>,
     ) -> Result<Settings, InvalidConfig> {
         let mut layers = Layers::default();
+        if let Some(limit) = memory_limit {
+            layers.add_memory_limit(limit);
+        }
         if let Some(path) = &self.config {
             layers.add_file(path, read(path)?);
         }
@@ -235,7 +240,7 @@ mod tests {
         let variables = [("MAILBOXQTT_SHARDS", "4"), ("MAILBOXQTT_RECEIVE_MAX", "8")];
         let variables = variables.map(|(name, value)| (name.to_owned(), value.into()));
         let arguments = Arguments { shards: Some(5), config: Some(path), ..Arguments::default() };
-        let file = arguments.settings_in(&BTreeMap::from(variables)).unwrap().file;
+        let file = arguments.settings_in(&BTreeMap::from(variables), None).unwrap().file;
         assert_eq!((file.shards, file.inflight_max, file.receive_max), (5, 7, 8));
     }
 
@@ -244,7 +249,7 @@ mod tests {
         let words = "mailboxqtt --listen [::1]:7 --shards 3 --data-dir d --durability os \
                      --log-segment-bytes 65536 --allow-anonymous";
         let arguments = Arguments::parse_from(words.split_whitespace());
-        let settings = arguments.settings_in(&BTreeMap::new()).unwrap();
+        let settings = arguments.settings_in(&BTreeMap::new(), None).unwrap();
         let file = &settings.file;
         assert_eq!((file.listen.to_string().as_str(), file.shards), ("[::1]:7", 3));
         assert_eq!((file.data_dir.to_str(), file.durability), (Some("d"), DurabilityLevel::Os));
@@ -258,9 +263,26 @@ mod tests {
     }
 
     #[test]
+    fn process_with_little_memory_uses_three_quarters_of_it_unless_somebody_says_otherwise() {
+        let settings = |variables: &[(&str, &str)], limit| {
+            let variables =
+                variables.iter().map(|(name, value)| ((*name).to_owned(), value.into()));
+            Arguments::default().settings_in(&variables.collect(), limit).unwrap()
+        };
+        let limited = settings(&[], Some(256 << 20));
+        assert_eq!(limited.file.memory_bytes_max, 192 << 20);
+        let origin = limited.origin("memory_bytes_max").to_string();
+        assert_eq!(origin, "control group, three quarters of its memory");
+        assert_eq!(settings(&[], Some(1)).file.memory_bytes_max, 32 << 20);
+        assert_eq!(settings(&[], None).file.memory_bytes_max, 0);
+        let said = [("MAILBOXQTT_MEMORY_BYTES_MAX", "0")];
+        assert_eq!(settings(&said, Some(256 << 20)).file.memory_bytes_max, 0);
+    }
+
+    #[test]
     fn place_of_the_data_is_found_out_where_nothing_names_it() {
         let variables = BTreeMap::from([("STATE_DIRECTORY".to_owned(), "/var/lib/x".into())]);
-        let settings = Arguments::default().settings_in(&variables).unwrap();
+        let settings = Arguments::default().settings_in(&variables, None).unwrap();
         assert_eq!(settings.file.data_dir, PathBuf::from("/var/lib/x"));
     }
 }

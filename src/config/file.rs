@@ -31,7 +31,8 @@ pub struct File {
     /// Bytes of all files in the data directory, beyond which messages that must be kept are refused; 0 is as much as
     /// the disk has, but for a reserve.
     pub disk_bytes_max: u64,
-    /// Bytes of memory of the process, beyond which new work is refused; 0 is no limit.
+    /// Bytes of memory of the process, beyond which new work is refused; 0 is no limit. In a container or service
+    /// with a limit, which is a control group, three quarters of that unless it is set.
     pub memory_bytes_max: u64,
     /// Accept clients that do not say who they are, also from other machines and beside users. Without users
     /// those from this machine are always accepted.

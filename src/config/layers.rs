@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use crate::config::limits::MEMORY_BYTES_MIN;
 use crate::config::read::in_plain_words;
 use crate::config::schema::{Scalar, Schema, join};
 use crate::config::unknown::nearest;
@@ -38,6 +39,8 @@ pub struct Settings {
 pub enum Origin {
     /// Nobody.
     Default,
+    /// Whoever runs the process gives it so much memory.
+    ControlGroup,
     /// The settings file.
     File(PathBuf),
     /// The environment variable of this name.
@@ -50,6 +53,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::ControlGroup => f.write_str("control group, three quarters of its memory"),
             // A comment must end where its line ends.
             Self::File(path) => write!(f, "file {}", path.display().to_string().escape_debug()),
             Self::Environment(name) => write!(f, "environment {name}"),
@@ -91,6 +95,14 @@ pub(super) struct Layers {
 }
 
 impl Layers {
+    /// The system ends the process if it uses more than `bytes`: it had better refuse before. The rest is for what comes
+    /// between two looks at it, and for what the system holds for it.
+    pub(super) fn add_memory_limit(&mut self, bytes: u64) {
+        let bytes_max = (bytes / 4 * 3).max(MEMORY_BYTES_MIN);
+        let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
+        self.add(nest("memory_bytes_max", bytes_max.into()), &Origin::ControlGroup);
+    }
+
     /// The settings file at `path`, which has been read into `table`.
     pub(super) fn add_file(&mut self, path: &Path, table: Table) {
         self.add(table, &Origin::File(path.into()));

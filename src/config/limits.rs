@@ -10,7 +10,7 @@ const DISK_BYTES_MIN: u64 = 32 << 20;
 /// In files of the log.
 const DISK_SEGMENTS_MIN: u64 = 16;
 /// A smaller process has no room for a flood that comes between two looks at it.
-const MEMORY_BYTES_MIN: u64 = 32 << 20;
+pub(super) const MEMORY_BYTES_MIN: u64 = 32 << 20;
 
 impl File {
     /// Checks the values and puts those together that may change while the broker runs.

@@ -4,14 +4,19 @@
 //! # Limits
 //!
 //! An address is an IPv4 address, or the 64 bits of an IPv6 address that a provider gives to one customer. At most
-//! `ADDRESSES_MAX` are remembered, some 100 bytes each; above that those are forgotten that have not come for a while,
-//! and if all have, who is not known counts towards the limit of all only.
+//! `ADDRESSES_MAX` are remembered, some 100 bytes each; above that those are forgotten that have not come for a second,
+//! and if all have, everybody counts towards the limit of all only.
+//!
+//! # Invariants
+//!
+//! - A connection costs the same whatever is remembered: all addresses are looked through when there are as many as may
+//!   be, and once in [`FORGET_AFTER`]. Those that are left then came since, or as many have to come before the next look.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
@@ -24,6 +29,8 @@ use crate::session::{Expiry, Opening};
 
 /// Addresses that are remembered.
 const ADDRESSES_MAX: usize = 100_000;
+/// What an address has left of its rate is all of it by then.
+const FORGET_AFTER: Duration = Duration::from_secs(1);
 /// The largest CONNECT while memory is short: enough for long names and passwords, and no large will.
 const SHORT_CONNECT_BYTES_MAX: u32 = 4096;
 
@@ -79,7 +86,16 @@ struct Connections(Mutex<HashMap<IpAddr, u32>>);
 struct Rules {
     limits: AdmissionLimits,
     all: Option<DefaultDirectRateLimiter>,
-    each: Option<DefaultKeyedRateLimiter<IpAddr>>,
+    each: Option<Each>,
+}
+
+/// How fast each address comes.
+#[derive(Debug)]
+struct Each {
+    limiter: DefaultKeyedRateLimiter<IpAddr>,
+    addresses_max: usize,
+    /// When those that had not come for a while were forgotten.
+    forgot_at: Mutex<Option<Instant>>,
 }
 
 /// A connection that was admitted; dropping it makes room for another one.
@@ -101,7 +117,8 @@ impl Gatekeeper {
     pub fn replace(&self, limits: AdmissionLimits) {
         let quota = |per_s| NonZeroU32::new(per_s).map(Quota::per_second);
         let all = quota(limits.accept_rate_max).map(RateLimiter::direct);
-        let each = quota(limits.accept_rate_per_address_max).map(RateLimiter::keyed);
+        let each =
+            quota(limits.accept_rate_per_address_max).map(|quota| Each::new(quota, ADDRESSES_MAX));
         self.rules.store(Arc::new(Rules { limits, all, each }));
     }
 
@@ -125,13 +142,8 @@ impl Gatekeeper {
             return Err(Refused::TooMany);
         }
         // The address first: who comes too fast alone must not use up what is for all.
-        if let Some(each) = &rules.each {
-            if each.len() >= ADDRESSES_MAX {
-                each.retain_recent();
-            }
-            if each.len() < ADDRESSES_MAX && each.check_key(&address).is_err() {
-                return Err(Refused::TooFast);
-            }
+        if rules.each.as_ref().is_some_and(|each| !each.admits(address, Instant::now())) {
+            return Err(Refused::TooFast);
         }
         if rules.all.as_ref().is_some_and(|all| all.check().is_err()) {
             return Err(Refused::AllTooFast);
@@ -141,6 +153,37 @@ impl Gatekeeper {
         }
         *self.connections.lock().entry(address).or_insert(0) += 1;
         Ok(Admitted { counted: Some(Box::new((address, self.connections.clone()))) })
+    }
+}
+
+impl Each {
+    fn new(quota: Quota, addresses_max: usize) -> Self {
+        let limiter = RateLimiter::keyed(quota);
+        Self { limiter, addresses_max, forgot_at: Mutex::default() }
+    }
+
+    fn admits(&self, address: IpAddr, now: Instant) -> bool {
+        self.forget(now);
+        self.is_full() || self.limiter.check_key(&address).is_ok()
+    }
+
+    /// Makes room where that is needed. Returns how many addresses were looked at.
+    fn forget(&self, now: Instant) -> usize {
+        if !self.is_full() {
+            return 0;
+        }
+        let mut forgot_at = self.forgot_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if forgot_at.is_some_and(|at| now.saturating_duration_since(at) < FORGET_AFTER) {
+            return 0;
+        }
+        *forgot_at = Some(now);
+        let looked_at = self.limiter.len();
+        self.limiter.retain_recent();
+        looked_at
+    }
+
+    fn is_full(&self) -> bool {
+        self.limiter.len() >= self.addresses_max
     }
 }
 
@@ -173,7 +216,8 @@ pub(super) fn lacks_room(router: &Router, opening: &Opening) -> Option<&'static 
         .then_some("the disk of the broker is full: try again later, or with a session that ends with the connection")
 }
 
-/// How large a CONNECT may be. Those that have begun hold what has come of them until they are too slow.
+/// How large a CONNECT may be at this moment. Those that have begun are held to it, too, when more of them comes; others
+/// hold what has come of them until they are too slow.
 pub(super) fn connect_bytes_max(router: &Router, bytes_max: u32) -> u32 {
     match router.queues().is_memory_short() {
         true => bytes_max.min(SHORT_CONNECT_BYTES_MAX),
@@ -215,6 +259,21 @@ mod tests {
         drop(first);
         assert!(gatekeeper.admit(address("2001:db8:0:1::3")).is_ok());
         assert!(gatekeeper.admit(None).is_ok());
+    }
+
+    /// Counts work, not time: whoever has very many addresses must not make every connection look through all of them.
+    #[test]
+    fn connection_costs_the_same_when_as_many_addresses_are_known_as_may_be() {
+        let each = Each::new(Quota::per_second(NonZeroU32::MIN), 100);
+        let (now, mut looked_at) = (Instant::now(), 0);
+        for number in 0..10_000_u32 {
+            let address = IpAddr::from(std::net::Ipv4Addr::from_bits(number));
+            looked_at += each.forget(now);
+            assert!(each.admits(address, now), "none of them comes twice");
+        }
+        assert_eq!(looked_at, 100, "all of them once");
+        assert_eq!(each.forget(now + FORGET_AFTER), 100);
+        assert!(each.limiter.len() <= 100);
     }
 
     #[test]

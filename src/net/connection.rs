@@ -42,6 +42,8 @@ use crate::session::{CloseReason, Output, Place, Session};
 const TURNS_MAX: usize = 4;
 /// Nothing is read from a client that leaves this much of our output unread.
 const UNSENT_BYTES_MAX: usize = 1024 * 1024;
+/// The same while memory is short.
+const SHORT_UNSENT_BYTES_MAX: usize = 64 * 1024;
 /// Mails taken in one turn.
 const MAILS_MAX: usize = 1024;
 
@@ -229,7 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             // A read that was held back registered no waker: try again as soon as the cause is gone.
             let may_read = self.is_held_back
                 && !held_by_shards
-                && !self.has_much_unsent()
+                && !self.has_much_unsent(out.is_memory_short)
                 && self.pause.is_none();
             if can_go_on || may_read || mail == Step::Progress || read == Step::Progress {
                 continue;
@@ -307,7 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let Scratch { read, out, .. } = scratch;
         out.is_memory_short = self.router.queues().is_memory_short();
         self.is_held_back = self.links.poll_flush(cx).is_pending()
-            || self.has_much_unsent()
+            || self.has_much_unsent(out.is_memory_short)
             || self.is_pausing(cx, out);
         if out.close.is_some() || self.is_held_back {
             return Step::Nothing;
@@ -382,8 +384,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    fn has_much_unsent(&self) -> bool {
-        self.unsent.len() - self.unsent_from > UNSENT_BYTES_MAX
+    fn has_much_unsent(&self, is_memory_short: bool) -> bool {
+        let max = if is_memory_short { SHORT_UNSENT_BYTES_MAX } else { UNSENT_BYTES_MAX };
+        self.unsent.len() - self.unsent_from > max
     }
 
     /// Hands all whole packets of `read`, which came at `now`, to the session; returns how many bytes

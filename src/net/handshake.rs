@@ -139,14 +139,15 @@ pub(super) struct Desk<'a> {
     pub(super) metrics: &'a Metrics,
     /// The client.
     pub(super) peer: &'a Peer,
-    /// Largest AUTH that is read.
-    pub(super) bytes_max: u32,
+    /// Largest AUTH that is read, at this moment.
+    pub(super) bytes_max: &'a (dyn Fn() -> u32 + Sync),
 }
 
-/// Reads until the first packet is complete. `bytes_max` bounds the packet, not what follows it.
+/// Reads until the first packet is complete. `bytes_max` bounds the packet, not what follows it, and is asked before
+/// every read: a packet that is larger than it has become since is read no further.
 pub(super) async fn read_hello<S: AsyncRead + Unpin>(
     stream: &mut S,
-    bytes_max: u32,
+    bytes_max: &(dyn Fn() -> u32 + Sync),
 ) -> Result<Hello, HandshakeError> {
     let mut bytes = Vec::with_capacity(512);
     let connect_len = read_packet(stream, Awaited::Connect, &mut bytes, bytes_max).await?;
@@ -274,13 +275,13 @@ async fn read_packet<S: AsyncRead + Unpin>(
     stream: &mut S,
     awaited: Awaited<'_>,
     bytes: &mut Vec<u8>,
-    bytes_max: u32,
+    bytes_max: &(dyn Fn() -> u32 + Sync),
 ) -> Result<usize, HandshakeError> {
     loop {
         if let Some(first_byte) = bytes.first() {
             awaited.check(*first_byte)?;
         }
-        match frame_len(bytes, bytes_max).map_err(|error| awaited.malformed(error, bytes))? {
+        match frame_len(bytes, bytes_max()).map_err(|error| awaited.malformed(error, bytes))? {
             Some(len) if len <= bytes.len() => return Ok(len),
             _ => (),
         }

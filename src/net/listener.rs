@@ -120,7 +120,8 @@ impl Serving {
         stream: &mut S,
         peer: &Peer,
     ) -> Result<(Opening, Vec<u8>), HandshakeError> {
-        let bytes_max = admission::connect_bytes_max(&self.router, self.limits.connect_bytes_max);
+        let bytes_max =
+            &|| admission::connect_bytes_max(&self.router, self.limits.connect_bytes_max);
         let metrics = self.router.metrics();
         let hello = read_hello(stream, bytes_max).await?;
         metrics.bytes_received.add(hello.bytes.len() as u64);

@@ -23,10 +23,14 @@ impl Router {
         let mailbox = mailbox.clone();
         tokio::task::spawn_blocking(move || {
             let now = Instant::now();
+            let place_of = |stored: &Stored| {
+                let Stored { at, first, count, offset, len, skip, .. } = *stored;
+                Place { at, first, count, offset, len, skip }
+            };
+            let places: Vec<Place> = wanted.iter().map(place_of).collect();
             let (mut fetched, mut lost) = (Vec::with_capacity(wanted.len()), Vec::new());
-            for stored in wanted {
-                let Stored { at, first, count, offset, len, skip, .. } = stored;
-                match store.read(&Place { at, first, count, offset, len, skip }) {
+            for (stored, frames) in wanted.into_iter().zip(store.read_all(&places)) {
+                match frames {
                     Some(frames) => fetched.push(stored.delivery(frames, now)),
                     None => lost.push(stored),
                 }

@@ -84,6 +84,11 @@ impl Keeper {
         })
     }
 
+    /// Whether the topic of `run` has a retained message now.
+    pub(super) fn holds(&self, batch: &Batch, run: &Run) -> bool {
+        str::from_utf8(batch.topic(run)).is_ok_and(|topic| self.store.frame_len(topic).is_some())
+    }
+
     /// Keeps the last message of `run` [MQTT-3.3.1-5], or removes the topic's one if it is
     /// empty [MQTT-3.3.1-6] [MQTT-3.3.1-7].
     pub(super) fn keep(
@@ -143,6 +148,11 @@ impl Keeper {
         messages + new_messages <= self.limits.messages_max
             && (bytes + added).saturating_sub(freed) <= self.limits.bytes_max
     }
+}
+
+/// Whether after `run` its topic has no retained message, whatever it has now.
+pub(super) fn is_clear(batch: &Batch, run: &Run) -> bool {
+    newest_of(batch, run).is_some_and(|(_, view, _)| view.payload.is_empty())
 }
 
 /// What there is room for.

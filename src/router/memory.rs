@@ -1,4 +1,4 @@
-//! Looks at the memory of the process and says when it is short. Floor 4, part of [`Router`].
+//! Says when the memory of the process is short. Floor 4, part of [`Router`].
 //!
 //! Who asks for more then is refused by code: CONNECT and SUBSCRIBE where they are handled, messages by what a queue
 //! may hold, see [`queues`](super::queues). What is there is served.
@@ -9,20 +9,20 @@ use tracing::{info, warn};
 
 use crate::router::Router;
 
-/// Time between two looks.
-const INTERVAL: Duration = Duration::from_millis(100);
+/// Time between two looks at most.
+const INTERVAL_MAX: Duration = Duration::from_millis(100);
+/// And at least: a look costs some 50 microseconds.
+const INTERVAL_MIN: Duration = Duration::from_millis(5);
+/// As fast as clients may fill memory, in bytes per second.
+const FILLING_PER_S: u64 = 2_000_000_000;
 
 impl Router {
-    /// Looks at what is `in_use`, in bytes, for as long as it is polled. For one task.
-    pub async fn watch_memory(&self, in_use: fn() -> Option<u64>) {
-        let mut ticks = tokio::time::interval(INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        loop {
-            ticks.tick().await;
-            let Some(bytes) = in_use() else { continue };
-            self.metrics.memory_bytes.set(bytes);
-            self.judge_memory(bytes);
-        }
+    /// So much is in use, in bytes, as far as anybody knows. Returns when to look again.
+    pub fn see_memory(&self, in_use: Option<u64>) -> Duration {
+        let Some(bytes) = in_use else { return INTERVAL_MAX };
+        self.metrics.memory_bytes.set(bytes);
+        self.judge_memory(bytes);
+        next_look(bytes, self.queues.memory_bytes_max())
     }
 
     /// Short from the limit on, and until an eighth of it is free again.
@@ -47,6 +47,16 @@ impl Router {
     }
 }
 
+/// When to look again: before what is left can be filled.
+fn next_look(bytes: u64, max: u64) -> Duration {
+    match max.checked_sub(bytes) {
+        // Nothing worse comes.
+        None => INTERVAL_MAX,
+        Some(left) => Duration::from_micros(left / (FILLING_PER_S / 1_000_000))
+            .clamp(INTERVAL_MIN, INTERVAL_MAX),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -57,6 +67,16 @@ mod tests {
     use crate::router::keeper::RetainedLimits;
     use crate::router::queues::QueueLimits;
     use crate::router::sharing::Strategy;
+
+    #[test]
+    fn looks_come_faster_while_there_is_less_to_fill_between_them() {
+        let millis = |bytes, max| next_look(bytes, max).as_millis();
+        assert_eq!(millis(0, u64::MAX), 100);
+        assert_eq!(millis(0, 200_000_000), 100);
+        assert_eq!(millis(100_000_000, 200_000_000), 50);
+        assert_eq!(millis(199_000_000, 200_000_000), 5);
+        assert_eq!(millis(201_000_000, 200_000_000), 100);
+    }
 
     #[tokio::test]
     async fn memory_is_short_from_the_limit_on_until_an_eighth_is_free() {

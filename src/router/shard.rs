@@ -26,7 +26,7 @@ use crate::message::{Batch, Grant, Logged, Replay, Run};
 use crate::metrics::{DropReason, Metrics, Shortage};
 use crate::record::Record;
 use crate::router::bell::Bell;
-use crate::router::keeper::{Keeper, Kept, RetainedLimits, Room};
+use crate::router::keeper::{Keeper, Kept, RetainedLimits, Room, is_clear};
 use crate::router::log::{self, Publisher};
 use crate::router::mailbox::{Mail, Mailbox};
 use crate::router::queues::{Held, Policy, Queues};
@@ -415,16 +415,21 @@ impl Shard {
         admitted
     }
 
-    /// See [`Turn::room`]. What must be kept needs a disk, what is retained needs memory, whatever the policy is.
+    /// See [`Turn::room`]. What must be kept needs a disk, what is retained needs memory, whatever the policy is. What
+    /// clears a retained message gives both back.
     fn room(&mut self, run: &Run, batch: &Batch, publisher: SessionId) -> Result<u32, Shortage> {
-        if run.retain && self.queues.is_memory_short() {
+        let (is_memory_short, is_disk_short) =
+            (self.queues.is_memory_short(), self.is_disk_short());
+        let is_clear = run.retain && (is_memory_short || is_disk_short) && is_clear(batch, run);
+        if run.retain && is_memory_short && !is_clear {
             return Err(Shortage::Memory);
         }
-        let is_disk_short = self.is_disk_short();
+        // Each message that is there can be cleared once, so this ends.
+        let is_kept = run.retain && !(is_clear && self.keeper.holds(batch, run));
         let outboxes = &mut self.turn.outboxes;
         let route = self.routes.find(run.hash, batch.topic(run), &self.exact, outboxes);
         let Some(route) = route else { return Ok(run.count) };
-        if is_disk_short && route.level.is_some() && (run.retain || route.is_durable) {
+        if is_disk_short && route.level.is_some() && (is_kept || route.is_durable) {
             return Err(Shortage::Disk);
         }
         match self.queues.policy() {

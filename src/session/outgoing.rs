@@ -24,7 +24,7 @@ use crate::session::naming::unmounted;
 use crate::session::queue::{Queue, Stretch};
 use crate::session::refusal::NO_OPEN_MESSAGE;
 use crate::session::window::{Acknowledged, Body, Resend, Window};
-use crate::session::{Link, OUTPUT_BYTES_MAX, Output};
+use crate::session::{Link, Output};
 use crate::topic::TopicFilter;
 
 /// See the module comment.
@@ -209,7 +209,7 @@ impl Outgoing {
         now: &dyn Fn() -> Instant,
         out: &mut Output,
     ) -> bool {
-        while out.bytes.len() < OUTPUT_BYTES_MAX {
+        while out.bytes.len() < out.bytes_max() {
             if self.resend(link, now, out) || self.send_acknowledged(link, now, out) {
                 continue;
             }

@@ -9,9 +9,11 @@ use crate::codec::{
 use crate::ids::ProtocolVersion;
 use crate::message::{Collector, Grant, Replay, Stored};
 use crate::session::journal::Journal;
-use crate::session::{CloseReason, Link};
+use crate::session::{CloseReason, Link, OUTPUT_BYTES_MAX};
 use crate::topic::TopicFilter;
 
+/// [`OUTPUT_BYTES_MAX`] while memory is short.
+const SHORT_OUTPUT_BYTES_MAX: usize = 16 * 1024;
 /// Denials that one turn tells apart; the others are counted only.
 const DENIALS_MAX: usize = 8;
 /// Characters of a topic that a denial shows.
@@ -159,6 +161,11 @@ impl Output {
             tally: Tally::default(),
             denials: Vec::new(),
         }
+    }
+
+    /// From here on messages wait in the queue.
+    pub(super) fn bytes_max(&self) -> usize {
+        if self.is_memory_short { SHORT_OUTPUT_BYTES_MAX } else { OUTPUT_BYTES_MAX }
     }
 
     /// Writes `packet`; where the client does not take one of its size, the connection ends, for

@@ -126,7 +126,12 @@ impl Store {
     /// The frames of messages that are safe. Blocks. What cannot be read is reported, and lost, unless
     /// [`Store::has_failed`].
     pub fn read(&self, place: &Place) -> Option<Bytes> {
-        start::read(&self.log, &self.bodies, place)
+        self.read_all(std::slice::from_ref(place)).pop().flatten()
+    }
+
+    /// As [`Store::read`] for each of `places`. A disk with errors is waited for once, not once for each.
+    pub fn read_all(&self, places: &[Place]) -> Vec<Option<Bytes>> {
+        start::read(&self.log, &self.bodies, places)
     }
 
     /// Both clocks.

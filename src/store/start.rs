@@ -305,10 +305,38 @@ fn read_frames(log: &Log, at: LogPosition, len: u32) -> io::Result<Vec<u8>> {
     Ok(record)
 }
 
-/// The frames at `place`, wherever they are now, once they have been checked; `None`, and a word in the log of the
-/// broker, where they cannot be read. `None` also when the log has failed, whatever is there: a disk that goes away
-/// fails to read at first, and what it holds is not lost.
-pub(super) fn read(log: &Log, bodies: &Bodies, place: &Place) -> Option<Bytes> {
+/// The frames at each of these places, wherever they are now, once they have been checked; `None`, and a word in the log
+/// of the broker, where they cannot be read. `None` for all when the log has failed, whatever is there: a disk that goes
+/// away fails to read at first, and what it holds is not lost. So what fails is read once more after a while, which is
+/// the same while for all of them.
+pub(super) fn read(log: &Log, bodies: &Bodies, places: &[Place]) -> Vec<Option<Bytes>> {
+    let mut outcomes: Vec<_> = places.iter().map(|place| read_once(log, place)).collect();
+    let has_failed = |outcome: &Result<_, _>| matches!(outcome, Err(ReadError::Io(_)));
+    if outcomes.iter().any(has_failed) && log.failure().is_none() {
+        thread::sleep(SECOND_READ_AFTER);
+        for (outcome, place) in outcomes.iter_mut().zip(places) {
+            if has_failed(outcome) {
+                *outcome = read_once(log, place);
+            }
+        }
+    }
+    if log.failure().is_some() {
+        return vec![None; places.len()];
+    }
+    let all = outcomes.into_iter().zip(places);
+    all.map(|(outcome, place)| {
+        let found = match outcome {
+            Ok(frames) => frames.ok_or_else(|| "it holds something else".to_owned()),
+            Err(error) => read_copy(bodies, place, &error),
+        };
+        let lost = |why| error!(position = place.at.0, why, "a message cannot be read and is lost");
+        found.map_err(lost).ok()
+    })
+    .collect()
+}
+
+/// From the log. `None` where the record is no such message.
+fn read_once(log: &Log, place: &Place) -> Result<Option<Bytes>, ReadError> {
     let start = Messages::FRAMES_AT + place.offset as usize;
     let end = start + place.len as usize;
     let mut outcome = log.read_record(place.at, end);
@@ -316,29 +344,18 @@ pub(super) fn read(log: &Log, bodies: &Bodies, place: &Place) -> Option<Bytes> {
         wait_until_written(log);
         outcome = log.read_record(place.at, end);
     }
-    if matches!(outcome, Err(ReadError::Io(_))) && log.failure().is_none() {
-        thread::sleep(SECOND_READ_AFTER);
-        outcome = log.read_record(place.at, end);
+    let record = outcome?;
+    let frames = record.get(start..end).and_then(|read| place.cut(read));
+    Ok(frames.map(Bytes::copy_from_slice))
+}
+
+/// What was copied into the tables of a record that the log has not got any more, as `error` says.
+fn read_copy(bodies: &Bodies, place: &Place, error: &ReadError) -> Result<Bytes, String> {
+    match bodies.read(place.at) {
+        Ok(Some(body)) => body.cut(place).ok_or_else(|| "its copy holds something else".to_owned()),
+        Ok(None) => Err(error.to_string()),
+        Err(error) => Err(error.to_string()),
     }
-    if log.failure().is_some() {
-        return None;
-    }
-    let why = match outcome {
-        Ok(record) => match record.get(start..end).and_then(|read| place.cut(read)) {
-            Some(frames) => return Some(Bytes::copy_from_slice(frames)),
-            None => "it holds something else".to_owned(),
-        },
-        Err(error) => match bodies.read(place.at) {
-            Ok(Some(body)) => match body.cut(place) {
-                Some(frames) => return Some(frames),
-                None => "its copy holds something else".to_owned(),
-            },
-            Ok(None) => error.to_string(),
-            Err(error) => error.to_string(),
-        },
-    };
-    error!(position = place.at.0, why, "a message cannot be read and is lost");
-    None
 }
 
 /// Whatever was appended can be read then, unless the log has failed.

@@ -261,6 +261,8 @@ fn broker_that_is_short_of_memory_refuses_by_code() {
     let mut reader = Client::connect(&broker, V5);
     reader.subscribe("$SYS/broker/memory/shortages", 0);
     let mut sender = Client::connect(&broker, V5);
+    let kept = unique("kept");
+    sender.deliver_retained(&kept, "kept");
     let payload = vec![b'x'; 20_000];
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -274,6 +276,10 @@ fn broker_that_is_short_of_memory_refuses_by_code() {
     let why = sender.properties().reason_string().unwrap().to_owned();
     assert!(why.contains("memory"), "{why}");
     assert_eq!(sender.subscribe_all(&[("more", 1)]), [QUOTA_EXCEEDED]);
+    sender.retain(&kept, "another one", 1, 8);
+    assert_eq!(sender.next(), Got::Ack(PUBACK, 8, QUOTA_EXCEEDED));
+    // What clears it takes nothing.
+    sender.deliver_retained(&kept, "");
     let (_, answer) = Hello::new(V5, "new").try_open(broker.addr());
     let Got::ConnAck(false, QUOTA_EXCEEDED, _) = answer else { panic!("{answer:?}") };
     let (_, answer) = Hello::new(V311, "new").try_open(broker.addr());

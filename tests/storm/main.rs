@@ -22,6 +22,7 @@ mod broker;
 mod client;
 mod comeback;
 mod counters;
+mod flood;
 mod packet;
 mod pair;
 #[allow(dead_code, reason = "other tests use the rest")]
