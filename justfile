@@ -87,6 +87,10 @@ audit:
 image TAG *ARGS:
     ./docker-build.sh {{ TAG }} {{ ARGS }}
 
+# Run the image TAG and look whether what docs/running.md says of it is true; it takes port 1883 of the loopback interface.
+image-test TAG:
+    @packaging/test-image.sh {{ TAG }}
+
 # Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
 bench *ARGS:
     cargo bench --workspace --bench '*' -- {{ ARGS }}
