@@ -26,7 +26,7 @@ test: setup
     PYTHONPATH=loadgen python3 -B -m unittest discover --quiet --start-directory loadgen/compare --top-level-directory loadgen
 
 # What CI runs, nothing more and nothing less.
-ci: test
+ci: test audit
 
 # Write docs/conformance.md and run its tests; `--addr HOST:PORT` runs them against that broker, whichever it is.
 conformance *ARGS:
@@ -85,14 +85,17 @@ cut N='100':
     RECOVERY_POWER_CUTS={{ N }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
         cargo test --test recovery -- --ignored --nocapture power
 
-# Check what is linked: licences, sources, duplicates and, where CHECKS holds advisories, known vulnerabilities.
-deny *CHECKS='advisories bans licenses sources':
-    @cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
-    cargo deny --workspace --all-features check {{ CHECKS }}
+# Check what is linked: licences, sources, duplicates and known vulnerabilities.
+audit:
+    @packaging/audit.sh "$MAILBOXQTT_TEST_TOOLS/audit"
 
 # Build the image TAG for linux/amd64 and linux/arm64 with buildx; ARGS as in `just image mailboxqtt --load --platform linux/amd64`.
 image TAG *ARGS:
     ./docker-build.sh {{ TAG }} {{ ARGS }}
+
+# Run the image TAG and look whether what docs/running.md says of it is true; it takes port 1883 of the loopback interface.
+image-test TAG:
+    @packaging/test-image.sh {{ TAG }}
 
 # Run the criterion benchmarks; ARGS select some, as in `just bench codec/decode`.
 bench *ARGS:
