@@ -33,6 +33,7 @@ pub use token::InvalidKeys;
 pub use token::TokenPlace;
 pub use token::TokenSettings;
 pub use verifier::InvalidMethods;
+pub use verifier::Limits;
 pub use verifier::Methods;
 pub use verifier::Settings;
 pub use verifier::Verifier;

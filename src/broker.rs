@@ -141,8 +141,8 @@ impl Broker {
         let connections = TaskTracker::new();
         let services = TaskTracker::new();
         let tasks = (connections.clone(), services.clone());
-        let Config { net, authentication, .. } = self.config;
-        let verifier = Arc::new(Verifier::new(authentication));
+        let Config { net, authentication, authentication_limits, .. } = self.config;
+        let verifier = Arc::new(Verifier::new(authentication, authentication_limits));
         let guards = (gatekeeper.clone(), verifier.clone());
         let listeners =
             Listeners::start(self.bound, router.clone(), net, guards, tasks, stop.clone());

@@ -41,6 +41,7 @@ pub use arguments::AclCommand;
 pub use arguments::Arguments;
 pub use arguments::Command;
 pub use authentication::Authentication;
+pub use authentication::ListenerAuthentication;
 pub use authorisation::Authorisation;
 pub use authorisation::AuthorisationRule;
 pub use authorisation::InvalidAuthorisation;
@@ -82,8 +83,10 @@ pub struct Config {
     pub durability: Option<Durability>,
     /// For `net`.
     pub net: net::Limits,
-    /// For `net`.
+    /// For `net`: of all listeners that have none of their own.
     pub authentication: Arc<auth::Methods>,
+    /// For `net`.
+    pub authentication_limits: auth::Limits,
     /// For `router`.
     pub router: router::Limits,
     /// For `router`.
@@ -120,6 +123,16 @@ pub struct Durability {
     pub overrides: Vec<Override>,
 }
 
+/// A value that cannot be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("setting `{key}` {rule}")]
+pub struct InvalidValue {
+    /// As in the file.
+    pub key: &'static str,
+    /// What it must be.
+    pub rule: &'static str,
+}
+
 /// Why there are no settings. Names the key and the rule, so that the operator need not read code.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidConfig {
@@ -154,13 +167,8 @@ pub enum InvalidConfig {
         error: String,
     },
     /// A value that cannot be.
-    #[error("setting `{key}` {rule}")]
-    Value {
-        /// As in the file.
-        key: &'static str,
-        /// What it must be.
-        rule: &'static str,
-    },
+    #[error(transparent)]
+    Value(#[from] InvalidValue),
     /// Users that cannot be.
     #[error(transparent)]
     Authentication(#[from] auth::InvalidMethods),

@@ -24,7 +24,7 @@ const DELAY_MIN: Duration = Duration::from_millis(250);
 const WAITING: u32 = 8;
 
 /// How much is borne.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Patience {
     /// Failures without a consequence.
     pub failures_free: u32,

@@ -1,6 +1,9 @@
 //! Finds out who a client is, by whatever the settings offer. Floor 3; `config` loads [`Methods`], `net` asks the
 //! [`Verifier`], which outlives a change of them.
 //!
+//! There is one verifier for all listeners, with the methods that they have in common. A listener may have methods of
+//! its own in place of those; whoever asks brings them along.
+//!
 //! | order | what | where it is checked |
 //! |---|---|---|
 //! | 1 | client certificate | by the listener; here it is believed |
@@ -13,7 +16,9 @@
 //!
 //! # Invariants
 //!
-//! - No password is checked on a thread that moves messages, and no more at once than [`Settings::checks_max`].
+//! - No password is checked on a thread that moves messages, and no more at once than [`Limits::checks_max`], through
+//!   whichever listeners they come.
+//! - The failures of an address count on all listeners together.
 //! - A client that sends neither user name, password nor method costs no lock and no allocation here.
 
 use std::collections::BTreeMap;
@@ -48,6 +53,11 @@ pub struct Settings {
     pub tokens: Option<TokenSettings>,
     /// Another server that knows users.
     pub call_out: Option<CallOutSettings>,
+}
+
+/// What all logins together may take, whatever methods they are checked with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
     /// Passwords that are checked at the same time.
     pub checks_max: usize,
     /// More of them that may wait.
@@ -66,8 +76,6 @@ pub struct Methods {
     has_token_names: bool,
     passwords: Option<Arc<PasswordFile>>,
     call_out: Option<CallOut>,
-    checks: Slots,
-    patience: Patience,
 }
 
 /// Why nobody could log in.
@@ -113,13 +121,21 @@ impl Methods {
                 .is_some_and(|it| it.from == TokenPlace::UserName),
             passwords: passwords.map(Arc::new),
             call_out,
-            checks: Slots::new(settings.checks_max, settings.checks_waiting_max),
-            patience: settings.patience,
         })
+    }
+
+    /// What the CONNECT says of who the client is.
+    pub fn admit(
+        &self,
+        connect: &Connect<'_>,
+        caller: &Caller<'_>,
+    ) -> Result<Admission, AuthenticationError> {
+        self.access.handle_connect(connect, caller)
     }
 
     async fn check(
         &self,
+        slots: &Slots,
         login: Login,
         client_id: &ClientId,
         address: Option<IpAddr>,
@@ -135,7 +151,7 @@ impl Methods {
         if let Some(passwords) = &self.passwords
             && (self.call_out.is_none() || passwords.knows(name))
         {
-            let is_right = self.check_password(passwords, login, address).await?;
+            let is_right = check_password(slots, passwords, login, address).await?;
             return match user {
                 Some(user) if is_right => Ok(Authenticated::new(user, Proof::Password)),
                 user => Err(AuthenticationError::Login { user, refused: WRONG }),
@@ -156,29 +172,27 @@ impl Methods {
         let user = user.filter(|user| !self.has_token_names || is_known(user));
         AuthenticationError::Login { user, refused }
     }
+}
 
-    async fn check_password(
-        &self,
-        passwords: &Arc<PasswordFile>,
-        login: Login,
-        address: Option<IpAddr>,
-    ) -> Result<bool, AuthenticationError> {
-        let name = login.user_name.as_deref().unwrap_or_default();
-        if passwords.remembers(name, login.password.as_deref()) {
-            return Ok(true);
-        }
-        let slot = self.checks.take(address).await.map_err(|_| AuthenticationError::Busy)?;
-        let passwords = passwords.clone();
-        let checking = tokio::task::spawn_blocking(move || {
-            // Held to the end of the work, also if the client does not wait for it.
-            let _slot = slot;
-            let name = login.user_name.unwrap_or_default();
-            passwords.matches(&name, login.password.as_deref())
-        });
-        checking
-            .await
-            .map_err(|_| AuthenticationError::Unavailable("the check has failed".to_owned()))
+async fn check_password(
+    slots: &Slots,
+    passwords: &Arc<PasswordFile>,
+    login: Login,
+    address: Option<IpAddr>,
+) -> Result<bool, AuthenticationError> {
+    let name = login.user_name.as_deref().unwrap_or_default();
+    if passwords.remembers(name, login.password.as_deref()) {
+        return Ok(true);
     }
+    let slot = slots.take(address).await.map_err(|_| AuthenticationError::Busy)?;
+    let passwords = passwords.clone();
+    let checking = tokio::task::spawn_blocking(move || {
+        // Held to the end of the work, also if the client does not wait for it.
+        let _slot = slot;
+        let name = login.user_name.unwrap_or_default();
+        passwords.matches(&name, login.password.as_deref())
+    });
+    checking.await.map_err(|_| AuthenticationError::Unavailable("the check has failed".to_owned()))
 }
 
 /// For the log. The client is told the same for everything.
@@ -200,59 +214,76 @@ impl Directory for Methods {
 /// See the module comment.
 #[derive(Debug)]
 pub struct Verifier {
-    methods: ArcSwap<Methods>,
+    common: ArcSwap<Methods>,
+    restraint: ArcSwap<Restraint>,
     failures: Mutex<Failures>,
 }
 
+/// [`Limits`], and what keeps to them.
+#[derive(Debug)]
+struct Restraint {
+    limits: Limits,
+    checks: Slots,
+}
+
+impl Restraint {
+    fn new(limits: Limits) -> Self {
+        Self { limits, checks: Slots::new(limits.checks_max, limits.checks_waiting_max) }
+    }
+}
+
 impl Verifier {
-    /// With these methods until there are others.
-    pub fn new(methods: Arc<Methods>) -> Self {
-        Self { methods: ArcSwap::new(methods), failures: Mutex::new(Failures::default()) }
+    /// With these methods and limits until there are others.
+    pub fn new(common: Arc<Methods>, limits: Limits) -> Self {
+        Self {
+            common: ArcSwap::new(common),
+            restraint: ArcSwap::from_pointee(Restraint::new(limits)),
+            failures: Mutex::new(Failures::default()),
+        }
     }
 
     /// For all who connect from now on. Who is connected and no longer known is for the caller to be told, by
-    /// `Mail::UsersChanged` with the same `methods`.
-    pub fn replace(&self, methods: Arc<Methods>) {
-        self.methods.store(methods);
+    /// `Mail::UsersChanged`.
+    pub fn replace(&self, common: Arc<Methods>, limits: Limits) {
+        self.common.store(common);
+        if self.restraint.load().limits != limits {
+            self.restraint.store(Arc::new(Restraint::new(limits)));
+        }
     }
 
-    /// What the CONNECT says of who the client is.
-    pub fn admit(
-        &self,
-        connect: &Connect<'_>,
-        caller: &Caller<'_>,
-    ) -> Result<Admission, AuthenticationError> {
-        self.methods.load().access.handle_connect(connect, caller)
+    /// What clients of a listener with methods of its `own`, or with none, are checked with now.
+    pub fn methods(&self, own: Option<&Arc<Methods>>) -> Arc<Methods> {
+        own.cloned().unwrap_or_else(|| self.common.load_full())
     }
 
     /// How long a client from `address` has to wait before [`Verifier::check`], or before its exchange.
     pub fn wait(&self, address: IpAddr, now: Instant) -> Result<Duration, AuthenticationError> {
-        let patience = self.methods.load().patience;
+        let patience = self.patience();
         let wait = self.failures().admit(address, now, &patience);
         wait.map_err(|_| AuthenticationError::Busy)
     }
 
     /// A client from `address` has not proved what it tried to.
     pub fn failed(&self, address: IpAddr, now: Instant) {
-        let patience = self.methods.load().patience;
+        let patience = self.patience();
         self.failures().record(address, now, &patience);
     }
 
-    /// Who it is, or why not. Cancelling it is safe.
+    /// Who it is by `methods`, or why not. Cancelling it is safe.
     pub async fn check(
         &self,
+        methods: &Methods,
         login: Login,
         client_id: &ClientId,
         address: Option<IpAddr>,
     ) -> Result<Authenticated, AuthenticationError> {
-        let methods = self.methods.load_full();
-        let checked = methods.check(login, client_id, address).await;
+        let restraint = self.restraint.load_full();
+        let checked = methods.check(&restraint.checks, login, client_id, address).await;
         checked.map_err(|error| methods.without_token(error))
     }
 
-    /// Who is known now.
-    pub fn directory(&self) -> Arc<dyn Directory> {
-        self.methods.load_full()
+    fn patience(&self) -> Patience {
+        self.restraint.load().limits.patience
     }
 
     fn failures(&self) -> MutexGuard<'_, Failures> {
@@ -266,18 +297,18 @@ mod tests {
     use crate::auth::claims::ClaimNames;
     use crate::auth::password::{Form, StoredPassword};
 
+    const LIMITS: Limits = Limits {
+        checks_max: 1,
+        checks_waiting_max: 0,
+        patience: Patience {
+            failures_free: 1,
+            delay_max: Duration::from_secs(1),
+            addresses_max: 8,
+        },
+    };
+
     fn settings(path: Option<PathBuf>) -> Settings {
-        let patience =
-            Patience { failures_free: 1, delay_max: Duration::from_secs(1), addresses_max: 8 };
-        Settings {
-            scram_users: BTreeMap::new(),
-            password_file: path,
-            tokens: None,
-            call_out: None,
-            checks_max: 1,
-            checks_waiting_max: 0,
-            patience,
-        }
+        Settings { scram_users: BTreeMap::new(), password_file: path, tokens: None, call_out: None }
     }
 
     /// With these users, whose password is `x`.
@@ -296,14 +327,28 @@ mod tests {
         name: &str,
         password: &str,
     ) -> Result<String, AuthenticationError> {
+        check_with(verifier, None, name, password).await
+    }
+
+    async fn check_with(
+        verifier: &Verifier,
+        own: Option<&Arc<Methods>>,
+        name: &str,
+        password: &str,
+    ) -> Result<String, AuthenticationError> {
         let login = Login { user_name: Some(name.to_owned()), password: Some(password.into()) };
-        let checked = verifier.check(login, &ClientId::new("fridge"), None).await;
+        let methods = verifier.methods(own);
+        let checked = verifier.check(&methods, login, &ClientId::new("fridge"), None).await;
         checked.map(|it| it.user.as_str().to_owned())
+    }
+
+    fn verifier(common: Arc<Methods>) -> Verifier {
+        Verifier::new(common, LIMITS)
     }
 
     #[tokio::test]
     async fn users_are_those_of_the_last_replacement_and_who_is_gone_is_not_known() {
-        let verifier = Verifier::new(methods(&[("anna", Form::Argon2id), ("bob", Form::Scram)]));
+        let verifier = verifier(methods(&[("anna", Form::Argon2id), ("bob", Form::Scram)]));
         assert_eq!(check(&verifier, "anna", "x").await.as_deref(), Ok("anna"));
         assert!(check(&verifier, "anna", "y").await.unwrap_err().is_wrong_proof());
         let [anna, bob] = ["anna", "bob"].map(UserName::new);
@@ -312,10 +357,10 @@ mod tests {
             data: Vec::new(),
         };
         let knows =
-            |user: &UserName, proof: &Proof| verifier.directory().is_still_known(user, proof);
+            |user: &UserName, proof: &Proof| verifier.methods(None).is_still_known(user, proof);
         assert!(knows(&anna, &Proof::Password) && knows(&bob, &Proof::Password));
         assert!(knows(&bob, &by_scram) && !knows(&anna, &by_scram));
-        verifier.replace(methods(&[("carl", Form::Argon2id)]));
+        verifier.replace(methods(&[("carl", Form::Argon2id)]), LIMITS);
         assert!(check(&verifier, "anna", "x").await.is_err());
         assert!(!knows(&anna, &Proof::Password) && !knows(&bob, &by_scram));
         assert!(knows(&anna, &Proof::Token) && knows(&anna, &Proof::Certificate));
@@ -340,7 +385,7 @@ mod tests {
             names: ClaimNames { user: "sub".to_owned(), client_id: None, rules: None },
         };
         let settings = Settings { tokens: Some(tokens), ..settings(Some(users)) };
-        let verifier = Verifier::new(Arc::new(Methods::load(&settings).unwrap()));
+        let verifier = verifier(Arc::new(Methods::load(&settings).unwrap()));
         // `{"alg":"HS256"}` and `{"alg":"ES512"}`, which is not known here, so that this is a name like any other.
         for token in ["eyJhbGciOiJIUzI1NiJ9.e30.c2VjcmV0", "eyJhbGciOiJFUzUxMiJ9.e30.c2VjcmV0"] {
             let error = check(&verifier, token, "y").await.unwrap_err();
@@ -352,24 +397,43 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_finds_no_room_to_be_checked_is_told_so_and_known_passwords_need_none() {
-        let verifier = Verifier::new(methods(&[("anna", Form::Argon2id)]));
+        let verifier = verifier(methods(&[("anna", Form::Argon2id)]));
         assert!(check(&verifier, "anna", "x").await.is_ok());
-        let methods = verifier.methods.load_full();
-        let slot = methods.checks.take(None).await.unwrap();
+        let restraint = verifier.restraint.load_full();
+        let slot = restraint.checks.take(None).await.unwrap();
         assert_eq!(check(&verifier, "anna", "y").await, Err(AuthenticationError::Busy));
         assert!(check(&verifier, "anna", "x").await.is_ok());
+        // Methods of a listener's own, and those that come by a reload, bring no room along.
+        let own = methods(&[("bob", Form::Argon2id)]);
+        let busy = Err(AuthenticationError::Busy);
+        assert_eq!(check_with(&verifier, Some(&own), "bob", "x").await, busy);
+        verifier.replace(own.clone(), LIMITS);
+        assert_eq!(check(&verifier, "bob", "x").await, busy);
         drop(slot);
+        assert_eq!(check_with(&verifier, Some(&own), "bob", "x").await.as_deref(), Ok("bob"));
         assert!(check(&verifier, "anna", "y").await.unwrap_err().is_wrong_proof());
+    }
+
+    #[tokio::test]
+    async fn users_of_a_listener_with_methods_of_its_own_are_those_and_no_others() {
+        let verifier = verifier(methods(&[("anna", Form::Argon2id)]));
+        let own = methods(&[("bob", Form::Argon2id)]);
+        assert_eq!(check_with(&verifier, Some(&own), "bob", "x").await.as_deref(), Ok("bob"));
+        assert!(check_with(&verifier, Some(&own), "anna", "x").await.is_err());
+        assert!(check(&verifier, "bob", "x").await.is_err());
+        let [anna, bob] = ["anna", "bob"].map(UserName::new);
+        let knows = |user| verifier.methods(Some(&own)).is_still_known(user, &Proof::Password);
+        assert!(knows(&bob) && !knows(&anna));
     }
 
     #[test]
     fn failures_of_an_address_outlive_a_replacement() {
-        let verifier = Verifier::new(methods(&[]));
+        let verifier = verifier(methods(&[]));
         let (address, now) = ([192, 0, 2, 1].into(), Instant::now());
         verifier.failed(address, now);
         assert_eq!(verifier.wait(address, now), Ok(Duration::ZERO));
         verifier.failed(address, now);
-        verifier.replace(methods(&[]));
+        verifier.replace(methods(&[]), LIMITS);
         assert_eq!(verifier.wait(address, now), Ok(Duration::from_millis(250)));
     }
 }

@@ -99,12 +99,12 @@ impl Parts {
         let prepared = self.listeners.prepare(config.listeners)?;
         self.router.replace_rules(config.rules).await;
         set_limits(&self.router, &self.gatekeeper, config.limits);
-        let methods = config.authentication;
-        self.verifier.replace(methods.clone());
+        let common = config.authentication;
+        self.verifier.replace(common.clone(), config.authentication_limits);
         self.listeners.renew(config.net);
         self.listeners.replace(prepared);
         // Whoever connects from here on is known by the new ones.
-        self.router.registry().tell_owners(|| Mail::UsersChanged(methods.clone()));
+        self.router.registry().tell_owners(|| Mail::UsersChanged(common.clone()));
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use crate::auth;
 use crate::config::layers::{Layers, Settings};
 use crate::config::read::read;
-use crate::config::{DurabilityLevel, Explain, InvalidConfig};
+use crate::config::{DurabilityLevel, Explain, InvalidConfig, InvalidValue};
 use crate::store::start::default_dir;
 
 /// An MQTT broker for 3.1.1 and 5.0 that uses all cores.
@@ -198,7 +198,7 @@ impl Arguments {
         }
         if let Some(dir) = &self.data_dir {
             let key = "data_dir";
-            let text = dir.to_str().ok_or(InvalidConfig::Value { key, rule: "must be UTF-8" })?;
+            let text = dir.to_str().ok_or(InvalidValue { key, rule: "must be UTF-8" })?;
             layers.add_argument("--data-dir", key, text.into());
         }
         if let Some(level) = self.durability {

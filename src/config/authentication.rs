@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::{self, CallOutSettings, ClaimNames, Patience, TokenPlace, TokenSettings};
-use crate::config::InvalidConfig;
+use crate::config::InvalidValue;
 
 /// Users with passwords, and what is done against guesses.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -33,6 +33,19 @@ pub struct Authentication {
     /// JSON Web Tokens in place of passwords; with one of its three key files it is on.
     pub jwt: Jwt,
     /// Another server that is asked; with an URL it is on.
+    pub http: Http,
+}
+
+/// Users of one listener, in place of `[authentication]` and `[scram_users]` as a whole: whoever is known there is not
+/// known here. What is done against guesses is for all listeners together, and said there.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenerAuthentication {
+    /// Users and their passwords, as `password_file` below `[authentication]`; empty is none.
+    pub password_file: PathBuf,
+    /// JSON Web Tokens in place of passwords; with one of its three key files it is on.
+    pub jwt: Jwt,
+    /// Another server that is asked; with an URL it is on. Its limits and what it remembers are for this listener.
     pub http: Http,
 }
 
@@ -149,34 +162,26 @@ impl Authentication {
     }
 
     /// Checks the values.
-    pub(super) fn check(&self) -> Result<(), InvalidConfig> {
-        let not_zero = |key, value| match value {
-            0 => Err(InvalidConfig::Value { key, rule: "must be at least 1" }),
-            _ => Ok(()),
-        };
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
         not_zero("authentication.failure_addresses_max", self.failure_addresses_max)?;
-        not_zero("authentication.http.timeout_ms", self.http.timeout_ms as usize)?;
-        not_zero("authentication.http.questions_max", self.http.questions_max)?;
-        not_zero("authentication.jwt.user_claim", self.jwt.user_claim.len())?;
-        if self.jwt.leeway_s > 86_400 {
-            let rule = "must be at most 86400, a day";
-            return Err(InvalidConfig::Value { key: "authentication.jwt.leeway_s", rule });
-        }
-        Ok(())
+        self.jwt.check()?;
+        self.http.check()
     }
 
-    /// For `auth`. Nobody is made to wait longer than a handshake may take.
-    pub(super) fn settings(
-        &self,
-        scram_users: BTreeMap<String, String>,
-        handshake_max: Duration,
-    ) -> auth::Settings {
-        let delay_max = Duration::from_secs(self.failure_delay_s_max.into());
+    /// For `auth`: what users are known by.
+    pub(super) fn settings(&self, scram_users: BTreeMap<String, String>) -> auth::Settings {
         auth::Settings {
             scram_users,
             password_file: some_path(&self.password_file),
             tokens: self.jwt.is_on().then(|| self.jwt.settings()),
             call_out: self.http.is_on().then(|| self.http.settings()),
+        }
+    }
+
+    /// For `auth`. Nobody is made to wait longer than a handshake may take.
+    pub(super) fn limits(&self, handshake_max: Duration) -> auth::Limits {
+        let delay_max = Duration::from_secs(self.failure_delay_s_max.into());
+        auth::Limits {
             checks_max: match self.checks_max {
                 0 => available_parallelism().map_or(1, usize::from),
                 max => max,
@@ -191,7 +196,39 @@ impl Authentication {
     }
 }
 
+impl ListenerAuthentication {
+    /// Whether anybody could log in by it.
+    pub fn is_some(&self) -> bool {
+        some_path(&self.password_file).is_some() || self.jwt.is_on() || self.http.is_on()
+    }
+
+    /// Checks the values.
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
+        self.jwt.check()?;
+        self.http.check()
+    }
+
+    /// For `auth`: what users are known by.
+    pub(super) fn settings(&self) -> auth::Settings {
+        auth::Settings {
+            scram_users: BTreeMap::new(),
+            password_file: some_path(&self.password_file),
+            tokens: self.jwt.is_on().then(|| self.jwt.settings()),
+            call_out: self.http.is_on().then(|| self.http.settings()),
+        }
+    }
+}
+
 impl Jwt {
+    fn check(&self) -> Result<(), InvalidValue> {
+        not_zero("authentication.jwt.user_claim", self.user_claim.len())?;
+        if self.leeway_s > 86_400 {
+            let rule = "must be at most 86400, a day";
+            return Err(InvalidValue { key: "authentication.jwt.leeway_s", rule });
+        }
+        Ok(())
+    }
+
     fn is_on(&self) -> bool {
         let files = [&self.secret_file, &self.public_key_file, &self.jwks_file];
         files.into_iter().any(|path| some_path(path).is_some())
@@ -221,6 +258,11 @@ impl Jwt {
 }
 
 impl Http {
+    fn check(&self) -> Result<(), InvalidValue> {
+        not_zero("authentication.http.timeout_ms", self.timeout_ms as usize)?;
+        not_zero("authentication.http.questions_max", self.questions_max)
+    }
+
     fn is_on(&self) -> bool {
         !self.url.is_empty()
     }
@@ -235,6 +277,13 @@ impl Http {
             cache_entries_max: self.cache_entries_max,
             ca_file: some_path(&self.ca_file),
         }
+    }
+}
+
+fn not_zero(key: &'static str, value: usize) -> Result<(), InvalidValue> {
+    match value {
+        0 => Err(InvalidValue { key, rule: "must be at least 1" }),
+        _ => Ok(()),
     }
 }
 

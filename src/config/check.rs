@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::auth::Methods;
 use crate::codec::PACKET_BYTES_MAX;
 use crate::config::listeners::{Everywhere, InvalidListener, Listener};
-use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig};
+use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig, InvalidValue};
 use crate::ids::Qos;
 use crate::net::accept::{Listen, Settings};
 use crate::router::keeper::RetainedLimits;
@@ -25,7 +25,7 @@ impl File {
     /// Checks the values. `files_max` is how many files the process may open.
     pub fn check(self, files_max: usize) -> Result<Config, InvalidConfig> {
         let not_zero = |key, value: u64| match value {
-            0 => Err(InvalidConfig::Value { key, rule: "must be at least 1" }),
+            0 => Err(InvalidValue { key, rule: "must be at least 1" }),
             _ => Ok(()),
         };
         not_zero("handshake_s_max", self.handshake_s_max.into())?;
@@ -34,26 +34,25 @@ impl File {
         not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
         not_zero("sessions_max", self.sessions_max)?;
         if self.shards > SHARDS_MAX {
-            return Err(InvalidConfig::Value { key: "shards", rule: "must be at most 1024" });
+            return Err(InvalidValue { key: "shards", rule: "must be at most 1024" }.into());
         }
         if !(64 * 1024..=1 << 32).contains(&self.log_segment_bytes) {
             let rule = "must be from 65536 to 4294967296";
-            return Err(InvalidConfig::Value { key: "log_segment_bytes", rule });
+            return Err(InvalidValue { key: "log_segment_bytes", rule }.into());
         }
         let limits = self.limits()?;
         let publish = self.publish_rates();
         not_zero("sys_interval_s", self.sys_interval_s.into())?;
         if !(64..=PACKET_BYTES_MAX).contains(&self.packet_bytes_max) {
             let rule = "must be from 64 to 268435460, the largest packet of the standard";
-            return Err(InvalidConfig::Value { key: "packet_bytes_max", rule });
+            return Err(InvalidValue { key: "packet_bytes_max", rule }.into());
         }
         let rule = "must be 0, 1 or 2";
-        let qos_max =
-            Qos::new(self.qos_max).ok_or(InvalidConfig::Value { key: "qos_max", rule })?;
+        let qos_max = Qos::new(self.qos_max).ok_or(InvalidValue { key: "qos_max", rule })?;
         let prefix = &self.response_topic_prefix;
         if !prefix.is_empty() && (check_topic_name(prefix).is_err() || prefix.starts_with('$')) {
             let rule = "must be empty or a topic name that does not begin with `$`";
-            return Err(InvalidConfig::Value { key: "response_topic_prefix", rule });
+            return Err(InvalidValue { key: "response_topic_prefix", rule }.into());
         }
         self.authentication.check()?;
         let everywhere = Everywhere {
@@ -70,21 +69,20 @@ impl File {
         let handshake_max = Duration::from_secs(self.handshake_s_max.into());
         let users = self.scram_users.iter();
         let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
-        let methods = self.authentication.settings(users.collect(), handshake_max);
-        let authentication = Arc::new(Methods::load(&methods)?);
+        let authentication = Methods::load(&self.authentication.settings(users.collect()))?;
         let level = self.durability.level();
         let mut overrides = Vec::new();
         for DurabilityOverride { filter, level: own_level } in &self.durability_overrides {
             let parsed = TopicFilter::parse(filter).ok().filter(|filter| !filter.is_shared());
             let Some(filter) = parsed else {
                 let rule = "has a filter that is none: see section 4.7 of the standard";
-                return Err(InvalidConfig::Value { key: "durability_overrides", rule });
+                return Err(InvalidValue { key: "durability_overrides", rule }.into());
             };
             overrides.push(Override { filter, level: own_level.level() });
         }
         if level.is_none() && !overrides.is_empty() {
             let rule = "means nothing with durability `none`: set that to `os` or `always`";
-            return Err(InvalidConfig::Value { key: "durability_overrides", rule });
+            return Err(InvalidValue { key: "durability_overrides", rule }.into());
         }
         let durability = level.map(|level| Durability {
             dir: self.data_dir,
@@ -135,7 +133,8 @@ impl File {
                     check_payload_format: self.check_payload_format,
                 },
             },
-            authentication,
+            authentication: Arc::new(authentication),
+            authentication_limits: self.authentication.limits(handshake_max),
             router: router::Limits {
                 queue: limits.queues.each,
                 retained: RetainedLimits {

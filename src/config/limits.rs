@@ -1,6 +1,6 @@
 //! What all clients together may take of the machine: checked limits. Floor 6, called by `config::check`.
 
-use crate::config::{File, InvalidConfig, Limits};
+use crate::config::{File, InvalidValue, Limits};
 use crate::net::admission::AdmissionLimits;
 use crate::net::pace::PublishRates;
 use crate::router::queues::{QueueLimits, QueuesLimits};
@@ -14,8 +14,8 @@ const MEMORY_BYTES_MIN: u64 = 32 << 20;
 
 impl File {
     /// Checks the values and puts those together that may change while the broker runs.
-    pub(super) fn limits(&self) -> Result<Limits, InvalidConfig> {
-        let invalid = |key, rule| Err(InvalidConfig::Value { key, rule });
+    pub(super) fn limits(&self) -> Result<Limits, InvalidValue> {
+        let invalid = |key, rule| Err(InvalidValue { key, rule });
         if self.queue_messages_max == 0 {
             return invalid("queue_messages_max", "must be at least 1");
         }

@@ -1,9 +1,12 @@
 //! `[[listeners]]` of the settings file. Floor 6, checked by `config::check`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::auth::{InvalidMethods, Methods};
+use crate::config::{InvalidValue, ListenerAuthentication};
 use crate::net::accept::{Listen, Settings};
 use crate::net::tls::{
     CertificateFiles, ClientCertificates, InvalidTls, NamedCertificate, Tls, TlsFiles, TlsMin,
@@ -55,6 +58,9 @@ pub struct Listener {
     /// The beginning of topics that its clients have to themselves, such as `tenant-a/`: they see what is below it,
     /// without it, and nothing else. Empty: its clients see all topics.
     pub mount_point: String,
+    /// Users of its own, in place of `[authentication]` and `[scram_users]` as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<ListenerAuthentication>,
     /// Other certificates, for clients that ask for one of these servers (SNI).
     pub server_names: Vec<ServerName>,
 }
@@ -100,6 +106,7 @@ impl Default for Listener {
             allow_anonymous: None,
             connections_max: 0,
             mount_point: String::new(),
+            authentication: None,
             server_names: Vec::new(),
         }
     }
@@ -138,6 +145,22 @@ pub enum InvalidListener {
         /// Names the file.
         error: Box<InvalidTls>,
     },
+    /// A value of its own that cannot be.
+    #[error("listener {listen}: {value}")]
+    Value {
+        /// Which.
+        listen: String,
+        /// Names the key.
+        value: InvalidValue,
+    },
+    /// Users of its own that cannot be.
+    #[error("listener {listen}: {error}")]
+    Authentication {
+        /// Which.
+        listen: String,
+        /// Names the key.
+        error: Box<InvalidMethods>,
+    },
     /// Everybody could connect.
     #[error(
         "listening on {0} would let anybody on the network in without a password; listen on a loopback \
@@ -171,6 +194,9 @@ impl Listener {
         if let Some(rule) = self.broken_rule(&listen) {
             return Err(InvalidListener::Rule { listen: self.listen, rule });
         }
+        if let Err(value) = self.authentication.as_ref().map_or(Ok(()), |own| own.check()) {
+            return Err(InvalidListener::Value { listen: self.listen, value });
+        }
         let mount_point = match &*self.mount_point {
             "" => Ok(None),
             text => MountPoint::parse(text).map(Some),
@@ -179,7 +205,8 @@ impl Listener {
             let listen = self.listen.clone();
             InvalidListener::MountPoint { listen, error }
         })?;
-        let has_users = everywhere.has_authentication
+        let has_users = self.authentication.is_some()
+            || everywhere.has_authentication
             || self.user_from_certificate != UserFromCertificate::None;
         let consents = self.allow_anonymous.unwrap_or(everywhere.allow_anonymous);
         // Behind a proxy are the proxy's clients, wherever the proxy itself is.
@@ -193,8 +220,14 @@ impl Listener {
             path: self.websocket_path.clone(),
             origins: self.websocket_origins.clone(),
         });
+        let methods = self.authentication.as_ref().map(|own| Methods::load(&own.settings()));
+        let methods = methods.transpose().map_err(|error| InvalidListener::Authentication {
+            listen: self.listen.clone(),
+            error: Box::new(error),
+        })?;
         Ok(Settings {
             listen,
+            methods: methods.map(Arc::new),
             anonymous: if is_refused { Anonymous::Refused } else { Anonymous::Allowed },
             connections_max: match self.connections_max {
                 0 => usize::MAX,
@@ -213,6 +246,11 @@ impl Listener {
         let has = |path: &PathBuf| !path.as_os_str().is_empty();
         let has_both = has(&self.certificate_file) && has(&self.key_file);
         let is_unix = matches!(listen, Listen::Unix(_));
+        if self.authentication.as_ref().is_some_and(|own| !own.is_some()) {
+            return Some(
+                "`authentication` of its own needs a `password_file`, `jwt` or `http`, or nobody could log in",
+            );
+        }
         if has_tls && !has_both {
             return Some("TLS needs both `certificate_file` and `key_file`");
         }

@@ -1,8 +1,8 @@
 //! The listeners: accepts connections and serves each in a task of its own. Floor 5, started by `broker`.
 //!
 //! A connection keeps the settings with which it was accepted. [`Listeners::replace`] gives new ones to those
-//! that come later, so nobody is disconnected: neither by new certificates nor by a listener that goes. Only whether
-//! anonymous clients may stay is looked up again, when users change.
+//! that come later, so nobody is disconnected: neither by new certificates nor by a listener that goes. Only who its
+//! users are, and whether anonymous clients may stay, is looked up again: at the CONNECT and when users change.
 //!
 //! # Invariants
 //!
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use crate::auth::Verifier;
+use crate::auth::{Methods, Verifier};
 use crate::metrics::RefuseReason;
 use crate::net::Limits;
 use crate::net::admission::Gatekeeper;
@@ -49,6 +49,8 @@ pub struct Settings {
     pub listen: Listen,
     /// Whether its clients may come without saying who they are.
     pub anonymous: Anonymous,
+    /// What its clients are checked with, in place of what is common to all listeners that have none.
+    pub methods: Option<Arc<Methods>>,
     /// Its connections at the same time; one more is closed as soon as it is accepted.
     pub connections_max: usize,
     /// Every connection begins with a PROXY header.
@@ -403,7 +405,7 @@ mod tests {
         });
         let addresses = addresses.collect();
         let tasks = (TaskTracker::new(), TaskTracker::new());
-        let verifier = Arc::new(Verifier::new(config.authentication));
+        let verifier = Arc::new(Verifier::new(config.authentication, config.authentication_limits));
         let gatekeeper = Arc::new(Gatekeeper::new(config.limits.admission));
         let stop = stop.clone();
         let guards = (gatekeeper, verifier);
@@ -414,6 +416,7 @@ mod tests {
         Settings {
             listen: Listen::Tcp(addr),
             anonymous: Anonymous::Allowed,
+            methods: None,
             connections_max: usize::MAX,
             proxy_protocol: false,
             mount_point: None,

@@ -78,7 +78,7 @@ pub(super) struct Connection<S> {
     pause: Option<Box<Pause>>,
     /// What the client may publish, if that is limited.
     pace: Option<Box<Pace>>,
-    /// The settings of its listener as they are now, where it has not said who it is or has a certificate.
+    /// The settings of its listener as they are now.
     pub(super) entrance: Option<Entrance>,
     /// What it has shown before the CONNECT.
     pub(super) certificate: Certificate,
@@ -281,9 +281,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // The gates are looked at whenever there was mail.
                 Mail::Safe => (),
                 Mail::Expire => may_have_expired = true,
-                Mail::UsersChanged(known) => {
-                    let now = peer::anonymous(self.entrance.as_ref());
-                    self.session.handle_users_changed(&*known, now, out);
+                Mail::UsersChanged(common) => {
+                    let (known, anonymous) = peer::who_may_stay(self.entrance.as_ref(), common);
+                    self.session.handle_users_changed(&*known, anonymous, out);
                     let refusal = || self.certificate.check(self.entrance.as_ref());
                     out.close = out.close.take().or_else(refusal);
                 }

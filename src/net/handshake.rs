@@ -4,7 +4,6 @@
 //! The listener sets the time limit over all of it, and each packet has the byte limit of a CONNECT.
 
 use std::io;
-use std::net::IpAddr;
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -14,6 +13,7 @@ use crate::codec::{DecodeError, Packet, PacketType, Properties, decode, frame_le
 use crate::ids::ProtocolVersion;
 use crate::metrics::Metrics;
 use crate::net::health;
+use crate::net::peer::Peer;
 use crate::session::authentication::{Admission, Authenticated, AuthenticationError};
 use crate::session::{Link, Opening, Refusal};
 
@@ -137,8 +137,8 @@ impl HandshakeError {
 pub(super) struct Desk<'a> {
     pub(super) verifier: &'a Verifier,
     pub(super) metrics: &'a Metrics,
-    /// Of the client; `None` where it has none.
-    pub(super) address: Option<IpAddr>,
+    /// The client.
+    pub(super) peer: &'a Peer,
     /// Largest AUTH that is read.
     pub(super) bytes_max: u32,
 }
@@ -164,8 +164,8 @@ pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
     desk: &Desk<'_>,
 ) -> Result<Option<Authenticated>, HandshakeError> {
     let failed = |error| HandshakeError::authentication(&opening.link, error);
-    if let (Admission::Login(_) | Admission::Continue { .. }, Some(address)) =
-        (&admission, desk.address)
+    let address = desk.peer.address.ip();
+    if let (Admission::Login(_) | Admission::Continue { .. }, Some(address)) = (&admission, address)
     {
         let wait = desk.verifier.wait(address, Instant::now()).map_err(failed)?;
         if !wait.is_zero() {
@@ -177,14 +177,17 @@ pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
         Admission::Anonymous => Ok(None),
         Admission::Authenticated(authenticated) => Ok(Some(authenticated)),
         Admission::Login(login) => {
-            let checked = desk.verifier.check(login, &opening.client_id, desk.address).await;
+            // It may have waited, and others may count by now.
+            let methods = desk.peer.methods(desk.verifier);
+            let client_id = &opening.client_id;
+            let checked = desk.verifier.check(&methods, login, client_id, address).await;
             checked.map(Some).map_err(failed)
         }
         admission @ Admission::Continue { .. } => {
             exchange(stream, admission, &opening.link, received, desk).await.map(Some)
         }
     };
-    if let (Err(error), Some(address)) = (&proved, desk.address)
+    if let (Err(error), Some(address)) = (&proved, address)
         && error.is_wrong_proof()
     {
         desk.verifier.failed(address, Instant::now());

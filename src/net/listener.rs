@@ -21,7 +21,7 @@ use crate::net::tls::Turns;
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
-use crate::session::authentication::{Authenticated, Caller};
+use crate::session::authentication::{Authenticated, Caller, Directory};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -58,11 +58,8 @@ impl Serving {
                 Ok((claim, parked, was_present)) => {
                     let user = opening.user().map(|user| user.as_str());
                     debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
-                    let mut connection =
-                        self.begin(stream, &opening, claim, parked, was_present, rest);
-                    if opening.authenticated.is_none() || from.certificate.is_shown() {
-                        self.watch(&mut connection, from);
-                    }
+                    let connection =
+                        self.begin(stream, (from, &opening), claim, parked, was_present, rest);
                     return Some(connection);
                 }
                 Err(error) => error,
@@ -133,14 +130,13 @@ impl Serving {
             opening.mount(&connect, mount_point)?;
         }
         let failed = |error| HandshakeError::authentication(&opening.link, error);
-        let caller = Caller {
-            certificate_user: peer.certificate.user(),
-            anonymous: peer.listener.anonymous,
-        };
-        let admission = self.verifier.admit(&connect, &caller).map_err(failed)?;
+        let listener = peer.entrance.load_full();
+        let caller =
+            Caller { certificate_user: peer.certificate.user(), anonymous: listener.anonymous };
+        let methods = self.verifier.methods(listener.methods.as_ref());
+        let admission = methods.admit(&connect, &caller).map_err(failed)?;
         let mut rest = hello.into_rest();
-        let (verifier, address) = (&*self.verifier, peer.address.ip());
-        let desk = Desk { verifier, metrics, address, bytes_max };
+        let desk = Desk { verifier: &self.verifier, metrics, peer, bytes_max };
         opening.authenticated = authenticate(stream, admission, &opening, &mut rest, &desk).await?;
         opening.check_room(&self.limits.session)?;
         if let Some(authenticated) = &opening.authenticated {
@@ -209,27 +205,11 @@ impl Serving {
         Ok((claim, Parked { session, inbox, expires_at: None, will: None }, false))
     }
 
-    /// A client that has not said who it is goes when its listener takes such clients no more, and one with a
-    /// certificate when that is good no more.
-    fn watch<S: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        connection: &mut Connection<S>,
-        from: &Peer,
-    ) {
-        connection.entrance = Some(from.entrance.clone());
-        connection.certificate = from.certificate.clone();
-        if !Arc::ptr_eq(&from.entrance.load(), &from.listener) {
-            // They have changed since it was let in. Whoever told the owners may have looked before we were one.
-            let changed = Mail::UsersChanged(self.verifier.directory());
-            connection.inbox.mailbox().send(changed);
-        }
-    }
-
     /// The connection with its CONNACK still to be written.
     fn begin<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
-        opening: &Opening,
+        (from, opening): (&Peer, &Opening),
         claim: Claim,
         mut parked: Parked,
         was_present: bool,
@@ -243,12 +223,15 @@ impl Serving {
             // Whoever told the owners to go may have looked before we were one.
             parked.inbox.mailbox().send(Mail::ShuttingDown);
         }
-        if let Some(Authenticated { user, proof, .. }) = &opening.authenticated {
-            // The same for whoever told them that users have changed.
-            let directory = self.verifier.directory();
-            if !directory.is_still_known(user, proof) {
-                parked.inbox.mailbox().send(Mail::UsersChanged(directory));
+        // The same for whoever told them that users have changed, or the settings of their listener.
+        let is_known = match &opening.authenticated {
+            Some(Authenticated { user, proof, .. }) => {
+                from.methods(&self.verifier).is_still_known(user, proof)
             }
+            None => true,
+        };
+        if !is_known || !Arc::ptr_eq(&from.entrance.load(), &from.listener) {
+            parked.inbox.mailbox().send(Mail::UsersChanged(self.verifier.methods(None)));
         }
         self.router.metrics().clients_connected.add(1);
         self.router.metrics().packets_received.add(1);
@@ -261,6 +244,8 @@ impl Serving {
         let connected = self.router.write_connected(&parked, opening, was_present);
         let mut connection = Connection::new(stream, claim, parked, self.router.clone(), start);
         connection.limit(self.limits.publish);
+        connection.entrance = Some(from.entrance.clone());
+        connection.certificate = from.certificate.clone();
         if let Some(at) = connected {
             connection.hold(at);
         }

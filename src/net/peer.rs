@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use crate::auth::{Methods, Verifier};
 use crate::net::accept::Settings;
 use crate::net::admission::Admitted;
 use crate::net::tls::Certificate;
-use crate::session::authentication::Anonymous;
+use crate::session::authentication::{Anonymous, Directory};
 
 /// The other end of a connection.
 #[derive(Debug)]
@@ -29,9 +30,26 @@ pub(super) struct Peer {
 /// The settings of a listener, which a reload replaces.
 pub(super) type Entrance = Arc<ArcSwap<Settings>>;
 
-/// Whether a client that came in there without saying who it is may stay; others have no `entrance`.
-pub(super) fn anonymous(entrance: Option<&Entrance>) -> Anonymous {
-    entrance.map_or(Anonymous::Allowed, |entrance| entrance.load().anonymous)
+impl Peer {
+    /// What clients are checked with that come in where it did.
+    pub(super) fn methods(&self, verifier: &Verifier) -> Arc<Methods> {
+        verifier.methods(self.entrance.load().methods.as_ref())
+    }
+}
+
+/// Who may stay that came in there: whom the listener's own methods know, or those `common` to all that have none, and
+/// whether clients that have not said who they are.
+pub(super) fn who_may_stay(
+    entrance: Option<&Entrance>,
+    common: Arc<dyn Directory>,
+) -> (Arc<dyn Directory>, Anonymous) {
+    let Some(entrance) = entrance else { return (common, Anonymous::Allowed) };
+    let listener = entrance.load();
+    let known = match &listener.methods {
+        Some(own) => own.clone(),
+        None => common,
+    };
+    (known, listener.anonymous)
 }
 
 /// Where a client is. Behind a proxy that says so (`proxy_protocol`) this is the client and not the proxy.

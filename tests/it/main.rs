@@ -21,6 +21,7 @@ mod abuse;
 mod access;
 mod auth;
 mod auth_call_out;
+mod auth_listener;
 mod auth_password;
 mod auth_token;
 mod bounds;

@@ -36,11 +36,6 @@ impl Certificate {
         Self(Some(Arc::new(Shown { chain, user, ends_at })))
     }
 
-    /// Whether there is one.
-    pub(in crate::net) fn is_shown(&self) -> bool {
-        self.0.is_some()
-    }
-
     /// Whom it has proved the client to be.
     pub(in crate::net) fn user(&self) -> Option<&UserName> {
         self.0.as_ref()?.user.as_ref()
