@@ -25,13 +25,18 @@ use std::time::Duration;
 
 use crate::session;
 
-/// Bounds of the network edge.
-#[derive(Clone, Debug)]
-pub struct Limits {
+/// Bounds of all connections together.
+#[derive(Clone, Copy, Debug)]
+pub struct Totals {
     /// Connections at the same time; one more is closed as soon as it is accepted.
     pub connections_max: usize,
     /// Sessions, their clients connected or away.
     pub sessions_max: u64,
+}
+
+/// Bounds of each connection through a listener.
+#[derive(Clone, Debug)]
+pub struct Limits {
     /// Largest CONNECT, in bytes.
     pub connect_bytes_max: u32,
     /// How long a new connection may take until its CONNECT has come, with all that its transport needs before.

@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use crate::auth::Verifier;
 use crate::codec::ReasonCode;
 use crate::ids::ClientId;
-use crate::net::Limits;
+use crate::net::Totals;
 use crate::net::admission::{self, Gatekeeper};
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{Desk, HandshakeError, authenticate, read_hello};
@@ -21,6 +21,7 @@ use crate::net::tls::Turns;
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
+use crate::session;
 use crate::session::authentication::{Authenticated, Caller, Directory};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
@@ -32,7 +33,7 @@ const LINGER_MAX: Duration = Duration::from_millis(200);
 /// What all connections share.
 pub(super) struct Serving {
     pub(super) router: Router,
-    pub(super) limits: Limits,
+    pub(super) totals: Totals,
     pub(super) verifier: Arc<Verifier>,
     pub(super) gatekeeper: Arc<Gatekeeper>,
     pub(super) turns: Arc<Turns>,
@@ -54,16 +55,18 @@ impl Serving {
         };
         let error = match shaken {
             Ok(None) => return None,
-            Ok(Some((opening, claim, rest))) => match self.session_for(&opening, claim).await {
-                Ok((claim, parked, was_present)) => {
-                    let user = opening.user().map(|user| user.as_str());
-                    debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
-                    let connection =
-                        self.begin(stream, (from, &opening), claim, parked, was_present, rest);
-                    return Some(connection);
+            Ok(Some((opening, claim, rest))) => {
+                match self.session_for(&opening, from.listener.limits.session, claim).await {
+                    Ok((claim, parked, was_present)) => {
+                        let user = opening.user().map(|user| user.as_str());
+                        debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
+                        let connection =
+                            self.begin(stream, (from, &opening), claim, parked, was_present, rest);
+                        return Some(connection);
+                    }
+                    Err(error) => error,
                 }
-                Err(error) => error,
-            },
+            }
             Err(error) => error,
         };
         match &error {
@@ -80,7 +83,7 @@ impl Serving {
         metrics.authentications_unavailable.add(error.is_unavailable().into());
         let mut connack = Vec::new();
         if let Some(refusal) = error.answer() {
-            refusal.write(&self.limits.session, &mut connack);
+            refusal.write(&from.listener.limits.session, &mut connack);
         }
         // Also without a word: TLS and WebSocket say that this is the end.
         write_last(&mut stream, &connack).await;
@@ -120,13 +123,13 @@ impl Serving {
         stream: &mut S,
         peer: &Peer,
     ) -> Result<(Opening, Vec<u8>), HandshakeError> {
-        let bytes_max =
-            &|| admission::connect_bytes_max(&self.router, self.limits.connect_bytes_max);
+        let limits = &peer.listener.limits;
+        let bytes_max = &|| admission::connect_bytes_max(&self.router, limits.connect_bytes_max);
         let metrics = self.router.metrics();
         let hello = read_hello(stream, bytes_max).await?;
         metrics.bytes_received.add(hello.bytes.len() as u64);
         let connect = hello.connect()?;
-        let mut opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
+        let mut opening = negotiate(&connect, &limits.session, || self.spare_client_id())?;
         if let Some(mount_point) = &peer.listener.mount_point {
             opening.mount(&connect, mount_point)?;
         }
@@ -139,7 +142,7 @@ impl Serving {
         let mut rest = hello.into_rest();
         let desk = Desk { verifier: &self.verifier, metrics, peer, bytes_max };
         opening.authenticated = authenticate(stream, admission, &opening, &mut rest, &desk).await?;
-        opening.check_room(&self.limits.session)?;
+        opening.check_room(&limits.session)?;
         if let Some(authenticated) = &opening.authenticated {
             opening.rules = authenticated.rules.clone();
         }
@@ -156,6 +159,7 @@ impl Serving {
     async fn session_for(
         &self,
         opening: &Opening,
+        limits: session::Limits,
         mut claim: Claim,
     ) -> Result<(Claim, Parked, bool), HandshakeError> {
         let now = Instant::now();
@@ -179,11 +183,11 @@ impl Serving {
                 // In the log before the will of this connection takes its place.
                 self.router.write_will_published(parked.inbox.mailbox()).await;
             }
-            parked.session.attach(opening, now);
+            parked.session.attach(limits, opening, now);
             parked.inbox.mailbox().set_connected(true);
             return Ok((claim, parked, true));
         }
-        if metrics.sessions.value() >= self.limits.sessions_max {
+        if metrics.sessions.value() >= self.totals.sessions_max {
             claim.end(self.router.registry());
             let explanation = "the broker holds as many sessions as it may: try again later";
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
@@ -194,7 +198,7 @@ impl Serving {
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
         }
         metrics.sessions.add(1);
-        let mut session = Box::new(Session::new(self.limits.session, opening, now));
+        let mut session = Box::new(Session::new(limits, opening, now));
         let home = match opening.expiry {
             Expiry::WithConnection => Home::Memory,
             Expiry::After(_) | Expiry::Never => self.router.home_of_durable(),
@@ -238,13 +242,14 @@ impl Serving {
         self.router.metrics().packets_received.add(1);
         self.router.metrics().packets_sent.add(1);
         let mut connack = Vec::new();
-        let prefix = &self.limits.response_topic_prefix;
-        opening.accept(was_present, &self.limits.session, prefix, &mut connack);
-        let packet_bytes_max = self.limits.session.packet_bytes_max;
+        let limits = &from.listener.limits;
+        let prefix = &limits.response_topic_prefix;
+        opening.accept(was_present, &limits.session, prefix, &mut connack);
+        let packet_bytes_max = limits.session.packet_bytes_max;
         let start = Start { connack, received, packet_bytes_max };
         let connected = self.router.write_connected(&parked, opening, was_present);
         let mut connection = Connection::new(stream, claim, parked, self.router.clone(), start);
-        connection.limit(self.limits.publish);
+        connection.limit(limits.publish);
         connection.entrance = Some(from.entrance.clone());
         connection.certificate = from.certificate.clone();
         if let Some(at) = connected {
