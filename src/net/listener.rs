@@ -226,7 +226,9 @@ impl Serving {
         // The same for whoever told them that users have changed, or the settings of their listener.
         let is_known = match &opening.authenticated {
             Some(Authenticated { user, proof, .. }) => {
-                from.methods(&self.verifier).is_still_known(user, proof)
+                let methods = from.methods(&self.verifier);
+                parked.session.renew_identity(&*methods);
+                methods.is_still_known(user, proof)
             }
             None => true,
         };
