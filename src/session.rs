@@ -384,6 +384,11 @@ impl Session {
         Some(turn)
     }
 
+    /// Whether a shard has yet to say what became of messages that the client has published.
+    pub fn awaits_receipt(&self) -> bool {
+        self.incoming.awaits_receipt()
+    }
+
     /// A shard has messages for this client. [`Session::fill`] puts them on the wire.
     pub fn handle_delivery(&mut self, delivery: Delivery, out: &mut Output) {
         self.outgoing.push(delivery, self.is_away, out);
