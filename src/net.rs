@@ -38,6 +38,8 @@ pub struct Limits {
     pub handshake_max: Duration,
     /// What response topics begin with, before the client identifier; empty where clients are told none.
     pub response_topic_prefix: Box<str>,
+    /// How long a session stays whose user nobody knows any more; `None` is for ever.
+    pub removed_user_session_max: Option<Duration>,
     /// How much one client may publish.
     pub publish: pace::PublishRates,
     /// Of each session.

@@ -133,6 +133,23 @@ impl Methods {
         self.access.handle_connect(connect, caller)
     }
 
+    /// Whether all who can log in are known by name: nobody comes by a token, or because another server says so.
+    pub fn knows_all(&self) -> bool {
+        self.tokens.is_none() && self.call_out.is_none()
+    }
+
+    /// Whether a user of this name can log in by a password or by SCRAM.
+    pub fn knows(&self, user: &UserName) -> bool {
+        let name = user.as_str();
+        self.passwords.as_ref().is_some_and(|file| file.knows(name))
+            || self.scram.as_ref().is_some_and(|scram| scram.knows(name))
+    }
+
+    /// Whether no user is known by name.
+    pub fn is_empty(&self) -> bool {
+        self.scram.is_none() && self.passwords.as_ref().is_none_or(|file| file.is_empty())
+    }
+
     async fn check(
         &self,
         slots: &Slots,

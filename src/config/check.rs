@@ -109,6 +109,7 @@ impl File {
                     max => max.min(connections_possible),
                 },
                 sessions_max: self.sessions_max,
+                removed_user_session_max: self.authentication.removed_user_session_max(),
                 connect_bytes_max: self.connect_bytes_max.min(self.packet_bytes_max),
                 response_topic_prefix: self.response_topic_prefix.into(),
                 handshake_max,

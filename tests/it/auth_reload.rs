@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 
+use mailboxqtt::codec::Property;
 use mailboxqtt::codec::ReasonCode::{ContinueAuthentication, ReAuthenticate};
 use mailboxqtt::ids::ProtocolVersion::{V5, V311};
 use serde_json::json;
@@ -97,6 +98,46 @@ fn user_of_another_server_is_disconnected_when_nobody_asks_it_any_more() {
     service.reload("");
     assert_eq!(anna.next(), Got::Disconnect(0x87));
     anna.assert_closed();
+    service.stop();
+}
+
+/// His session would keep its identifier, and its queue would fill for nobody.
+#[test]
+fn session_of_a_user_who_is_gone_ends_and_its_identifier_is_free() {
+    let users = |names: &[&str]| {
+        let lines: Vec<_> = names.iter().map(|name| user_line(name, "wonderland", &[])).collect();
+        format!(
+            "sys_interval_s = 1\nallow_anonymous = true\n[scram_users]\n{}\n[authentication]\n\
+             removed_user_session_s_max = 1\n",
+            lines.join("\n")
+        )
+    };
+    let service = Service::start(&users(&["alice", "bob"]));
+    let id = unique("shared");
+    let mut hello = Hello::new(V5, &id);
+    let scram = Scram::new("bob", "wonderland");
+    hello.properties = properties(Some(METHOD), Some(&scram.first()));
+    hello.properties.push(Property::SessionExpiryInterval(u32::MAX));
+    let mut bob = Client::raw(service.addr, V5);
+    bob.send(&hello.bytes());
+    let (client_final, _) = scram.last(&receive_auth(&mut bob, 0x18));
+    send_auth(&mut bob, ContinueAuthentication, Some(METHOD), &client_final);
+    receive_connack(&mut bob);
+    bob.subscribe("queue", 1);
+
+    service.reload(&users(&["alice"]));
+    bob.assert_closed_with(0x87);
+    let line = service.wait_for_log("the session ends: nobody knows its user any more");
+    assert!(line.contains(&id) && line.contains("bob"), "{line}");
+    let (mut watcher, _) = Hello::new(V5, &unique("watch")).open(service.addr);
+    watcher.subscribe("$SYS/broker/clients/orphaned", 0);
+    while watcher.message().text() != "1" {}
+    // Anybody may have the identifier now, and finds nothing there.
+    let mut hello = Hello::new(V5, &id);
+    hello.clean_start = false;
+    let (client, answer) = hello.try_open(service.addr);
+    assert!(matches!(answer, Got::ConnAck(false, 0, _)), "{answer:?}");
+    client.disconnect();
     service.stop();
 }
 
