@@ -7,7 +7,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,8 @@ use crate::net::accept::{self, Bound, Listen, Listeners};
 use crate::net::admission::Gatekeeper;
 use crate::router::Router;
 use crate::router::mailbox::Mail;
+use crate::router::orphans::Orphans;
+use crate::session::authentication::UserName;
 use crate::store::log::Settings;
 use crate::store::start::{StartError, Started};
 use crate::{store, sys};
@@ -33,6 +35,9 @@ pub use handle::ReplaceError;
 
 /// Time for all clients to be told that the broker stops.
 const GOODBYE_MAX: Duration = Duration::from_secs(5);
+/// Longest time between two looks for sessions whose users nobody knows any more: each takes some milliseconds for
+/// ten thousand sessions.
+const ORPHANS_LOOK_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// A broker whose sockets are bound and whose data are read: nobody is served yet, but nobody is refused either.
 pub struct Broker {
@@ -146,6 +151,8 @@ impl Broker {
         let guards = (gatekeeper.clone(), verifier.clone());
         let listeners =
             Listeners::start(self.bound, router.clone(), net, guards, tasks, stop.clone());
+        let listeners = Arc::new(listeners);
+        services.spawn(end_orphans(router.clone(), listeners.clone(), stop.clone()));
         let parts = Parts { listeners, router: router.clone(), gatekeeper, verifier };
         services.spawn(sys::run(router.clone(), self.config.sys_interval, stop.clone()));
         services.spawn(keep_deadlines(router.clone(), stop.clone()));
@@ -233,6 +240,27 @@ async fn keep_deadlines(router: Router, stop: CancellationToken) {
             () = stop.cancelled() => return,
         };
         router.settle_due(due).await;
+    }
+}
+
+/// Ends sessions whose users nobody knows any more.
+async fn end_orphans(router: Router, listeners: Arc<Listeners>, stop: CancellationToken) {
+    let mut orphans = Orphans::default();
+    loop {
+        let users = listeners.all_users();
+        let grace = users.as_ref().map_or(ORPHANS_LOOK_MAX, |(_, grace)| *grace);
+        tokio::select! {
+            () = tokio::time::sleep((grace / 4).min(ORPHANS_LOOK_MAX)) => (),
+            () = stop.cancelled() => return,
+        }
+        // They may have changed meanwhile.
+        match listeners.all_users() {
+            None => orphans = Orphans::default(),
+            Some((methods, grace)) => {
+                let may_come = |user: &UserName| methods.iter().any(|it| it.knows(user));
+                router.end_orphans(&mut orphans, grace, may_come, Instant::now()).await;
+            }
+        }
     }
 }
 

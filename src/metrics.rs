@@ -308,6 +308,8 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Sessions whose expiry came while the client was away.
     pub sessions_expired: Counter,
+    /// Sessions that ended because nobody knew their users any more.
+    pub sessions_orphaned: Counter,
     /// Subscriptions of all sessions.
     pub subscriptions: Gauge,
     /// Retained messages.

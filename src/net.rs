@@ -32,6 +32,8 @@ pub struct Totals {
     pub connections_max: usize,
     /// Sessions, their clients connected or away.
     pub sessions_max: u64,
+    /// How long a session stays whose user nobody knows any more; `None` is for ever.
+    pub removed_user_session_max: Option<Duration>,
 }
 
 /// Bounds of each connection through a listener.

@@ -41,6 +41,7 @@ mod log;
 pub mod log_room;
 pub mod mailbox;
 mod memory;
+pub mod orphans;
 pub mod queues;
 pub mod recovery;
 pub mod registry;

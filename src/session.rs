@@ -388,6 +388,11 @@ impl Session {
         Some(turn)
     }
 
+    /// Whether a shard has yet to say what became of messages that the client has published.
+    pub fn awaits_receipt(&self) -> bool {
+        self.incoming.awaits_receipt()
+    }
+
     /// A shard has messages for this client. [`Session::fill`] puts them on the wire.
     pub fn handle_delivery(&mut self, delivery: Delivery, out: &mut Output) {
         self.outgoing.push(delivery, self.is_away, out);
@@ -475,9 +480,17 @@ impl Session {
         }
     }
 
-    /// A client whom nobody knows any more has to go, and one that is nobody where `anonymous` says so.
+    /// What `known` says of users holds from now on: an authentication that has begun before does not count.
+    pub fn renew_identity(&mut self, known: &dyn Directory) {
+        if let Some(identity) = &mut self.identity {
+            identity.renew(known);
+        }
+    }
+
+    /// A client whom nobody knows any more has to go, and one that is nobody where `anonymous` says so. Who may stay
+    /// proves anew who it is by what is known now.
     pub fn handle_users_changed(
-        &self,
+        &mut self,
         known: &dyn Directory,
         anonymous: Anonymous,
         out: &mut Output,
@@ -485,7 +498,7 @@ impl Session {
         let error = match &self.identity {
             Some(identity) if !identity.is_still_known(known) => AuthenticationError::UserGone,
             None if anonymous == Anonymous::Refused => AuthenticationError::Anonymous,
-            _ => return,
+            _ => return self.renew_identity(known),
         };
         out.close(error.into());
     }

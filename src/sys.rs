@@ -44,6 +44,7 @@ fn messages(metrics: &Metrics, uptime: Duration, clients_max: u64) -> Vec<(Strin
         ("clients/disconnected", sessions.saturating_sub(clients)),
         ("clients/expired", metrics.sessions_expired.value()),
         ("clients/maximum", clients_max),
+        ("clients/orphaned", metrics.sessions_orphaned.value()),
         ("clients/total", sessions),
         ("connections/socket/count", metrics.sockets_opened.value()),
         ("connections/refused", metrics.connections_refused()),

@@ -38,8 +38,8 @@ use crate::auth::token::{InvalidKeys, TokenPlace, TokenSettings, Tokens};
 use crate::codec::Connect;
 use crate::ids::ClientId;
 use crate::session::authentication::{
-    Access, Admission, Authenticated, AuthenticationError, Caller, Directory, Login, Logins, Proof,
-    Refused, UserName,
+    Access, Admission, Authenticated, AuthenticationError, Authenticator, Caller, Directory, Login,
+    Logins, Proof, Refused, UserName,
 };
 
 /// What there is to find out with who a client is.
@@ -133,6 +133,23 @@ impl Methods {
         self.access.handle_connect(connect, caller)
     }
 
+    /// Whether all who can log in are known by name: nobody comes by a token, or because another server says so.
+    pub fn knows_all(&self) -> bool {
+        self.tokens.is_none() && self.call_out.is_none()
+    }
+
+    /// Whether a user of this name can log in by a password or by SCRAM.
+    pub fn knows(&self, user: &UserName) -> bool {
+        let name = user.as_str();
+        self.passwords.as_ref().is_some_and(|file| file.knows(name))
+            || self.scram.as_ref().is_some_and(|scram| scram.knows(name))
+    }
+
+    /// Whether no user is known by name.
+    pub fn is_empty(&self) -> bool {
+        self.scram.is_none() && self.passwords.as_ref().is_none_or(|file| file.is_empty())
+    }
+
     async fn check(
         &self,
         slots: &Slots,
@@ -206,8 +223,15 @@ impl Directory for Methods {
         match proof {
             Proof::Method { .. } => self.scram.as_ref().is_some_and(|scram| scram.knows(name)),
             Proof::Password => self.passwords.as_ref().is_some_and(|file| file.knows(name)),
-            Proof::Certificate | Proof::Token | Proof::CallOut => true,
+            Proof::Token => self.tokens.is_some(),
+            Proof::CallOut => self.call_out.is_some(),
+            // The listener has it checked by itself.
+            Proof::Certificate => true,
         }
+    }
+
+    fn authenticator(&self, method: &str) -> Option<Arc<dyn Authenticator>> {
+        self.access.authenticators.iter().find(|it| it.method() == method).cloned()
     }
 }
 
@@ -363,7 +387,9 @@ mod tests {
         verifier.replace(methods(&[("carl", Form::Argon2id)]), LIMITS);
         assert!(check(&verifier, "anna", "x").await.is_err());
         assert!(!knows(&anna, &Proof::Password) && !knows(&bob, &by_scram));
-        assert!(knows(&anna, &Proof::Token) && knows(&anna, &Proof::Certificate));
+        assert!(knows(&anna, &Proof::Certificate));
+        assert!(!knows(&anna, &Proof::Token), "nobody takes tokens");
+        assert!(!knows(&anna, &Proof::CallOut), "nobody is asked");
     }
 
     #[tokio::test]
@@ -393,6 +419,7 @@ mod tests {
         }
         let error = check(&verifier, "anna", "y").await.unwrap_err();
         assert!(error.to_string().contains("`anna`"), "{error}");
+        assert!(verifier.methods(None).is_still_known(&UserName::new("carl"), &Proof::Token));
     }
 
     #[tokio::test]

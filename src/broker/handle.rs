@@ -87,7 +87,7 @@ impl Request {
 
 /// What can go on with other settings.
 pub(super) struct Parts {
-    pub(super) listeners: Listeners,
+    pub(super) listeners: Arc<Listeners>,
     pub(super) router: Router,
     pub(super) gatekeeper: Arc<Gatekeeper>,
     pub(super) verifier: Arc<Verifier>,

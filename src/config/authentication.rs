@@ -30,6 +30,10 @@ pub struct Authentication {
     pub failure_delay_s_max: u16,
     /// Addresses whose failures are remembered, at about 64 bytes each.
     pub failure_addresses_max: usize,
+    /// Seconds that a session stays whose client is away and whose user is in no password file and no list of SCRAM
+    /// users any more; 0 is for ever. Where clients may come by tokens, a call-out or certificates nobody knows all
+    /// users, and no session ends for that.
+    pub removed_user_session_s_max: u32,
     /// JSON Web Tokens in place of passwords; with one of its three key files it is on.
     pub jwt: Jwt,
     /// Another server that is asked; with an URL it is on.
@@ -149,6 +153,7 @@ impl Default for Authentication {
             failures_free: 10,
             failure_delay_s_max: 4,
             failure_addresses_max: 65_536,
+            removed_user_session_s_max: 3600,
             jwt: Jwt::default(),
             http: Http::default(),
         }
@@ -173,6 +178,12 @@ impl Authentication {
         not_zero("authentication.failure_addresses_max", self.failure_addresses_max)?;
         self.jwt.check()?;
         self.http.check()
+    }
+
+    /// How long a session stays whose user nobody knows any more.
+    pub(super) fn removed_user_session_max(&self) -> Option<Duration> {
+        let seconds = self.removed_user_session_s_max;
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
     }
 
     /// For `auth`: what users are known by.

@@ -83,6 +83,7 @@ impl File {
                     max => max.min(connections_possible),
                 },
                 sessions_max: self.sessions_max,
+                removed_user_session_max: self.authentication.removed_user_session_max(),
             },
             session: connection.session,
             authentication: Arc::new(authentication),

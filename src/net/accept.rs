@@ -169,6 +169,23 @@ impl Listeners {
         self.serving.store(Arc::new(serving));
     }
 
+    /// What all users are known by that may come through any listener, and how long others' sessions stay. `None` where
+    /// anybody might come, by a token, another server or a certificate; where there are no users, so that the
+    /// settings may well be wrong; and where such sessions stay for ever.
+    pub fn all_users(&self) -> Option<(Vec<Arc<Methods>>, Duration)> {
+        let serving = self.serving.load();
+        let grace = serving.totals.removed_user_session_max?;
+        let settings: Vec<_> = self.with_running(|running| {
+            running.iter().map(|it| it.port.settings.load_full()).collect()
+        });
+        let methods = settings.iter().map(|it| serving.verifier.methods(it.methods.as_ref()));
+        let methods: Vec<_> = methods.collect();
+        let by_certificate = settings.iter().filter_map(|it| it.tls.as_ref()).any(Tls::names_users);
+        let are_known = !by_certificate && methods.iter().all(|it| it.knows_all());
+        let are_there = methods.iter().any(|it| !it.is_empty());
+        (are_known && are_there).then_some((methods, grace))
+    }
+
     /// Takes the addresses of `settings` on which nobody listens yet. Nothing changes before
     /// [`Listeners::replace`]. Call it on a tokio runtime.
     pub fn prepare(&self, settings: Vec<Settings>) -> Result<Prepared, BindError> {
@@ -347,7 +364,11 @@ mod tests {
     use crate::message::TopicHasher;
     use crate::metrics::Metrics;
     use crate::net::tls::TlsStream;
+    use crate::session::authentication::UserName;
 
+    /// A form that is read; of no password that anybody knows.
+    const CREDENTIAL: &str = "SCRAM-SHA-256$4096:CdYjP6cN1/wAhYq14/XWuQ==$\
+        Tf4P0MA9j1/AZZn21GMBC4k2CocaTzOIb3Vkb8b27w8=:eElIGnaevPodHktS1K9eSqPdEZWekqLz8gIDiduTo90=";
     const PING: ([u8; 2], [u8; 2]) = ([0xC0, 0], [0xD0, 0]);
 
     #[tokio::test]
@@ -376,6 +397,36 @@ mod tests {
             old.read_exact(&mut answer).await.unwrap();
             assert_eq!(answer, PING.1);
         }
+        stop.cancel();
+    }
+
+    /// Neither where others may come than those who are known, nor where nobody is: those settings may be wrong.
+    #[tokio::test]
+    async fn all_users_are_known_where_there_are_some_and_nothing_lets_others_in() {
+        let stop = CancellationToken::new();
+        let (listeners, bound) = start(1, &stop);
+        assert!(listeners.all_users().is_none(), "there are no users");
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, [b'x'; 32]).unwrap();
+        let methods = |tokens: bool| {
+            let mut file = File { durability: DurabilityLevel::None, ..File::default() };
+            file.scram_users.insert("anna".to_owned(), CREDENTIAL.to_owned().into());
+            if tokens {
+                file.authentication.jwt.secret_file = secret.clone();
+            }
+            file.check(1024).unwrap().authentication
+        };
+        let serve = |methods| {
+            let settings = Settings { methods: Some(methods), ..plain(bound[0]) };
+            listeners.replace(listeners.prepare(vec![settings]).unwrap());
+        };
+        serve(methods(false));
+        let (known, _) = listeners.all_users().unwrap();
+        let knows = |name| known.iter().any(|it| it.knows(&UserName::new(name)));
+        assert!(knows("anna") && !knows("bob"));
+        serve(methods(true));
+        assert!(listeners.all_users().is_none(), "a token may name anybody");
         stop.cancel();
     }
 
@@ -447,18 +498,8 @@ mod tests {
 
     fn plain(addr: SocketAddr) -> Settings {
         let file = File { durability: DurabilityLevel::None, ..File::default() };
-        let limits = file.check(1024).unwrap().listeners[0].limits.clone();
-        Settings {
-            limits,
-            listen: Listen::Tcp(addr),
-            anonymous: Anonymous::Allowed,
-            methods: None,
-            connections_max: usize::MAX,
-            proxy_protocol: false,
-            mount_point: None,
-            tls: None,
-            websocket: None,
-        }
+        let settings = file.check(1024).unwrap().listeners.remove(0);
+        Settings { listen: Listen::Tcp(addr), ..settings }
     }
 
     /// An address that nobody has, for listeners are known by theirs.

@@ -11,7 +11,7 @@ use tracing::{debug, info};
 
 use crate::auth::Verifier;
 use crate::codec::ReasonCode;
-use crate::ids::ClientId;
+use crate::ids::{ClientId, ProtocolVersion};
 use crate::net::Totals;
 use crate::net::admission::{self, Gatekeeper};
 use crate::net::connection::{Connection, Start};
@@ -231,7 +231,9 @@ impl Serving {
         // The same for whoever told them that users have changed, or the settings of their listener.
         let is_known = match &opening.authenticated {
             Some(Authenticated { user, proof, .. }) => {
-                from.methods(&self.verifier).is_still_known(user, proof)
+                let methods = from.methods(&self.verifier);
+                parked.session.renew_identity(&*methods);
+                methods.is_still_known(user, proof)
             }
             None => true,
         };
@@ -283,8 +285,11 @@ impl Serving {
         }
         let Connection { mut stream, claim, mut session, inbox, mut links, .. } = connection;
         std::future::poll_fn(|cx| links.poll_flush(cx)).await;
-        if inbox.mailbox().is_refused() {
-            // What the client had sent behind the message that was refused is refused before it may send that again.
+        let may_be_refused =
+            session.link().version != ProtocolVersion::V5 && session.awaits_receipt();
+        if may_be_refused || inbox.mailbox().is_refused() {
+            // What the client had sent behind a message that was refused is refused before it may send that again. A
+            // shard that has not come to it yet would otherwise refuse what the next connection brings.
             self.router.settle().await;
             inbox.mailbox().forget_refusal();
         }
@@ -343,4 +348,68 @@ pub(super) async fn write_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S
         while stream.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
     };
     let _ = timeout(LINGER_MAX, reading).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{join, sink};
+
+    use super::*;
+    use crate::config::{DurabilityLevel, File};
+    use crate::message::TopicHasher;
+    use crate::metrics::{Metrics, Shortage};
+    use crate::net::accept::{Listen, Settings};
+    use crate::net::tls::Certificate;
+    use crate::router::mailbox::Mailbox;
+
+    /// With room for one message in each queue.
+    fn serving() -> Serving {
+        let file =
+            File { durability: DurabilityLevel::None, queue_messages_max: 1, ..File::default() };
+        let config = file.check(1024).unwrap();
+        let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
+        let router = Router::spawn(1, config.router, hasher, Arc::new(Metrics::default()), None);
+        router.queues().replace(config.limits.queues);
+        Serving {
+            router,
+            totals: config.net,
+            verifier: Arc::new(Verifier::new(config.authentication, config.authentication_limits)),
+            gatekeeper: Arc::default(),
+            turns: Arc::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// A connection on which `sent` comes at once, and then its end. Only if the broker waits for a shard has that a
+    /// turn meanwhile: there is one thread.
+    async fn serve(serving: &Serving, sent: &'static [u8]) -> Arc<Mailbox> {
+        let file = File { durability: DurabilityLevel::None, ..File::default() };
+        let settings = file.check(1024).unwrap().listeners.remove(0);
+        let listener = Arc::new(Settings { listen: Listen::Unix("nowhere".into()), ..settings });
+        let entrance = Arc::new(listener.clone().into());
+        let (address, certificate) = (Address::Unix, Certificate::default());
+        let peer = Peer { address, certificate, listener, entrance, admitted: None };
+        let until = Moment::now() + Duration::from_secs(10);
+        let stream = join(sent, sink());
+        let mut connection = serving.open(stream, &peer, until).await.unwrap();
+        let mailbox = connection.inbox.mailbox().clone();
+        let reason = connection.run().await;
+        serving.close(connection, reason, address).await;
+        mailbox
+    }
+
+    #[tokio::test]
+    async fn message_refused_behind_the_end_of_its_connection_is_no_matter_for_the_next_one() {
+        let serving = serving();
+        // The session of `s` has subscribed to `a` at QoS 1, and waits.
+        serve(&serving, b"\x10\x0D\0\x04MQTT\x04\0\0\0\0\x01s\x82\x06\0\x01\0\x01a\x01").await;
+        serving.router.settle().await;
+        // Of two messages for it the second finds no room.
+        let sent = b"\x10\x0D\0\x04MQTT\x04\0\0\0\0\x01p\
+            \x32\x05\0\x01a\0\x01\x32\x05\0\x01a\0\x02";
+        let publisher = serve(&serving, sent).await;
+        serving.router.settle().await;
+        assert_eq!(serving.router.metrics().refused_for(Shortage::Queue), 1);
+        assert!(!publisher.is_refused(), "what the next connection brings would be refused");
+    }
 }

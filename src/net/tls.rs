@@ -152,6 +152,11 @@ pub(super) async fn read_hello(stream: TcpStream) -> Result<Greeted, TlsError> {
 }
 
 impl Tls {
+    /// Whether clients may be users by their certificates.
+    pub(super) fn names_users(&self) -> bool {
+        self.user_from != UserFromCertificate::None
+    }
+
     /// Shakes hands, `turn` being that of this client. With the stream comes what certificate the client has shown.
     pub(super) async fn answer(
         self,

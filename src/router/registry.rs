@@ -225,6 +225,26 @@ impl Registry {
         }
     }
 
+    /// The time of the session of `client_id` has come at `now`, if its client is away and it still belongs to `user`.
+    pub(super) fn expire(&self, client_id: &ClientId, user: &UserName, now: Instant) -> bool {
+        let Some(slot) = self.slots.get(client_id).map(|slot| slot.clone()) else { return false };
+        let Ok(mut place) = slot.place.clone().try_lock_owned() else { return false };
+        let Place::Parked { parked, deadline } = &mut *place else { return false };
+        if !slot.is_of(user) {
+            return false;
+        }
+        let mut deadlines = self.deadlines();
+        if let Some(later) = deadline.take() {
+            deadlines.remove(later);
+        }
+        parked.expires_at = Some(now);
+        *deadline = Some(deadlines.enter(now, (client_id.clone(), slot.clone())));
+        drop((deadlines, place));
+        // Behind the unlock: whoever is woken can look at it.
+        self.earlier.notify_one();
+        true
+    }
+
     /// Tells every connected session something.
     pub fn tell_owners(&self, mail: impl Fn() -> Mail) {
         let slots: Vec<Arc<Slot>> = self.slots.iter().map(|slot| slot.value().clone()).collect();
@@ -343,6 +363,10 @@ impl Slot {
         }
         *owner = user.cloned();
         Ok(())
+    }
+
+    fn is_of(&self, user: &UserName) -> bool {
+        self.user.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(user)
     }
 
     fn owner(&self) -> Option<Arc<Mailbox>> {

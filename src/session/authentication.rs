@@ -208,6 +208,9 @@ pub trait Directory: fmt::Debug + Send + Sync {
     /// Whether `user`, proved by `proof` earlier, could do so again. True where nobody but another server or
     /// the client itself could tell.
     fn is_still_known(&self, user: &UserName, proof: &Proof) -> bool;
+
+    /// The Authentication Method of this name, with the users of now.
+    fn authenticator(&self, method: &str) -> Option<Arc<dyn Authenticator>>;
 }
 
 /// A client between its CONNECT and its CONNACK.
@@ -447,6 +450,18 @@ impl Identity {
         directory.is_still_known(&self.user, &self.proof)
     }
 
+    /// From now on the client proves anew who it is to the method as `directory` has it. An exchange that is open
+    /// began with what was known before, and fails.
+    pub(super) fn renew(&mut self, directory: &dyn Directory) {
+        let Proof::Method { authenticator, .. } = &mut self.proof else { return };
+        if let Some(present) = directory.authenticator(authenticator.method()) {
+            *authenticator = present;
+        }
+        if let Some(exchange) = &mut self.exchange {
+            *exchange = Box::new(Outdated);
+        }
+    }
+
     /// The client begins or continues to prove anew who it is. Everything else goes on meanwhile.
     pub(super) fn handle_auth(&mut self, auth: &Auth<'_>, link: &Link, out: &mut Output) {
         let Proof::Method { authenticator, .. } = &self.proof else {
@@ -484,6 +499,16 @@ impl Identity {
                 Ok((ReasonCode::Success, data))
             }
         }
+    }
+}
+
+/// An [`Exchange`] during which users have changed.
+#[derive(Debug)]
+struct Outdated;
+
+impl Exchange for Outdated {
+    fn step(&mut self, _data: &[u8]) -> Result<Step, Refused> {
+        Err(Refused("users have changed during the exchange"))
     }
 }
 

@@ -159,6 +159,11 @@ impl Incoming {
         self.waiting.back().is_some_and(|newest| newest.turn == turn)
     }
 
+    /// Whether a receipt is due, of this connection or of an earlier one.
+    pub(super) fn awaits_receipt(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
     /// The present turn ends: it went to `shards` shards. Returns its number, which comes back with
     /// each receipt.
     pub(super) fn end_turn(&mut self, shards: usize) -> u64 {

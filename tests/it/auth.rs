@@ -17,7 +17,7 @@ use crate::broker::Broker;
 use crate::process::{Process, unique};
 use crate::wire::{Client, Got, Hello, publish, wait_for_counter};
 
-const METHOD: &str = "SCRAM-SHA-256";
+pub(crate) const METHOD: &str = "SCRAM-SHA-256";
 const CONTINUE: ReasonCode = ReasonCode::ContinueAuthentication;
 const BEGIN: ReasonCode = ReasonCode::ReAuthenticate;
 
@@ -116,7 +116,7 @@ fn broker_with_users(settings: &str) -> Broker {
     Broker::start_configured(&format!("{settings}\n[scram_users]\n{alice}\n{bob}\n"))
 }
 
-fn properties(method: Option<&str>, data: Option<&[u8]>) -> PropertiesBuf {
+pub(crate) fn properties(method: Option<&str>, data: Option<&[u8]>) -> PropertiesBuf {
     let mut properties = PropertiesBuf::new();
     if let Some(method) = method {
         properties.push(Property::AuthenticationMethod(method));
@@ -136,7 +136,12 @@ fn hello(broker: &Broker, id: &str, method: &str, data: &[u8]) -> Client {
     client
 }
 
-fn send_auth(client: &mut Client, reason: ReasonCode, method: Option<&str>, data: &[u8]) {
+pub(crate) fn send_auth(
+    client: &mut Client,
+    reason: ReasonCode,
+    method: Option<&str>,
+    data: &[u8],
+) {
     let properties = properties(method, Some(data));
     let auth = Auth { reason, properties: properties.as_properties() };
     client.send_packet(&Packet::Auth(auth));
@@ -144,7 +149,7 @@ fn send_auth(client: &mut Client, reason: ReasonCode, method: Option<&str>, data
 
 /// The next packet, which has to be AUTH with `reason` and the method; returns its data.
 #[track_caller]
-fn receive_auth(client: &mut Client, reason: u8) -> Vec<u8> {
+pub(crate) fn receive_auth(client: &mut Client, reason: u8) -> Vec<u8> {
     let frame = client.next_frame().expect("the connection has ended");
     match decode(&frame, V5).unwrap() {
         Packet::Auth(auth) => {
@@ -160,7 +165,7 @@ fn receive_auth(client: &mut Client, reason: u8) -> Vec<u8> {
 
 /// The next packet, which has to be a CONNACK of success with the method; returns its data.
 #[track_caller]
-fn receive_connack(client: &mut Client) -> Vec<u8> {
+pub(crate) fn receive_connack(client: &mut Client) -> Vec<u8> {
     let frame = client.next_frame().expect("the connection has ended");
     match decode(&frame, V5).unwrap() {
         Packet::ConnAck(connack) => {

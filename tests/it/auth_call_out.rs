@@ -16,8 +16,8 @@ use crate::process::unique;
 use crate::wire::{Got, Hello, wait_for_counter};
 
 /// See the module comment. It serves until the test ends.
-struct Server {
-    addr: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
     questions: Receiver<Value>,
 }
 
@@ -28,7 +28,7 @@ impl<T: Read + Write + Send> Wire for T {}
 
 impl Server {
     /// `answer` is what goes over the wire for a question; empty is no answer, and the connection stays open.
-    fn start(answer: impl Fn(&Value) -> Vec<u8> + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(answer: impl Fn(&Value) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self::start_over(|stream| Box::new(stream), answer)
     }
 
@@ -111,7 +111,7 @@ fn read_question(reader: &mut BufReader<Box<dyn Wire>>) -> Option<Value> {
     Some(serde_json::from_slice(&body).unwrap())
 }
 
-fn ok(body: &Value) -> Vec<u8> {
+pub(crate) fn ok(body: &Value) -> Vec<u8> {
     response("200 OK", &body.to_string())
 }
 

@@ -11,7 +11,7 @@ use crate::broker::Broker;
 use crate::process::unique;
 use crate::wire::{Client, Got, Hello};
 
-const SECRET: &[u8] = b"a secret of more than 32 bytes, as it has to be";
+pub(crate) const SECRET: &[u8] = b"a secret of more than 32 bytes, as it has to be";
 
 /// A broker that takes tokens signed with [`SECRET`], with more settings of their section.
 fn broker(settings: &str) -> Broker {
@@ -23,11 +23,11 @@ fn broker(settings: &str) -> Broker {
     Broker::start_configured(&format!("{section}{settings}"))
 }
 
-fn token(claims: &Value) -> String {
+pub(crate) fn token(claims: &Value) -> String {
     encode(&Header::default(), claims, &EncodingKey::from_secret(SECRET)).unwrap()
 }
 
-fn now_s() -> u64 {
+pub(crate) fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 

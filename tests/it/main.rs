@@ -23,6 +23,7 @@ mod auth;
 mod auth_call_out;
 mod auth_listener;
 mod auth_password;
+mod auth_reload;
 mod auth_token;
 mod bounds;
 mod broker;

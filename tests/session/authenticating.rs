@@ -524,6 +524,10 @@ impl Directory for OnlyAnna {
     fn is_still_known(&self, user: &UserName, _proof: &Proof) -> bool {
         user.as_str() == "anna"
     }
+
+    fn authenticator(&self, _method: &str) -> Option<Arc<dyn Authenticator>> {
+        None
+    }
 }
 
 /// A session of a client that has proved who it is by a password.
