@@ -32,7 +32,7 @@ use crate::message::Delivery;
 use crate::message::Incoming as Arrival;
 use crate::message::{Replay, Stored, Undelivered};
 use crate::metrics::Shortage;
-use crate::session::aliases::ReceivedAliases;
+use crate::session::aliases::{ReceivedAliases, SHORT_TOPIC_BYTES_MAX};
 use crate::session::authentication::{
     Anonymous, AuthenticationError, Directory, Identity, NO_METHOD,
 };
@@ -290,7 +290,7 @@ impl Session {
             }
         }
         if let Some(alias) = alias
-            && let Err(reason) = self.learn_alias(alias, publish.topic)
+            && let Err(reason) = self.learn_alias(alias, publish.topic, out.is_memory_short)
         {
             return out.close(reason);
         }
@@ -511,10 +511,18 @@ impl Session {
         }
     }
 
-    /// Checks the alias of a PUBLISH, and remembers the topic if it comes with one.
-    fn learn_alias(&mut self, alias: u16, topic: &str) -> Result<(), CloseReason> {
+    /// Checks the alias of a PUBLISH, and remembers the topic if it comes with one and there is memory for it.
+    fn learn_alias(
+        &mut self,
+        alias: u16,
+        topic: &str,
+        is_memory_short: bool,
+    ) -> Result<(), CloseReason> {
         if alias > self.limits.topic_alias_max {
             return Err(CloseReason::TopicAliasInvalid);
+        }
+        if is_memory_short && topic.len() > SHORT_TOPIC_BYTES_MAX {
+            return Err(CloseReason::NoRoom(Shortage::Memory));
         }
         if !topic.is_empty() {
             self.aliases.set(alias, topic);

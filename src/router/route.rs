@@ -8,7 +8,7 @@
 //!
 //! # Limits
 //!
-//! At most [`ROUTES_MAX`] routes and [`ROUTES_BYTES_MAX`] bytes; at the limit those that were not used since the last time are
+//! At most [`ROUTES_MAX`] routes and [`ROUTES_BYTES_MAX`] bytes, while memory is short [`SHORT_ROUTES_BYTES_MAX`]; at the limit those that were not used since the last time are
 //! forgotten, or all of them if all were used. Routes of an earlier generation are good for nothing, and forgotten
 //! whenever there are twice as many routes as were left the last time.
 
@@ -34,6 +34,8 @@ const ROUTES_MAX: usize = 65_536;
 const SWEEP_MIN: usize = 256;
 /// Bytes of topics and targets that one shard keeps; a single route may be larger.
 const ROUTES_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The same while memory is short.
+const SHORT_ROUTES_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Who gets a message, and how.
 #[derive(Clone, Debug)]
@@ -66,6 +68,8 @@ pub(super) struct Routes {
     table: HashTable<Route>,
     /// Bytes of topics and targets in `table`.
     bytes: usize,
+    /// As many as it may have.
+    bytes_max: usize,
     /// With so many routes those of earlier generations are forgotten.
     sweep_at: usize,
     outbox_of: HashMap<SessionId, u32>,
@@ -151,6 +155,7 @@ impl Routes {
             store,
             table: HashTable::new(),
             bytes: 0,
+            bytes_max: ROUTES_BYTES_MAX,
             sweep_at: SWEEP_MIN,
             outbox_of: HashMap::new(),
             free_outboxes: Vec::new(),
@@ -184,6 +189,14 @@ impl Routes {
         outboxes: &mut Vec<Outbox>,
     ) -> Option<Group> {
         self.trie.group(filter).and_then(|found| self.group_of(found, topic, outboxes))
+    }
+
+    /// Holds less while memory is short.
+    pub(super) fn spare(&mut self, is_memory_short: bool) {
+        self.bytes_max = if is_memory_short { SHORT_ROUTES_BYTES_MAX } else { ROUTES_BYTES_MAX };
+        if self.bytes > self.bytes_max {
+            self.make_room(0);
+        }
     }
 
     /// The exact subscriptions of `topic` have changed.
@@ -311,7 +324,7 @@ impl Routes {
 
     fn make_room(&mut self, bytes: usize) {
         let is_full = |routes: &Self| {
-            routes.table.len() >= ROUTES_MAX || routes.bytes + bytes > ROUTES_BYTES_MAX
+            routes.table.len() >= ROUTES_MAX || routes.bytes + bytes > routes.bytes_max
         };
         if is_full(self) {
             self.table.retain(|route| std::mem::take(&mut route.is_used));
@@ -382,6 +395,28 @@ mod tests {
         (4 * SWEEP_MIN..9 * SWEEP_MIN).for_each(|number| at.push(find(number)));
         let (count, bytes) = at[9 * SWEEP_MIN - 1];
         assert!(count <= 5 * SWEEP_MIN && bytes < 2 * at[4 * SWEEP_MIN - 1].1, "{count} routes");
+    }
+
+    /// Each shard has routes, and there may be many shards and little memory.
+    #[test]
+    fn routes_are_forgotten_while_memory_is_short() {
+        let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
+        let mut routes = Routes::new(Arc::new(Trie::new()), hasher.clone(), None);
+        let find = |routes: &mut Routes, number: usize| {
+            let topic = format!("{number}/{}", "t".repeat(60_000));
+            let hash = hasher.hash(topic.as_bytes());
+            routes.find(hash, topic.as_bytes(), &HashMap::new(), &mut Vec::new());
+            routes.bytes
+        };
+        let most = (0..200).map(|number| find(&mut routes, number)).max();
+        assert!(most > Some(2 * SHORT_ROUTES_BYTES_MAX));
+        routes.spare(true);
+        assert!(routes.bytes <= SHORT_ROUTES_BYTES_MAX);
+        let most = (0..200).map(|number| find(&mut routes, number)).max();
+        assert!(most <= Some(SHORT_ROUTES_BYTES_MAX));
+        routes.spare(false);
+        let most = (0..200).map(|number| find(&mut routes, number)).max();
+        assert!(most > Some(2 * SHORT_ROUTES_BYTES_MAX));
     }
 
     /// What is kept of a topic may be nearly all identifiers.

@@ -248,6 +248,7 @@ impl Shard {
                 taken += 1;
             }
             self.end_turn();
+            self.routes.spare(self.queues.is_memory_short());
             if let Some(store) = self.store.as_ref().filter(|store| store.is_behind()) {
                 // The disk is the limit: publishers are not read meanwhile, for this channel fills up.
                 store.settle().await;

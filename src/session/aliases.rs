@@ -2,11 +2,15 @@
 //!
 //! # Limits
 //!
-//! Each way holds at most `topic_alias_max` topics, so at most that many times 64 KiB.
+//! Each way holds at most `topic_alias_max` topics, so at most that many times 64 KiB. While memory is short a topic of
+//! more than [`SHORT_TOPIC_BYTES_MAX`] gets none.
 
 use std::collections::HashMap;
 
 use crate::codec::TopicAlias;
+
+/// The largest topic that gets an alias while memory is short.
+pub(super) const SHORT_TOPIC_BYTES_MAX: usize = 1024;
 
 /// What the client's aliases stand for [MQTT-3.3.2-12].
 #[derive(Debug, Default)]
@@ -60,9 +64,12 @@ impl SentAliases {
     }
 
     /// How to name `topic`; `None` by its name alone.
-    pub(super) fn find(&self, topic: &[u8]) -> Option<TopicAlias> {
+    pub(super) fn find(&self, topic: &[u8], is_memory_short: bool) -> Option<TopicAlias> {
         if let Some(alias) = self.by_topic.get(topic) {
             return Some(TopicAlias::Known(*alias));
+        }
+        if is_memory_short && topic.len() > SHORT_TOPIC_BYTES_MAX {
+            return None;
         }
         let next = self.by_topic.len() as u16 + 1;
         (next <= self.max).then_some(TopicAlias::New(next))

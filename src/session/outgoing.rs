@@ -453,7 +453,9 @@ impl<'a> Writer<'a> {
     fn write_as_it_is(&mut self, view: &PublishView<'_>, flow: Flow, out: &mut Output) -> bool {
         let alias = match self.alias {
             Some(alias) => alias,
-            None if self.aliases.are_allowed() => self.aliases.find(view.topic),
+            None if self.aliases.are_allowed() => {
+                self.aliases.find(view.topic, out.is_memory_short)
+            }
             None => None,
         };
         let is_written = self.write_with(alias, view, flow, out);

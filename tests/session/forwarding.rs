@@ -10,6 +10,7 @@ use mailboxqtt::codec::{Packet, PropertiesBuf, Property, Publish, PublishView, d
 use mailboxqtt::ids::ProtocolVersion::{V5, V311};
 use mailboxqtt::ids::{ProtocolVersion, Qos};
 use mailboxqtt::message::{Buffer, Delivery, Kind, Piece, Via};
+use mailboxqtt::metrics::Shortage;
 use mailboxqtt::session::CloseReason;
 use mailboxqtt::topic::TopicFilter;
 
@@ -54,6 +55,24 @@ fn alias_over_the_maximum_ends_the_connection() {
     assert_eq!(pair.close_reason(), None);
     pair.say(&[aliased("t", 2, max + 1).as_packet()]);
     assert_eq!(pair.close_reason(), Some(CloseReason::TopicAliasInvalid));
+}
+
+/// A topic may have 64 KiB, and each connection as many aliases as its limit.
+#[test]
+fn long_topic_gets_no_alias_while_memory_is_short() {
+    let (short, long) = ("s".repeat(1000), "l".repeat(2000));
+    let mut pair = Pair::new(Terms { topic_alias_max: Some(2), ..Terms::V5 });
+    pair.out.is_memory_short = true;
+    for (topic, alias) in [(&long, None), (&short, Some(1))] {
+        pair.deliver(message(V311, topic, None, None).delivery());
+        let frame = hear_frames(&mut pair).remove(0);
+        let (name, properties) = publish_of(&frame);
+        assert_eq!((&name, properties.iter().find_map(as_alias)), (topic, alias));
+    }
+    pair.say(&[aliased(&short, 1, 3).as_packet()]);
+    assert_eq!(pair.close_reason(), None);
+    pair.say(&[aliased(&long, 2, 4).as_packet()]);
+    assert_eq!(pair.close_reason(), Some(CloseReason::NoRoom(Shortage::Memory)));
 }
 
 /// [MQTT-3.3.2-11]: as many topics as the client allows get an alias, the others their name.

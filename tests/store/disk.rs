@@ -32,6 +32,8 @@ struct State {
     is_off: bool,
     /// Calls are not counted and do not fail.
     is_spared: bool,
+    /// Nothing can be read, of what is in a file.
+    is_unreadable: bool,
 }
 
 #[derive(Clone, Default)]
@@ -90,6 +92,11 @@ impl Disk {
         let done = calls();
         self.state().is_spared = false;
         done
+    }
+
+    /// From now on, until it is taken back.
+    pub(crate) fn fail_reads(&self, is_unreadable: bool) {
+        self.state().is_unreadable = is_unreadable;
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -337,6 +344,9 @@ impl StoredFile for Handle {
         let mut state = self.disk.state();
         if let Some(error) = state.call()? {
             return Err(error);
+        }
+        if state.is_unreadable {
+            return Err(io::Error::from_raw_os_error(EIO));
         }
         let now = &state.files[self.file].now;
         let start = (offset as usize).min(now.len());

@@ -270,7 +270,7 @@ fn visit(store: &Store, session: SessionId, at: LogPosition) {
     write(store, &[Record::Done { session, span }, gone, Record::SessionEnded { session }]);
 }
 
-fn come(store: &Store, session: SessionId, client_id: &str) {
+pub(crate) fn come(store: &Store, session: SessionId, client_id: &str) {
     let qos = Qos::ExactlyOnce;
     let grant = Grant { qos, no_local: false, retain_as_published: false, identifier: None };
     let terms = Terms { expiry_s: u32::MAX, will: None };
@@ -291,7 +291,7 @@ fn write(store: &Store, records: &[Record<'_>]) {
 }
 
 /// A PUBLISH at QoS 2 whose payload begins with its number.
-fn frame(topic: u64, number: u64) -> Vec<u8> {
+pub(crate) fn frame(topic: u64, number: u64) -> Vec<u8> {
     let topic = format!("topic/{topic:02}");
     let len = 2 + topic.len() + 2 + 8 + PAYLOAD_BYTES;
     let mut frame = vec![0x34, (len % 128) as u8 | 0x80, (len / 128) as u8, 0, topic.len() as u8];
@@ -302,7 +302,7 @@ fn frame(topic: u64, number: u64) -> Vec<u8> {
     frame
 }
 
-fn number_of(frame: &[u8]) -> u64 {
+pub(crate) fn number_of(frame: &[u8]) -> u64 {
     let at = frame.len() - PAYLOAD_BYTES - 8;
     u64::from_be_bytes(frame[at..at + 8].try_into().unwrap())
 }

@@ -23,7 +23,7 @@ const SETTINGS: &str = "
     queue_messages_max = 100000000
     queue_bytes_max = 10000000000
     queues_messages_max = 100000000
-    queues_bytes_max = 10000000000
+    queues_bytes_max = 1000000000000
     retained_messages_max = 100000000
     retained_bytes_max = 10000000000
 ";

@@ -49,7 +49,7 @@ pub(super) const KINDS: [Kind; 16] = [
     },
     Kind { name: "subscriptions of 120 bytes", settings: NONE, flood: subscriptions },
     Kind { name: "400 clients that ping and do not read", settings: NONE, flood: unread_answers },
-    Kind { name: "200 clients with 64 topic aliases of 60 kB", settings: NONE, flood: aliases },
+    Kind { name: "400 clients with 64 topic aliases of 30 kB", settings: NONE, flood: aliases },
     Kind {
         name: "200 publishers of 1 MB at QoS 1, to disk",
         settings: ALWAYS,
@@ -135,12 +135,12 @@ fn unread_answers(tide: &mut Tide) -> String {
 }
 
 fn aliases(tide: &mut Tide) -> String {
-    tide.connect(V5, 200);
+    tide.connect(V5, 400);
     let mut bytes = Vec::new();
     for alias in 1..=64 {
         let mut properties = PropertiesBuf::new();
         properties.push(Property::TopicAlias(alias));
-        let topic = format!("{alias}/{}", "a".repeat(60_000));
+        let topic = format!("{alias}/{}", "a".repeat(30_000));
         bytes.extend(Publication { properties, ..Publication::new(&topic, b"") }.bytes(V5));
     }
     let poured = tide.pour(&bytes);
