@@ -32,7 +32,7 @@ RUN case "$TARGETARCH" in \
 
 FROM scratch
 LABEL org.opencontainers.image.title="mailboxqtt" \
-      org.opencontainers.image.description="An MQTT broker that uses all cores and loses nothing that it has acknowledged" \
+      org.opencontainers.image.description="MQTT broker that uses all cores and loses nothing that it has acknowledged" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /image/ /
 USER 65532:65532

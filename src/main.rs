@@ -108,6 +108,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return print(&config::print(&settings)?);
     }
     if arguments.check {
+        // Warnings are a part of the answer.
+        service::start_log(settings.file.log_format);
         settings.doubts.iter().for_each(|doubt| eprintln!("mailboxqtt: {doubt}"));
         settings.file.check(raise_open_file_limit())?;
         return print("mailboxqtt: the settings are in order\n");
@@ -126,20 +128,23 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
         let broker = Broker::bind(config)?.with_memory_in_use(memory_in_use);
         print(&greeting(&broker))?;
-        let shutdown = async {
-            tokio::select! {
-                _ = interrupt.recv() => (),
-                _ = terminate.recv() => (),
-            }
-            service::stopping();
-        };
         let operator = Operator {
             arguments: arguments.clone(),
             files_max,
             in_force: settings.file,
             broker: broker.handle(),
         };
-        tokio::spawn(operator.run(hangup));
+        let operator = tokio::spawn(operator.run(hangup));
+        let shutdown = async {
+            tokio::select! {
+                _ = interrupt.recv() => (),
+                _ = terminate.recv() => (),
+            }
+            // Who says that the broker is ready again must not do so afterwards.
+            operator.abort();
+            let _ = operator.await;
+            service::stopping();
+        };
         Ok(broker.run(shutdown).await?)
     })
 }
@@ -229,7 +234,7 @@ fn scram_user(name: &str, iterations: u32) -> anyhow::Result<()> {
 /// Adds the user to a password file, or gives him another password.
 fn put_user(file: &Path, user: &str, form: Form) -> anyhow::Result<()> {
     // A name or a file that cannot be is refused before anybody is asked for a password.
-    password_file::with_user(&password_file_text(file)?, user, "").context("the user name")?;
+    password_file::with_user(&password_file::text(file)?, user, "").context("the user name")?;
     if form == Form::Scram {
         ensure!(
             auth::prepare(user).context("the user name")? == user,
@@ -238,25 +243,16 @@ fn put_user(file: &Path, user: &str, form: Form) -> anyhow::Result<()> {
     }
     let hash = StoredPassword::hash(&read_password()?, form)?;
     // Somebody else may have changed it while the password was typed: who was removed must not come back.
-    let text = password_file_text(file)?;
-    Ok(password_file::write(file, &password_file::with_user(&text, user, &hash)?)?)
+    password_file::change(file, |text| Ok(password_file::with_user(text, user, &hash)?))
 }
 
 /// Removes the user from a password file.
 fn remove_user(file: &Path, user: &str) -> anyhow::Result<()> {
-    let text = password_file_text(file)?;
-    let without = password_file::without_user(&text, user).with_context(|| {
-        format!("there is no user `{}` in {}", user.escape_debug(), file.display())
-    })?;
-    Ok(password_file::write(file, &without)?)
-}
-
-/// Empty where there is no file yet.
-fn password_file_text(file: &Path) -> anyhow::Result<String> {
-    match std::fs::read_to_string(file) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        text => text.with_context(|| format!("cannot read {}", file.display())),
-    }
+    password_file::change(file, |text| {
+        password_file::without_user(text, user).with_context(|| {
+            format!("there is no user `{}` in {}", user.escape_debug(), file.display())
+        })
+    })
 }
 
 /// From the terminal without showing it, or the first line of what standard input is.

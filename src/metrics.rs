@@ -71,7 +71,8 @@ pub enum DropReason {
     SessionEnded,
     /// The publisher says that the payload is text, and it is not (MQTT 5, section 3.3.2.3.2).
     PayloadFormatInvalid,
-    /// With the mount point of its listener the topic is over 65,535 bytes.
+    /// With the mount point of its listener the topic is over 65,535 bytes, or the message with the whole topic over
+    /// the largest packet that there can be.
     TopicTooLong,
     /// The subscriber answered with a reason code from 0x80 up [MQTT-4.8.2-6].
     RefusedBySubscriber,

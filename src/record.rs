@@ -33,6 +33,7 @@ pub use owner::OwnerRule;
 
 mod messages;
 mod owner;
+pub(crate) mod via;
 
 /// Bytes before the kind of each record: checksum and length.
 pub const HEADER_BYTES: usize = 8;
@@ -103,7 +104,7 @@ pub enum Record<'a> {
     SessionBegan {
         /// Whose.
         session: SessionId,
-        /// Its client.
+        /// Its client: the identifier, and before it the mount point and U+0000 if there is one.
         client_id: &'a str,
     },
     /// Its client is connected.

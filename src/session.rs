@@ -37,7 +37,7 @@ use crate::session::authentication::{
     Anonymous, AuthenticationError, Directory, Identity, NO_METHOD,
 };
 use crate::session::incoming::{Incoming, Novelty, Verdict};
-use crate::session::naming::{Mounted, client_topic_of, topic_of, write_whole};
+use crate::session::naming::{Mounted, client_topic_of, has_room, topic_of, write_whole};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::permission::Permission;
 use crate::session::refusal::{NO_OPEN_MESSAGE, PublishRefusal, has_wrong_format};
@@ -308,6 +308,8 @@ impl Session {
         let topic = topic_of(&mounted, &self.aliases, publish, alias);
         let refusal = if let Mounted::Refused(refusal) = mounted {
             Some(refusal)
+        } else if alias.is_some() && !has_room(topic, place.frame.len()) {
+            Some(PublishRefusal::TopicTooLong)
         } else if is_system_topic(topic) {
             Some(PublishRefusal::SystemTopic)
         } else if !self.permission.may_publish(topic) {

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,10 +13,12 @@ use mailboxqtt::codec::{
     Ack, ConnAck, Delivery, Packet, Properties, ReasonCode, SubAck, decode, frame_len,
 };
 use mailboxqtt::ids::{PacketId, ProtocolVersion};
-use serde_json::Value;
+
+use crate::run::{report, stderr};
 
 #[path = "end_to_end/results.rs"]
 mod results;
+mod run;
 
 const VERSION: ProtocolVersion = ProtocolVersion::V311;
 
@@ -277,21 +279,6 @@ fn loadgen(broker: SocketAddr, arguments: &[&str]) -> Output {
 }
 
 fn loadgen_for(seconds: &str, broker: SocketAddr, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
-    command.args(["--addr", &broker.to_string()]);
-    for default in [["--warmup", "0.1"], ["--duration", seconds], ["--clients", "10"]] {
-        if !arguments.contains(&default[0]) {
-            command.args(default);
-        }
-    }
-    command.args(arguments).output().unwrap()
-}
-
-fn report(output: &Output) -> Value {
-    let error = || format!("no report, but: {}", stderr(output));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", error()))
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    let defaults = [["--warmup", "0.1"], ["--duration", seconds], ["--clients", "10"]];
+    run::loadgen(broker, defaults, arguments)
 }

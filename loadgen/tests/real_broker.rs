@@ -14,6 +14,10 @@ use mailboxqtt::router::queues::Policy;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::run::{report, stderr};
+
+mod run;
+
 #[test]
 fn both_versions_deliver_everything_once_in_every_scenario_and_qos() {
     let broker = broker(File::default());
@@ -441,21 +445,6 @@ fn broker(settings: File) -> SocketAddr {
 
 /// A short run with 16 clients, unless the arguments say otherwise.
 fn loadgen(broker: SocketAddr, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
-    command.args(["--addr", &broker.to_string()]);
-    for default in [["--warmup", "0"], ["--duration", "0.1"], ["--clients", "16"]] {
-        if !arguments.contains(&default[0]) {
-            command.args(default);
-        }
-    }
-    command.args(arguments).output().unwrap()
-}
-
-fn report(output: &Output) -> Value {
-    let error = || format!("no report, but: {}", stderr(output));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", error()))
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    let defaults = [["--warmup", "0"], ["--duration", "0.1"], ["--clients", "16"]];
+    run::loadgen(broker, defaults, arguments)
 }

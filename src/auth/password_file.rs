@@ -10,9 +10,9 @@
 //!   user, always the same for the same name.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use quick_cache::sync::Cache;
@@ -32,6 +32,8 @@ pub struct PasswordFile {
     right: Cache<Key, ()>,
 }
 
+/// What those may who are neither the file's owner nor of its group.
+const OTHERS: u32 = 0o007;
 /// Right passwords that are remembered, at about 100 bytes each.
 const REMEMBERED_MAX: usize = 10_000;
 
@@ -111,9 +113,9 @@ impl PasswordFile {
     pub fn read(path: &Path) -> Result<Self, InvalidPasswordFile> {
         let failed = |error| InvalidPasswordFile::File { path: path.into(), error };
         let mode = fs::metadata(path).map_err(failed)?.mode();
-        if mode & 0o077 != 0 {
+        if mode & OTHERS != 0 {
             let mode = format!("{:o}", mode & 0o777);
-            warn!(file = %path.display(), mode, "others may read the password file: chmod 600 keeps them out");
+            warn!(file = %path.display(), mode, "every user of this machine may read the password file: `chmod o-rwx` it");
         }
         let bytes = fs::read(path).map_err(failed)?;
         let mut secret = Key::default();
@@ -256,29 +258,48 @@ pub fn without_user(text: &str, name: &str) -> Option<String> {
     (kept.len() < text.len()).then_some(kept)
 }
 
-/// Puts `text` in the place of the file at `path` at once, so that nobody ever reads half of it. Only the owner may
-/// read it then; who that is stays as it was.
-pub fn write(path: &Path, text: &str) -> Result<(), InvalidPasswordFile> {
+/// Puts in the place of the file at `path` what `change` makes of its text, which is empty where there is no file yet.
+/// Nobody ever reads half of it, and of two processes that change it at the same time the second one changes what the
+/// first has written. Owner, group and mode stay as they were; only its owner may read a new file.
+pub fn change<E: From<InvalidPasswordFile>>(
+    path: &Path,
+    change: impl FnOnce(&str) -> Result<String, E>,
+) -> Result<(), E> {
+    let failed = |error| InvalidPasswordFile::File { path: path.into(), error };
     // A link stays one.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    write_in_place(&target, text)
-        .map_err(|error| InvalidPasswordFile::File { path: path.into(), error })
+    // Not the file: that is another one afterwards.
+    let folder = File::open(folder(&target)).map_err(failed)?;
+    folder.lock().map_err(failed)?;
+    let text = text(path)?;
+    replace(&target, &change(&text)?).map_err(failed)?;
+    // The lock goes with it.
+    Ok(folder.sync_all().map_err(failed)?)
 }
 
-fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
+/// What is in the file at `path`; nothing where there is none yet.
+pub fn text(path: &Path) -> Result<String, InvalidPasswordFile> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        text => text.map_err(|error| InvalidPasswordFile::File { path: path.into(), error }),
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
     let no_name = || io::Error::from(io::ErrorKind::InvalidInput);
     let name = path.file_name().ok_or_else(no_name)?.to_string_lossy();
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = parent.unwrap_or(Path::new("."));
-    let new = folder.join(format!(".{name}.{}.new", std::process::id()));
+    let new = folder(path).join(format!(".{name}.{}.new", std::process::id()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     let written = fill(&mut file, path, text).and_then(|()| fs::rename(&new, path));
     if written.is_err() {
         // The error that counts is the first one.
         let _ = fs::remove_file(&new);
     }
-    written?;
-    File::open(folder)?.sync_all()
+    written
 }
 
 fn fill(file: &mut File, old: &Path, text: &str) -> io::Result<()> {
@@ -287,6 +308,8 @@ fn fill(file: &mut File, old: &Path, text: &str) -> io::Result<()> {
         if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
             fchown(&*file, Some(old.uid()), Some(old.gid()))?;
         }
+        // The service that reads it may be of the group.
+        file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
     }
     file.write_all(text.as_bytes())?;
     file.sync_all()
@@ -416,18 +439,56 @@ mod tests {
         }
     }
 
+    fn put(path: &Path, text: &str) -> Result<(), InvalidPasswordFile> {
+        change(path, |_| Ok(text.to_owned()))
+    }
+
     #[test]
-    fn a_file_is_replaced_whole_through_its_link_and_for_its_owner_only() {
+    fn a_file_is_replaced_whole_through_its_link_and_a_new_one_is_for_its_owner_only() {
         let folder = tempfile::tempdir().unwrap();
         let (path, link) = (folder.path().join("users"), folder.path().join("link"));
-        write(&path, "first\n").unwrap();
+        put(&path, "first\n").unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        write(&link, "second\n").unwrap();
+        put(&link, "second\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "second\n");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         let nowhere = folder.path().join("no/such/folder");
-        assert!(write(&nowhere, "").unwrap_err().to_string().contains("no/such/folder"));
+        assert!(put(&nowhere, "").unwrap_err().to_string().contains("no/such/folder"));
+    }
+
+    #[test]
+    fn who_may_read_a_file_may_read_it_when_it_has_been_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        fs::write(&path, "first\n").unwrap();
+        for mode in [0o640, 0o400, 0o600] {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            let before = fs::metadata(&path).unwrap();
+            put(&path, "second\n").unwrap();
+            let after = fs::metadata(&path).unwrap();
+            assert_eq!(after.mode() & 0o777, mode);
+            assert_eq!((after.uid(), after.gid()), (before.uid(), before.gid()));
+        }
+    }
+
+    #[test]
+    fn changes_at_the_same_time_are_all_there_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        let add = |number: usize| {
+            change(&path, |text| {
+                let changed = with_user(text, &format!("user{number}"), "hash").unwrap();
+                // Time for the others to do the same.
+                std::thread::yield_now();
+                Ok::<_, InvalidPasswordFile>(changed)
+            })
+        };
+        std::thread::scope(|scope| {
+            let adding: Vec<_> = (0..8).map(|number| scope.spawn(move || add(number))).collect();
+            adding.into_iter().for_each(|it| it.join().unwrap().unwrap());
+        });
+        assert_eq!(text(&path).unwrap().lines().count(), 8);
     }
 }

@@ -296,7 +296,6 @@ mod tests {
     use super::*;
     use crate::auth::claims::ClaimNames;
     use crate::auth::password::{Form, StoredPassword};
-    use crate::auth::password_file;
 
     const LIMITS: Limits = Limits {
         checks_max: 1,
@@ -319,7 +318,7 @@ mod tests {
         let line = |(name, form): &(&str, Form)| {
             format!("{name}:{}\n", StoredPassword::hash("x", *form).unwrap())
         };
-        password_file::write(&path, &users.iter().map(line).collect::<String>()).unwrap();
+        std::fs::write(&path, users.iter().map(line).collect::<String>()).unwrap();
         Arc::new(Methods::load(&settings(Some(path))).unwrap())
     }
 
@@ -373,7 +372,7 @@ mod tests {
         let [secret_file, users] = ["secret", "users"].map(|name| folder.path().join(name));
         std::fs::write(&secret_file, [b'x'; 32]).unwrap();
         let hash = StoredPassword::hash("x", Form::Argon2id).unwrap();
-        password_file::write(&users, &format!("anna:{hash}\n")).unwrap();
+        std::fs::write(&users, format!("anna:{hash}\n")).unwrap();
         let tokens = TokenSettings {
             from: TokenPlace::UserName,
             secret_file: Some(secret_file),

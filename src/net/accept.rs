@@ -29,7 +29,7 @@ use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Entrance, Peer};
 use crate::net::socket::{Accepted, Socket};
-use crate::net::tls::Tls;
+use crate::net::tls::{Certificate, Tls};
 use crate::net::transport::{self, Opened};
 use crate::net::upgrade::WebSocketSettings;
 use crate::net::{Limits, Totals};
@@ -278,7 +278,13 @@ impl Port {
         }
         let (has_tls, has_websocket) = (settings.tls.is_some(), settings.websocket.is_some());
         let (listener, entrance) = (settings, self.settings.clone());
-        let mut peer = Peer { address, certificate_user: None, listener, entrance, admitted: None };
+        let mut peer = Peer {
+            address,
+            certificate: Certificate::default(),
+            listener,
+            entrance,
+            admitted: None,
+        };
         // Behind a proxy nobody is known yet.
         if !peer.listener.proxy_protocol && serving.admit(&mut peer).is_none() {
             return;

@@ -30,6 +30,7 @@ use crate::net::gates::Gates;
 use crate::net::pace::{Pace, Pause, PublishRates};
 use crate::net::peer::{self, Entrance};
 use crate::net::scratch::{READ_BYTES_MAX, Scratch};
+use crate::net::tls::Certificate;
 use crate::router::Router;
 use crate::router::links::Links;
 use crate::router::mailbox::{Inbox, Mail};
@@ -79,6 +80,8 @@ pub(super) struct Connection<S> {
     pace: Option<Box<Pace>>,
     /// The settings of its listener as they are now.
     pub(super) entrance: Option<Entrance>,
+    /// What it has shown before the CONNECT.
+    pub(super) certificate: Certificate,
 }
 
 /// What a connection begins with.
@@ -127,6 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             pause: None,
             pace: None,
             entrance: None,
+            certificate: Certificate::default(),
         }
     }
 
@@ -280,6 +284,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Mail::UsersChanged(common) => {
                     let (known, anonymous) = peer::who_may_stay(self.entrance.as_ref(), common);
                     self.session.handle_users_changed(&*known, anonymous, out);
+                    let refusal = || self.certificate.check(self.entrance.as_ref());
+                    out.close = out.close.take().or_else(refusal);
                 }
                 Mail::Rights(rights) => self.session.set_rights(rights),
                 Mail::ShuttingDown => drop(out.close.get_or_insert(CloseReason::ShuttingDown)),
@@ -541,7 +547,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// to the present one: a busy client costs no timer operations.
     fn poll_timer(&mut self, cx: &mut Context<'_>, out: &mut Output) -> Step {
         loop {
-            let Some(deadline) = self.session.poll_timeout() else { return Step::Nothing };
+            let deadlines = [self.session.poll_timeout(), self.certificate.poll_timeout()];
+            let Some(deadline) = deadlines.into_iter().flatten().min() else {
+                return Step::Nothing;
+            };
             let timer = self
                 .timer
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
@@ -552,7 +561,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // We do not listen, so silence proves nothing.
                 self.session.handle_read(Instant::now());
             }
-            self.session.handle_timeout(Instant::now(), out);
+            let now = Instant::now();
+            self.session.handle_timeout(now, out);
+            out.close = out.close.take().or_else(|| self.certificate.handle_timeout(now));
             if out.close.is_some() {
                 return Step::Progress;
             }

@@ -22,7 +22,7 @@ use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
 use crate::session;
-use crate::session::authentication::{Anonymous, Authenticated, Caller, Directory};
+use crate::session::authentication::{Authenticated, Caller, Directory};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
 /// How long a closing connection may take to write its last bytes.
@@ -135,10 +135,8 @@ impl Serving {
         }
         let failed = |error| HandshakeError::authentication(&opening.link, error);
         let listener = peer.entrance.load_full();
-        let caller = Caller {
-            certificate_user: peer.certificate_user.as_ref(),
-            anonymous: listener.anonymous,
-        };
+        let caller =
+            Caller { certificate_user: peer.certificate.user(), anonymous: listener.anonymous };
         let methods = self.verifier.methods(listener.methods.as_ref());
         let admission = methods.admit(&connect, &caller).map_err(failed)?;
         let mut rest = hello.into_rest();
@@ -230,14 +228,14 @@ impl Serving {
             // Whoever told the owners to go may have looked before we were one.
             parked.inbox.mailbox().send(Mail::ShuttingDown);
         }
-        // The same for whoever told them that users have changed.
-        let may_stay = match &opening.authenticated {
+        // The same for whoever told them that users have changed, or the settings of their listener.
+        let is_known = match &opening.authenticated {
             Some(Authenticated { user, proof, .. }) => {
                 from.methods(&self.verifier).is_still_known(user, proof)
             }
-            None => from.entrance.load().anonymous == Anonymous::Allowed,
+            None => true,
         };
-        if !may_stay {
+        if !is_known || !Arc::ptr_eq(&from.entrance.load(), &from.listener) {
             parked.inbox.mailbox().send(Mail::UsersChanged(self.verifier.methods(None)));
         }
         self.router.metrics().clients_connected.add(1);
@@ -253,6 +251,7 @@ impl Serving {
         let mut connection = Connection::new(stream, claim, parked, self.router.clone(), start);
         connection.limit(limits.publish);
         connection.entrance = Some(from.entrance.clone());
+        connection.certificate = from.certificate.clone();
         if let Some(at) = connected {
             connection.hold(at);
         }

@@ -9,15 +9,16 @@ use arc_swap::ArcSwap;
 use crate::auth::{Methods, Verifier};
 use crate::net::accept::Settings;
 use crate::net::admission::Admitted;
-use crate::session::authentication::{Anonymous, Directory, UserName};
+use crate::net::tls::Certificate;
+use crate::session::authentication::{Anonymous, Directory};
 
 /// The other end of a connection.
 #[derive(Debug)]
 pub(super) struct Peer {
     /// Where it is.
     pub(super) address: Address,
-    /// Whom its certificate names, where the listener has users from certificates. Proved.
-    pub(super) certificate_user: Option<UserName>,
+    /// The certificate that it has shown, if it was asked for one and has one.
+    pub(super) certificate: Certificate,
     /// The settings of the listener as they were when the connection was accepted.
     pub(super) listener: Arc<Settings>,
     /// The same as they are now.

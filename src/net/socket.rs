@@ -10,14 +10,22 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingUnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use socket2::{Domain, SockAddr, Type};
+use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::net::peer::Address;
 
 /// Connections that the system may hold ready for us.
 const BACKLOG: i32 = 4096;
+/// The system asks a peer that has said nothing for five minutes whether it is still there, and gives up after four
+/// questions without an answer. Without that a client with Keep Alive 0 whose machine has died would stay
+/// for ever; with shorter times sleeping devices would be woken for nothing.
+const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(300))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
 /// Who may connect to a Unix socket: the user and the group that the broker runs as.
 const UNIX_MODE: u32 = 0o660;
 /// What the name of a Unix socket begins with in the settings.
@@ -161,6 +169,8 @@ fn bind_tcp(addr: SocketAddr) -> io::Result<Socket> {
         // Whatever the system has for a default: `[::]` and `0.0.0.0` are two addresses, and each can be had alone.
         socket.set_only_v6(true)?;
     }
+    // What it accepts inherits that.
+    socket.set_tcp_keepalive(&KEEP_ALIVE)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -199,6 +209,8 @@ fn is_free(path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use socket2::SockRef;
+
     use super::*;
 
     #[test]
@@ -225,6 +237,19 @@ mod tests {
             Err(BindError::Other { .. }) => assert!(!Path::new("/proc/net/if_inet6").exists()),
             Err(error) => panic!("{error}"),
         }
+    }
+
+    #[tokio::test]
+    async fn system_asks_silent_peers_whether_they_are_still_there() {
+        let socket = Socket::bind(&Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
+        let Listen::Tcp(addr) = socket.local().unwrap() else { unreachable!() };
+        let _client = TcpStream::connect(addr).await.unwrap();
+        let Accepted::Tcp(stream, _) = socket.accept().await.unwrap() else { unreachable!() };
+        let accepted = SockRef::from(&stream);
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(300));
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 4);
     }
 
     #[tokio::test]

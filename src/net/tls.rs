@@ -4,13 +4,14 @@
 //! # Invariants
 //!
 //! - Where clients have certificates no session is resumed: every connection is checked against the authority
-//!   and the revocations that are in force when it begins.
+//!   and the revocations that are in force when it begins, and again whenever there are others.
 //! - There is no early data, which could be replayed, and no compression.
 //! - The costly part of a handshake, key exchange and signature, is done between the ClientHello and the answer to
 //!   it, for one client after the other (`Turns`). So when all clients come at once there are a few of them to be
 //!   answered among all that there is to do, and not thousands: those who have their answer finish, and those who are
 //!   connected are served meanwhile. Nobody can hold a turn, for it waits for nothing that a client does.
 
+mod certificate;
 mod load;
 
 use std::future::poll_fn;
@@ -19,7 +20,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::Poll;
 
+use rustls::pki_types::UnixTime;
 use rustls::server::Acceptor;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{CertificateError, ServerConfig};
 use serde::{Deserialize, Serialize};
 use tokio::io::ReadBuf;
@@ -30,8 +33,11 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::metrics::RefuseReason;
-use crate::session::authentication::UserName;
+use crate::session::authentication::{AuthenticationError, UserName};
 
+use certificate::Shown;
+
+pub(super) use certificate::Certificate;
 pub use load::{
     CertificateFiles, ClientCertificates, InvalidTls, NamedCertificate, TlsFiles, TlsMin,
 };
@@ -59,6 +65,8 @@ pub enum UserFromCertificate {
 #[derive(Clone, Debug)]
 pub struct Tls {
     config: Arc<ServerConfig>,
+    /// Of clients' certificates, where they are asked for one.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
     user_from: UserFromCertificate,
 }
 
@@ -144,25 +152,49 @@ pub(super) async fn read_hello(stream: TcpStream) -> Result<Greeted, TlsError> {
 }
 
 impl Tls {
-    /// Shakes hands, `turn` being that of this client. With the stream comes the user whom the client's certificate
-    /// names, where the listener wants users from certificates and the client has one.
+    /// Shakes hands, `turn` being that of this client. With the stream comes what certificate the client has shown.
     pub(super) async fn answer(
         self,
         greeted: Greeted,
         turn: Turn<'_>,
-    ) -> Result<(TlsStream, Option<UserName>), TlsError> {
+    ) -> Result<(TlsStream, Certificate), TlsError> {
         let Greeted(handshake) = greeted;
         check_present(&handshake.io).await?;
         let finishing = handshake.into_stream(self.config);
         drop(turn);
         let stream = finishing.await?;
         let (_, connection) = stream.get_ref();
-        let certificate = connection.peer_certificates().and_then(|chain| chain.first());
-        let user = match (self.user_from, certificate) {
-            (UserFromCertificate::None, _) | (_, None) => None,
-            (from, Some(certificate)) => Some(user(from, certificate).ok_or(TlsError::Nameless)?),
+        let Some(chain @ [own, ..]) = connection.peer_certificates() else {
+            return Ok((stream, Certificate::default()));
         };
-        Ok((stream, user))
+        let user = match self.user_from {
+            UserFromCertificate::None => None,
+            from => Some(user(from, own).ok_or(TlsError::Nameless)?),
+        };
+        let certificate = Certificate::new(chain, user);
+        Ok((stream, certificate))
+    }
+
+    /// Whether a client that has `shown` its certificate earlier may stay: that has to be good by the authorities and
+    /// revocations of now, and to name the same user.
+    fn check(&self, shown: &Shown) -> Result<(), AuthenticationError> {
+        let Some((own, others)) = shown.chain.split_first() else { return Ok(()) };
+        if let Some(verifier) = &self.verifier
+            && let Err(error) = verifier.verify_client_cert(own, others, UnixTime::now())
+        {
+            let why = match TlsError::Failed(error).reason() {
+                RefuseReason::TlsCertificateRevoked => "it is revoked",
+                RefuseReason::TlsCertificateExpired => "it has expired",
+                _ => "its authority is not trusted",
+            };
+            return Err(AuthenticationError::Certificate(why));
+        }
+        match &shown.user {
+            Some(named) if user(self.user_from, own).as_ref() != Some(named) => {
+                Err(AuthenticationError::UserGone)
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -139,8 +139,9 @@ async fn encrypt(
     };
     *until += waits_since.elapsed();
     let shaking = tls.answer(greeted, turn);
-    let (stream, user) = step(serving, peer, *until, RefuseReason::TlsTooSlow, shaking).await?;
-    peer.certificate_user = user;
+    let (stream, certificate) =
+        step(serving, peer, *until, RefuseReason::TlsTooSlow, shaking).await?;
+    peer.certificate = certificate;
     Some(stream)
 }
 

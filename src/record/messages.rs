@@ -14,17 +14,15 @@ use std::num::NonZeroU32;
 
 use bytes::{Buf, BufMut};
 
-use super::{HEADER_BYTES, begin, end, kind, put_version, take_version};
+use super::{HEADER_BYTES, begin, end, kind, put_version, take_version, via};
 use crate::ids::{ProtocolVersion, Qos, SessionId};
 
 /// Flags of the messages: QoS in two bits, then these.
 const EXPIRES: u8 = 1 << 2;
 const RETAINED: u8 = 1 << 3;
 const HAS_PUBLISHER: u8 = 1 << 4;
-/// Flags of a target: QoS in two bits, then these.
+/// Flags of a target: QoS in two bits, then these and those of `via`.
 const RETAIN: u8 = 1 << 2;
-const HAS_IDENTIFIERS: u8 = 1 << 3;
-const IS_SHARED: u8 = 1 << 4;
 const IS_PART: u8 = 1 << 5;
 
 /// Consecutive PUBLISH frames with one topic, QoS and set of flags. At least one.
@@ -176,19 +174,7 @@ impl<'a> Targets<'a> {
         if flags & IS_PART != 0 {
             part = Some((body.try_get_u32_le().ok()?, body.try_get_u32_le().ok()?));
         }
-        let mut identifiers = Vec::new();
-        if flags & HAS_IDENTIFIERS != 0 {
-            for _ in 0..body.try_get_u16_le().ok()? {
-                identifiers.push(NonZeroU32::new(body.try_get_u32_le().ok()?)?);
-            }
-        }
-        let mut share = None;
-        if flags & IS_SHARED != 0 {
-            let len = body.try_get_u16_le().ok()?;
-            let (text, rest) = body.split_at_checked(len.into())?;
-            *body = rest;
-            share = Some(str::from_utf8(text).ok()?);
-        }
+        let (identifiers, share) = via::take(flags, body)?;
         self.left = self.left.checked_sub(1)?;
         let (qos, retain) = (Qos::new(flags & 0b11)?, flags & RETAIN != 0);
         Some(Target { session, qos, retain, identifiers, share, part })
@@ -236,26 +222,14 @@ impl MessagesWriter {
     pub fn add(&mut self, recipient: &Recipient<'_>, out: &mut Vec<u8>) {
         let Recipient { session, qos, retain, identifiers, share, part } = *recipient;
         let identifiers = identifiers.get(..usize::from(u16::MAX)).unwrap_or(identifiers);
-        let flags = [
-            (RETAIN, retain),
-            (HAS_IDENTIFIERS, !identifiers.is_empty()),
-            (IS_SHARED, share.is_some()),
-            (IS_PART, part.is_some()),
-        ];
+        let flags = [(RETAIN, retain), (IS_PART, part.is_some())];
         out.put_u64_le(session.0);
-        out.put_u8(with_flags(qos, flags));
+        out.put_u8(with_flags(qos, flags) | via::flags(identifiers, share));
         if let Some((first, count)) = part {
             out.put_u32_le(first);
             out.put_u32_le(count);
         }
-        if !identifiers.is_empty() {
-            out.put_u16_le(identifiers.len() as u16);
-            identifiers.iter().for_each(|identifier| out.put_u32_le(identifier.get()));
-        }
-        if let Some(filter) = share {
-            out.put_u16_le(filter.len() as u16);
-            out.put_slice(filter.as_bytes());
-        }
+        via::put(identifiers, share, out);
         self.targets += 1;
     }
 

@@ -4,6 +4,9 @@
 //! lock for its life. A second CONNECT with the same id tells the first to go, waits for the lock and finds
 //! everything. No other path creates or moves a session, so two owners cannot exist.
 //!
+//! The same identifier behind another mount point is another [`ClientId`]: it has a slot of its own, and neither sees the
+//! other.
+//!
 //! # Takeover
 //!
 //! Each CONNECT takes a ticket from its slot. Only the holder of the newest ticket may wait or stay: a

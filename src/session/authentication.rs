@@ -247,6 +247,9 @@ pub enum AuthenticationError {
     /// The proof was good for a time, and that is over.
     #[error("the proof of who the client is has expired: connect anew with a new one")]
     Expired,
+    /// The certificate was good when the client came.
+    #[error("the client's certificate is not good any more, {0}: connect anew with another one")]
+    Certificate(&'static str),
     /// The user has been removed.
     #[error("the user is not known any more")]
     UserGone,
@@ -283,6 +286,7 @@ impl AuthenticationError {
             Self::Anonymous
             | Self::Login { .. }
             | Self::Expired
+            | Self::Certificate(_)
             | Self::UserGone
             | Self::Refused(_)
             | Self::OtherUser { .. } => ReasonCode::NotAuthorized,

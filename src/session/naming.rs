@@ -28,12 +28,17 @@ impl Mounted {
     pub(super) fn new(mount_point: &MountPoint, topic: &str, frame_len: usize) -> Self {
         match mount_point.whole_topic(topic) {
             Err(why) => Self::Refused(why.into()),
-            Ok(whole) if frame_len + whole.len() > PACKET_BYTES_MAX as usize => {
+            Ok(whole) if !has_room(&whole, frame_len) => {
                 Self::Refused(PublishRefusal::TopicTooLong)
             }
             Ok(whole) => Self::Topic(whole),
         }
     }
+}
+
+/// Whether a message of `frame_len` bytes with another topic is still a packet.
+pub(super) fn has_room(topic: &str, frame_len: usize) -> bool {
+    frame_len + topic.len() <= PACKET_BYTES_MAX as usize
 }
 
 /// The topic of `publish` as the router knows it: with its mount point, or the one that its alias stands for, or the

@@ -121,7 +121,7 @@ pub struct Tally {
     pub subscriptions_denied: u64,
     /// Messages that say they are text and are not.
     pub payload_format_invalid: u64,
-    /// Messages whose topic is too long with its mount point.
+    /// Messages whose whole topic is too long for a packet.
     pub topic_too_long: u64,
     /// Messages that the log could not give back.
     pub unreadable: u64,

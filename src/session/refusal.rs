@@ -22,8 +22,9 @@ pub(super) enum PublishRefusal {
     /// There are no such topics behind a mount point.
     #[error("topics that begin with $ do not exist here: publish to another topic")]
     NoSuchTopic,
-    /// With its mount point it is over 65,535 bytes, or the message over the largest packet that there can be.
-    #[error("the topic is too long for this listener: shorten it")]
+    /// With its mount point it is over 65,535 bytes, or with the whole topic the message is over the largest packet
+    /// that there can be.
+    #[error("the whole topic is too long here: shorten it, or the payload")]
     TopicTooLong,
     /// No rule allows it, or one denies it.
     #[error(

@@ -19,16 +19,14 @@ use bytes::{Buf, BufMut};
 
 use super::row::{put_version, take_version};
 use crate::ids::{LogPosition, PacketId, ProtocolVersion, Qos};
-use crate::record::{Messages, Target};
+use crate::record::{Messages, Target, via};
 
 /// Packet identifiers that exist.
 pub(super) const IDENTIFIERS: u32 = 65_535;
 /// Flag of an entry.
 const EXPIRES: u8 = 1;
-/// Flags of a delivery: QoS in two bits, then these.
+/// Flag of a delivery, besides QoS in two bits and those of `record::via`.
 const RETAIN: u8 = 1 << 2;
-const HAS_IDENTIFIERS: u8 = 1 << 3;
-const IS_SHARED: u8 = 1 << 4;
 
 /// See the module comment.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -343,17 +341,8 @@ impl Delivery {
             None => (&[][..], None),
         };
         let retain = if self.retain { RETAIN } else { 0 };
-        let has_identifiers = if identifiers.is_empty() { 0 } else { HAS_IDENTIFIERS };
-        let is_shared = if share.is_some() { IS_SHARED } else { 0 };
-        out.put_u8(self.qos as u8 | retain | has_identifiers | is_shared);
-        if !identifiers.is_empty() {
-            out.put_u16_le(identifiers.len() as u16);
-            identifiers.iter().for_each(|identifier| out.put_u32_le(identifier.get()));
-        }
-        if let Some(filter) = share {
-            out.put_u16_le(filter.len() as u16);
-            out.put_slice(filter.as_bytes());
-        }
+        out.put_u8(self.qos as u8 | retain | via::flags(identifiers, share));
+        via::put(identifiers, share, out);
         let all = [Part { first: 0, count, sent: None }];
         let parts = if self.left.is_all { &all } else { &self.left.parts[..] };
         out.put_u32_le(parts.len() as u32);
@@ -362,21 +351,11 @@ impl Delivery {
 
     fn decode(row: &mut &[u8], count: u32) -> Option<Self> {
         let flags = row.try_get_u8().ok()?;
-        let mut identifiers = Vec::new();
-        if flags & HAS_IDENTIFIERS != 0 {
-            for _ in 0..row.try_get_u16_le().ok()? {
-                identifiers.push(NonZeroU32::new(row.try_get_u32_le().ok()?)?);
-            }
-        }
-        let mut share = None;
-        if flags & IS_SHARED != 0 {
-            let len = row.try_get_u16_le().ok()?;
-            let (text, rest) = row.split_at_checked(len.into())?;
-            *row = rest;
-            share = Some(Box::from(str::from_utf8(text).ok()?));
-        }
+        let (identifiers, share) = via::take(flags, row)?;
         let has_via = !identifiers.is_empty() || share.is_some();
-        let via = has_via.then(|| Box::new(Via { identifiers: identifiers.into(), share }));
+        let via = has_via.then(|| {
+            Box::new(Via { identifiers: identifiers.into(), share: share.map(Box::from) })
+        });
         let left = Left::decode(row, count)?;
         Some(Self { qos: Qos::new(flags & 0b11)?, retain: flags & RETAIN != 0, via, left })
     }

@@ -123,6 +123,19 @@ fn service_manager_is_told_when_clients_are_served_and_when_that_ends() {
     service.stop();
 }
 
+/// A connected client that does not end its side keeps the broker for a moment.
+#[test]
+fn service_manager_is_told_of_nothing_more_once_the_broker_stops() {
+    let mut service = Service::start("");
+    let (_client, _) = Hello::new(V5, &unique("slow")).open(service.addr);
+    service.process.signal(Signal::TERM);
+    service.wait_for_news("STOPPING=1");
+    service.process.signal(Signal::HUP);
+    service.process.succeed();
+    service.news.set_nonblocking(true).unwrap();
+    assert_eq!(service.news.recv(&mut [0; 512]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
 #[test]
 fn watchdog_is_fed_again_and_again() {
     let service = Service::start_with("", &[("WATCHDOG_USEC", "20000")]);

@@ -2,11 +2,16 @@
 
 use std::time::Instant;
 
-use mailboxqtt::codec::{Connect, Packet, Properties, ReasonCode, Will, decode};
+use mailboxqtt::codec::{
+    Connect, PACKET_BYTES_MAX, Packet, Properties, PropertiesBuf, Property, Publish, ReasonCode,
+    Will, decode,
+};
 use mailboxqtt::ids::ProtocolVersion::{V5, V311};
 use mailboxqtt::ids::{ClientId, ProtocolVersion, Qos};
 use mailboxqtt::message::{Delivery, Undelivered};
-use mailboxqtt::session::{CloseReason, Limits, Opening, Refusal, Request, Session, negotiate};
+use mailboxqtt::session::{
+    CloseReason, Limits, Opening, Place, Refusal, Request, Session, negotiate,
+};
 use mailboxqtt::topic::MountPoint;
 
 use crate::forwarding::{aliased, as_alias, hear_frames, message, plain};
@@ -216,6 +221,36 @@ fn topic_and_filter_that_are_too_long_with_the_mount_point_are_refused() {
         assert_eq!(pair.routed[0].topic.len(), usize::from(u16::MAX));
         pair.say_subscribe(3, &[&over]);
         assert_eq!(pair.hear(), [Heard::SubAck(3, vec![suback])]);
+    }
+}
+
+/// What has to be written anew with a longer topic may be no packet any more. Its length would be cut off, and its payload
+/// be read as messages.
+#[test]
+fn message_that_is_no_packet_with_its_whole_topic_is_refused() {
+    let largest = PACKET_BYTES_MAX as usize;
+    let mut aliased = PropertiesBuf::new();
+    aliased.push(Property::TopicAlias(1));
+    let plain = PropertiesBuf::new();
+    for (mut pair, properties, over) in [
+        (mounted(Terms::V5), &plain, largest - "tenant-a/x".len() + 1),
+        (Pair::new(Terms::V5), &aliased, largest - "x".len() + 1),
+    ] {
+        for (frame_len, refused) in [(over - 1, 0), (over, 1)] {
+            let publish = Publish {
+                topic: "x",
+                payload: b"1234",
+                properties: properties.as_properties(),
+                delivery: flow(0, 0, false),
+                retain: false,
+            };
+            // Only its length is looked at.
+            let place = Place { frame: 0..frame_len, topic_at: 2 };
+            pair.session.handle_publish(&publish, place, &mut pair.out);
+            assert_eq!(pair.out.tally.topic_too_long, refused);
+        }
+        assert_eq!(pair.out.routes.touched(), 1);
+        assert_eq!(pair.close_reason(), None);
     }
 }
 

@@ -26,6 +26,8 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use crate::net::tls::{Tls, UserFromCertificate};
 
+/// A certificate of the server that is valid for less than this many days is warned about.
+const RENEWAL_DAYS: i64 = 14;
 /// Others may read the file.
 const OTHERS_READ: u32 = 0o004;
 
@@ -168,7 +170,7 @@ impl Tls {
             TlsMin::V13 => &[&TLS13],
         };
         let verifier = match files.client_certificates {
-            ClientCertificates::None => WebPkiClientVerifier::no_client_auth(),
+            ClientCertificates::None => None,
             wanted => {
                 let roots = Arc::new(load_authorities(&files.client_ca_file)?);
                 let mut builder =
@@ -179,14 +181,17 @@ impl Tls {
                 if wanted == ClientCertificates::Optional {
                     builder = builder.allow_unauthenticated();
                 }
-                builder.build().map_err(|error| {
+                let verifier = builder.build().map_err(|error| {
                     content(&files.client_crl_file, format!("cannot be used: {error}"))
-                })?
+                })?;
+                Some(verifier)
             }
         };
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(
+                verifier.clone().unwrap_or_else(WebPkiClientVerifier::no_client_auth),
+            )
             .with_cert_resolver(Arc::new(Certificates { own, named }));
         match files.client_certificates {
             // Clients that come back are spared the costly half of the handshake, and the broker remembers
@@ -197,7 +202,7 @@ impl Tls {
                 config.send_tls13_tickets = 0;
             }
         }
-        Ok(Self { config: Arc::new(config), user_from: files.user_from })
+        Ok(Self { config: Arc::new(config), verifier, user_from: files.user_from })
     }
 }
 
@@ -242,6 +247,10 @@ fn load_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, InvalidTls> {
 fn check_time(path: &Path, certificate: &[u8]) -> Result<(), InvalidTls> {
     let validity = validity(path, certificate)?;
     if validity.is_valid() {
+        let to = validity.not_after;
+        if to.timestamp() - now_s() < RENEWAL_DAYS * 24 * 60 * 60 {
+            warn!(file = %path.display(), "the certificate expires soon, at {to}: renew it");
+        }
         return Ok(());
     }
     let (from, to) = (validity.not_before, validity.not_after);

@@ -1,7 +1,9 @@
 //! A certificate authority for one test, with its files in a temporary folder.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
@@ -60,6 +62,13 @@ impl Authority {
         })
     }
 
+    /// Valid for so many seconds more.
+    pub(super) fn expiring_in(&self, name: &str, seconds: u64) -> Files {
+        self.certify(name, |params| {
+            params.not_after = (SystemTime::now() + Duration::from_secs(seconds)).into();
+        })
+    }
+
     fn certify(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Files {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -73,6 +82,7 @@ impl Authority {
         };
         fs::write(&files.certificate, certificate.pem()).unwrap();
         fs::write(&files.key, key.serialize_pem()).unwrap();
+        fs::set_permissions(&files.key, Permissions::from_mode(0o600)).unwrap();
         files
     }
 

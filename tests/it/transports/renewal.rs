@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mailboxqtt::ids::ProtocolVersion::V311;
+use mailboxqtt::ids::ProtocolVersion::{self, V5, V311};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{AlertDescription, ClientConfig, HandshakeKind};
@@ -14,10 +14,9 @@ use tempfile::TempDir;
 
 use crate::process::unique;
 use crate::service::Service;
-use crate::transports::ACCEPTED;
 use crate::transports::authority::{Authority, Files, text};
-use crate::transports::next_packet;
 use crate::transports::tls::{TlsClient, identity, shake_hands};
+use crate::transports::{next_packet, read_to_end};
 use crate::wire::Hello;
 
 #[test]
@@ -28,8 +27,8 @@ fn certificate_of_the_server_and_authority_and_revocations_of_clients_are_read_a
     files.serve(&old.server("server"), &old.file(), &old.revoke(&[]));
     let (service, addr) = files.start();
     let (alice, bob) = (identity(&old.file(), &alice), identity(&old.file(), &bob));
-    let mut connected = [connect(addr, &alice).unwrap(), connect(addr, &bob).unwrap()];
-    assert_shown(&connected[0], &old.server_file("server"));
+    let mut connected = connect(addr, &alice).unwrap();
+    assert_shown(&connected, &old.server_file("server"));
     let again = connect(addr, &bob).unwrap();
     assert_eq!(again.conn.handshake_kind(), Some(HandshakeKind::Full), "it is shown each time");
 
@@ -37,7 +36,7 @@ fn certificate_of_the_server_and_authority_and_revocations_of_clients_are_read_a
     files.put("crl.pem", &old.revoke(&["bob"]));
     service.reload(&files.settings());
     assert_eq!(alert(connect(addr, &bob)), AlertDescription::CertificateRevoked);
-    connected.iter_mut().for_each(goes_on);
+    goes_on(&mut connected);
     assert_shown(&connect(addr, &alice).unwrap(), &old.server_file("server"));
 
     // Everything is another authority's.
@@ -51,7 +50,54 @@ fn certificate_of_the_server_and_authority_and_revocations_of_clients_are_read_a
         [new.client("alice"), new.client("bob")].map(|it| identity(&new.file(), &it));
     assert_shown(&connect(addr, &alice).unwrap(), &new.server_file("server"));
     assert_eq!(alert(connect(addr, &bob)), AlertDescription::CertificateRevoked);
-    connected.iter_mut().for_each(goes_on);
+    service.stop();
+}
+
+#[test]
+fn client_whose_certificate_is_not_good_any_more_is_disconnected_by_a_reload() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let files = Renewed::new();
+    files.serve(&old.server("server"), &old.file(), &old.revoke(&[]));
+    let (service, addr) = files.start();
+    let client = |authority: &Authority, name: &str| {
+        connect_as(V5, addr, &identity(&authority.file(), &authority.client(name))).unwrap()
+    };
+    let (mut alice, mut bob) = (client(&old, "alice"), client(&old, "bob"));
+
+    files.put("crl.pem", &old.revoke(&["bob"]));
+    service.reload(&files.settings());
+    assert_dismissed(&mut bob);
+    goes_on(&mut alice);
+    service.wait_for_log("not good any more, it is revoked");
+
+    files.serve(&new.server("server"), &new.file(), &new.revoke(&[]));
+    service.reload(&files.settings());
+    assert_dismissed(&mut alice);
+    service.wait_for_log("not good any more, its authority is not trusted");
+
+    // The same certificate names nobody any more.
+    let naming = |user_from| format!("{}user_from_certificate = '{user_from}'\n", files.settings());
+    service.reload(&naming("common_name"));
+    let mut carl = client(&new, "carl");
+    service.reload(&naming("common_name"));
+    goes_on(&mut carl);
+    service.reload(&naming("subject_alt_name"));
+    assert_dismissed(&mut carl);
+    service.stop();
+}
+
+#[test]
+fn connection_ends_with_the_certificate_of_its_client() {
+    let authority = Authority::new();
+    let files = Renewed::new();
+    files.serve(&authority.server("server"), &authority.file(), &authority.revoke(&[]));
+    let (service, addr) = files.start();
+    let late = identity(&authority.file(), &authority.expiring_in("late", 4));
+    let mut client = connect_as(V5, addr, &late).unwrap();
+    goes_on(&mut client);
+    assert_dismissed(&mut client);
+    service.wait_for_log("not good any more, it has expired");
+    assert_eq!(alert(connect(addr, &late)), AlertDescription::CertificateExpired);
     service.stop();
 }
 
@@ -121,12 +167,29 @@ impl Renewed {
 
 /// A client that has its CONNACK: only then it knows that its certificate was good.
 fn connect(addr: SocketAddr, identity: &Arc<ClientConfig>) -> io::Result<TlsClient> {
+    connect_as(V311, addr, identity)
+}
+
+fn connect_as(
+    version: ProtocolVersion,
+    addr: SocketAddr,
+    identity: &Arc<ClientConfig>,
+) -> io::Result<TlsClient> {
     let mut stream = shake_hands(addr, identity.clone(), "server")?;
-    stream.write_all(&Hello::new(V311, &unique("tls")).bytes())?;
-    let mut answer = [0; 4];
-    stream.read_exact(&mut answer)?;
-    assert_eq!(answer, ACCEPTED);
+    stream.write_all(&Hello::new(version, &unique("tls")).bytes())?;
+    let mut first = [0; 2];
+    stream.read_exact(&mut first)?;
+    let mut rest = vec![0; first[1].into()];
+    stream.read_exact(&mut rest)?;
+    assert_eq!((first[0], &rest[..2]), (0x20, &[0, 0][..]));
     Ok(stream)
+}
+
+/// It was told "Not authorized", and that was all.
+fn assert_dismissed(client: &mut TlsClient) {
+    let disconnect = next_packet(client);
+    assert_eq!((disconnect[0], disconnect[2]), (0xE0, 0x87));
+    assert_eq!(read_to_end(client), b"");
 }
 
 /// Why the broker has ended the connection.

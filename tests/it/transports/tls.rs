@@ -277,6 +277,20 @@ fn files_that_cannot_be_used_are_refused_at_the_start_by_name_and_reason() {
 }
 
 #[test]
+fn certificate_that_expires_soon_is_warned_about_by_a_check_and_at_the_start() {
+    let authority = Authority::new();
+    let files = authority.expiring_in("soon", 7 * 24 * 60 * 60);
+    let (succeeded, stderr) = check(&files.settings());
+    assert!(succeeded && stderr.contains("WARN"), "{stderr}");
+    for part in [text(&files.certificate), "expires soon", "renew it"] {
+        assert!(stderr.contains(part), "{stderr}");
+    }
+    let broker = start(&files.settings());
+    await_log(&broker, "expires soon");
+    broker.stop();
+}
+
+#[test]
 fn key_that_everybody_can_read_is_warned_about() {
     let authority = Authority::new();
     let files = authority.server("server");

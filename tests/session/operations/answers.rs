@@ -22,6 +22,8 @@ use super::sending::Sending;
 #[derive(Debug)]
 pub(super) struct Answers {
     terms: Terms,
+    /// Before the topics as shards know them.
+    mount_point: &'static str,
     authentication: Authentication,
     /// What the client's topic aliases stand for.
     aliases: BTreeMap<u16, String>,
@@ -125,8 +127,9 @@ struct Request {
 
 impl Answers {
     /// Nothing was said yet.
-    pub(super) fn new(terms: Terms) -> Self {
+    pub(super) fn new(terms: Terms, mount_point: &'static str) -> Self {
         Self {
+            mount_point,
             terms,
             authentication: Authentication::None,
             aliases: BTreeMap::new(),
@@ -223,7 +226,7 @@ impl Answers {
             return self.close_with(ReasonCode::ProtocolError);
         }
         let Some(topic) = self.topic_of(publish) else { return };
-        let (qos, verdict) = (publish.delivery.qos(), verdict(&topic, publish));
+        let (qos, verdict) = (publish.delivery.qos(), self.verdict(&topic, publish));
         let mut is_new = true;
         if let Some(id) = publish.delivery.id().map(PacketId::get) {
             let mut waiting = Waiting { turn: None, id, qos, verdict, is_repeated: false };
@@ -242,13 +245,25 @@ impl Answers {
             _ if !is_new => (),
             Verdict::Refused(_) => self.not_routed += 1,
             Verdict::Accepted | Verdict::Unmatched => {
-                self.routes.push(Routed::new(publish, topic));
+                self.routes.push(Routed::new(publish, format!("{}{topic}", self.mount_point)));
             }
         }
         if let (Qos::AtMostOnce, Verdict::Refused(ReasonCode::PayloadFormatInvalid)) =
             (qos, verdict)
         {
             self.close_with(ReasonCode::PayloadFormatInvalid);
+        }
+    }
+
+    fn verdict(&self, topic: &str, publish: &Publish<'_>) -> Verdict {
+        let says_text = publish.properties.payload_format_indicator() == Some(true);
+        let is_mounted = !self.mount_point.is_empty();
+        if topic.starts_with("$SYS/") || is_mounted && topic.starts_with('$') {
+            Verdict::Refused(ReasonCode::NotAuthorized)
+        } else if says_text && std::str::from_utf8(publish.payload).is_err() {
+            Verdict::Refused(ReasonCode::PayloadFormatInvalid)
+        } else {
+            Verdict::Accepted
         }
     }
 
@@ -477,17 +492,6 @@ impl Routed {
             retain: publish.retain,
             properties: properties.as_properties().as_bytes().to_vec(),
         }
-    }
-}
-
-fn verdict(topic: &str, publish: &Publish<'_>) -> Verdict {
-    let says_text = publish.properties.payload_format_indicator() == Some(true);
-    if topic.starts_with("$SYS/") {
-        Verdict::Refused(ReasonCode::NotAuthorized)
-    } else if says_text && std::str::from_utf8(publish.payload).is_err() {
-        Verdict::Refused(ReasonCode::PayloadFormatInvalid)
-    } else {
-        Verdict::Accepted
     }
 }
 

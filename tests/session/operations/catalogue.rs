@@ -28,8 +28,10 @@ pub(super) fn has_takers(filter: &TopicFilter) -> bool {
 }
 
 /// See the module comment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Catalogue {
+    /// Before the topics as shards know them.
+    pub(super) mount_point: &'static str,
     items: Vec<Item>,
 }
 
@@ -104,6 +106,11 @@ impl Item {
 }
 
 impl Catalogue {
+    /// Empty.
+    pub(super) fn new(mount_point: &'static str) -> Self {
+        Self { mount_point, items: Vec::new() }
+    }
+
     /// The message with this number.
     pub(super) fn item(&self, number: u32) -> &Item {
         self.items.get(number as usize).unwrap_or_else(|| panic!("there is no message {number}"))
@@ -166,6 +173,7 @@ impl Catalogue {
     ) -> Vec<u8> {
         let mut frames = Vec::new();
         let topic = choices.one_of(&TOPICS);
+        let whole_topic = format!("{}{topic}", self.mount_point);
         for _ in 0..piece.count {
             let mut payload = self.len().to_be_bytes().to_vec();
             if choices.one_in(10) {
@@ -182,7 +190,7 @@ impl Catalogue {
                 received_at,
             };
             let publish = Publish {
-                topic,
+                topic: &whole_topic,
                 payload: &item.payload,
                 properties: item.published.as_properties(),
                 delivery: flow(piece.frame_qos as u8, 7, false),

@@ -444,12 +444,13 @@ impl Client {
         }
     }
 
-    /// The books as a publisher: what was completed was routed, in order, exactly once at QoS 2.
-    pub(super) fn check_published(&self, routed: &[Routed]) {
+    /// The books as a publisher: what was completed was routed, in order, exactly once at QoS 2, below `mount_point`.
+    pub(super) fn check_published(&self, routed: &[Routed], mount_point: &str) {
         assert!(self.open.is_empty(), "not acknowledged: {:?}", self.open);
         for topic in &self.topics {
             for level in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
-                let of_topic = routed.iter().filter(|routed| routed.topic == *topic);
+                let whole_topic = format!("{mount_point}{topic}");
+                let of_topic = routed.iter().filter(|routed| routed.topic == whole_topic);
                 let of_level = of_topic.filter(|routed| routed.qos == level);
                 let mut numbers: Vec<u32> = of_level
                     .map(|routed| number_in(&routed.payload))

@@ -16,6 +16,8 @@ use super::router::{Receipt, Router};
 use super::secret;
 use super::sending::Sending;
 
+/// Of the clients that have one, which never see it.
+const MOUNT_POINT: &str = "tenant/";
 /// Enough for everything to come to rest.
 const ROUNDS_MAX: usize = 20_000;
 
@@ -44,8 +46,12 @@ impl<'a> Game<'a> {
         let terms = terms(&mut choices);
         let first_id = choices.one_of(&[1, 1, 59_990]);
         let ends = choices.one_in(8);
-        let pair = Pair::with_limits(terms, LIMITS);
-        let client = Client::new(terms, topics(&pair), first_id);
+        let mount_point = if choices.one_in(4) { MOUNT_POINT } else { "" };
+        let pair = match mount_point {
+            "" => Pair::with_limits(terms, LIMITS),
+            _ => Pair::behind(mount_point, terms, LIMITS),
+        };
+        let client = Client::new(terms, topics(&pair, mount_point), first_id);
         let sending = Sending::new(terms, pair.now);
         Self {
             choices,
@@ -54,8 +60,8 @@ impl<'a> Game<'a> {
             link_is_up: true,
             client,
             router: Router::default(),
-            catalogue: Catalogue::default(),
-            answers: Answers::new(terms),
+            catalogue: Catalogue::new(mount_point),
+            answers: Answers::new(terms, mount_point),
             sending,
             routed: Vec::new(),
             silence: Duration::ZERO,
@@ -362,17 +368,18 @@ impl<'a> Game<'a> {
         assert_eq!(self.pair.not_routed, self.answers.not_routed);
         if !self.client.is_corrupted {
             self.client.check_got(&self.catalogue, &self.sending);
-            self.client.check_published(&self.routed);
+            self.client.check_published(&self.routed, self.catalogue.mount_point);
         }
     }
 }
 
 /// Two topics of one shard and one of another. All are of one length, for the hash of a topic is another one
 /// in each run, and the game must not be.
-fn topics(pair: &Pair) -> [String; 3] {
+fn topics(pair: &Pair, mount_point: &str) -> [String; 3] {
     let names = || (100..1000).map(|number| format!("topic/{number}"));
-    let mut first = names().filter(|name| pair.shard_of(name) == 0);
-    let mut second = names().filter(|name| pair.shard_of(name) == 1);
+    let shard_of = |name: &String| pair.shard_of(&format!("{mount_point}{name}"));
+    let mut first = names().filter(|name| shard_of(name) == 0);
+    let mut second = names().filter(|name| shard_of(name) == 1);
     let mut next = |is_first| if is_first { first.next() } else { second.next() };
     [true, true, false].map(|is_first| next(is_first).expect("each shard has topics"))
 }
