@@ -67,9 +67,19 @@ impl Draft {
         is_good
     }
 
-    /// [`Draft::add`] for the listener that was added last.
-    pub(super) fn add_of_listener(&mut self, key: &'static str, value: Value, origin: &str) {
-        if let Some(settings) = self.listeners.last_mut() {
+    /// [`Draft::add`] for the listener at the address `listen`, if it was added last.
+    pub(super) fn add_of_listener(
+        &mut self,
+        listen: &str,
+        key: &'static str,
+        value: Value,
+        origin: &str,
+    ) {
+        let last = self.listeners.last_mut();
+        let is_it = |settings: &&mut Vec<(&str, Value, String)>| {
+            settings.first().is_some_and(|(_, address, _)| address.as_str() == Some(listen))
+        };
+        if let Some(settings) = last.filter(is_it) {
             settings.push((key, value, origin.to_owned()));
         }
     }

@@ -196,8 +196,11 @@ pub(super) fn write(listeners: Vec<Listener>, scope: Scope, draft: &mut Draft) {
             Ok(addresses) => {
                 for listen in &addresses {
                     write_one(listener, line, listen, draft);
-                    if scope == Scope::Listener && listener.line("allow_anonymous").is_none() {
-                        draft.add_of_listener("allow_anonymous", false.into(), REFUSED);
+                    let is_said = |line: &Line| line.flag().is_some();
+                    if scope == Scope::Listener
+                        && !listener.line("allow_anonymous").is_some_and(is_said)
+                    {
+                        draft.add_of_listener(listen, "allow_anonymous", false.into(), REFUSED);
                     }
                 }
                 let limit = listener.line("max_connections").filter(|_| addresses.len() > 1);

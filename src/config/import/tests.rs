@@ -195,6 +195,7 @@ fn anonymous_clients_are_refused_where_mosquitto_refuses_them() {
     assert_eq!(per_listener("listener 1884 ::1"), (None, Some(false)));
     assert_eq!(per_listener("allow_anonymous true\nlistener 1884 ::1"), (None, Some(false)));
     assert_eq!(per_listener("listener 1884 ::1\nallow_anonymous true"), (None, Some(true)));
+    assert_eq!(per_listener("listener 1884 ::1\nallow_anonymous maybe"), (None, Some(false)));
     // There nobody is refused who comes from the same machine; whoever says it means it.
     assert_eq!(at_the_top("allow_anonymous false"), (Some(false), None));
     assert_eq!(per_listener("allow_anonymous false"), (Some(false), None));
