@@ -140,7 +140,7 @@ impl Broker {
         let gatekeeper = Arc::new(Gatekeeper::default());
         set_limits(&router, &gatekeeper, self.config.limits);
         if let Some(recovered) = recovered {
-            router.recover(recovered, self.config.net.session).await;
+            router.recover(recovered, self.config.session).await;
         }
         let stop = CancellationToken::new();
         let connections = TaskTracker::new();

@@ -12,6 +12,7 @@ mod authentication;
 mod authorisation;
 mod change;
 mod check;
+mod connection;
 mod explain;
 mod file;
 mod import;
@@ -35,7 +36,7 @@ use crate::net::admission::AdmissionLimits;
 use crate::router::queues::QueuesLimits;
 use crate::store::handle::Override;
 use crate::store::log::Level;
-use crate::{auth, net, router};
+use crate::{auth, net, router, session};
 
 pub use arguments::AclCommand;
 pub use arguments::Arguments;
@@ -70,6 +71,7 @@ pub use read::parse;
 pub use schema::Scalar;
 pub use schema::Schema;
 pub use secret::Secret;
+pub use secret::Url;
 pub use unknown::UnknownKey;
 
 /// Checked settings, split by owner. No part of the broker sees another part's settings.
@@ -82,7 +84,9 @@ pub struct Config {
     /// For `broker`; `None` keeps everything in memory.
     pub durability: Option<Durability>,
     /// For `net`.
-    pub net: net::Limits,
+    pub net: net::Totals,
+    /// For `router`: of sessions to which nobody has come back since the start. Others have those of a listener.
+    pub session: session::Limits,
     /// For `net`: of all listeners that have none of their own.
     pub authentication: Arc<auth::Methods>,
     /// For `net`.

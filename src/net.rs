@@ -25,21 +25,26 @@ use std::time::Duration;
 
 use crate::session;
 
-/// Bounds of the network edge.
-#[derive(Clone, Debug)]
-pub struct Limits {
+/// Bounds of all connections together.
+#[derive(Clone, Copy, Debug)]
+pub struct Totals {
     /// Connections at the same time; one more is closed as soon as it is accepted.
     pub connections_max: usize,
     /// Sessions, their clients connected or away.
     pub sessions_max: u64,
+    /// How long a session stays whose user nobody knows any more; `None` is for ever.
+    pub removed_user_session_max: Option<Duration>,
+}
+
+/// Bounds of each connection through a listener.
+#[derive(Clone, Debug)]
+pub struct Limits {
     /// Largest CONNECT, in bytes.
     pub connect_bytes_max: u32,
     /// How long a new connection may take until its CONNECT has come, with all that its transport needs before.
     pub handshake_max: Duration,
     /// What response topics begin with, before the client identifier; empty where clients are told none.
     pub response_topic_prefix: Box<str>,
-    /// How long a session stays whose user nobody knows any more; `None` is for ever.
-    pub removed_user_session_max: Option<Duration>,
     /// How much one client may publish.
     pub publish: pace::PublishRates,
     /// Of each session.

@@ -141,7 +141,7 @@ impl Session {
     /// A new session at the moment its first connection is accepted.
     pub fn new(limits: Limits, opening: &Opening, now: Instant) -> Self {
         let mut session = Self::empty(limits, opening.link.clone(), now);
-        session.attach(opening, now);
+        session.attach(limits, opening, now);
         session
     }
 
@@ -175,7 +175,9 @@ impl Session {
     }
 
     /// A connection begins; everything open is sent again by [`Session::fill`] [MQTT-4.4.0-1].
-    pub fn attach(&mut self, opening: &Opening, now: Instant) {
+    /// It has the limits of its listener, as CONNACK says.
+    pub fn attach(&mut self, limits: Limits, opening: &Opening, now: Instant) {
+        self.limits = limits;
         self.link = Link { durable: self.durable, ..opening.link.clone() };
         self.is_away = false;
         self.last_heard = now;

@@ -134,7 +134,7 @@ fn header(path: &[Step]) -> String {
 fn shown(value: &Value, schema: &Schema) -> String {
     match (value, schema) {
         (Value::String(text), _) if text.is_empty() => "empty".to_owned(),
-        (_, Schema::Scalar(Scalar::Secret)) => panic!("a secret with a default"),
+        (_, Schema::Scalar(Scalar::Secret | Scalar::Url)) => panic!("a secret with a default"),
         _ => format!("`{value}`"),
     }
 }

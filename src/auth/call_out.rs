@@ -34,9 +34,9 @@ use crate::session::authentication::{
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Whom to ask, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CallOutSettings {
-    /// `http://` or `https://`.
+    /// `http://` or `https://`. Its query is for nobody's eyes.
     pub url: String,
     /// From the question to the whole answer.
     pub answer_max: Duration,
@@ -50,6 +50,13 @@ pub struct CallOutSettings {
     pub cache_entries_max: usize,
     /// Whose certificates are trusted; `None` is whom the system trusts.
     pub ca_file: Option<PathBuf>,
+}
+
+/// The URL is not for logs.
+impl fmt::Debug for CallOutSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallOutSettings").finish_non_exhaustive()
+    }
 }
 
 /// Why nobody can be asked.
@@ -70,7 +77,7 @@ pub(super) struct CallOut {
 /// The secret is not for logs.
 impl fmt::Debug for CallOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallOut").field("url", &self.url.as_str()).finish_non_exhaustive()
+        f.debug_struct("CallOut").field("url", &shown(&self.url).as_str()).finish_non_exhaustive()
     }
 }
 
@@ -119,7 +126,7 @@ impl CallOut {
             return Err(invalid(&"must not hold a user name or a password"));
         }
         if url.scheme() == "http" && !is_loopback(&url) {
-            warn!(%url, "passwords go over the network in the clear: ask by https://");
+            warn!(url = %shown(&url), "passwords go over the network in the clear: ask by https://");
         }
         // Whoever came first has chosen, and there is one choice.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -240,6 +247,14 @@ fn authenticated(allowed: Allowed) -> Authenticated {
 
 fn unavailable(why: &dyn fmt::Display) -> AuthenticationError {
     AuthenticationError::Unavailable(format!("call-out: {why}"))
+}
+
+/// Without its query, which may hold a key.
+fn shown(url: &Url) -> Url {
+    let mut shown = url.clone();
+    shown.set_query(None);
+    shown.set_fragment(None);
+    shown
 }
 
 fn is_loopback(url: &Url) -> bool {

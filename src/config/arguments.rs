@@ -43,9 +43,11 @@ pub struct Arguments {
     #[arg(long, env = "MAILBOXQTT_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Accept clients that do not say who they are, also from other machines and beside users
-    #[arg(long)]
-    pub allow_anonymous: bool,
+    /// Accept clients that do not say who they are, also from other machines and beside users; `=false` refuses
+    /// them everywhere
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    pub allow_anonymous: Option<bool>,
 
     /// Print the settings that are in force as a settings file, each with where it came from, and stop
     #[arg(long)]
@@ -209,8 +211,8 @@ impl Arguments {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             layers.add_argument("--log-segment-bytes", "log_segment_bytes", bytes.into());
         }
-        if self.allow_anonymous {
-            layers.add_argument("--allow-anonymous", "allow_anonymous", true.into());
+        if let Some(is_allowed) = self.allow_anonymous {
+            layers.add_argument("--allow-anonymous", "allow_anonymous", is_allowed.into());
         }
         let mut settings = layers.settle()?;
         if settings.file.data_dir.as_os_str().is_empty() {
@@ -248,13 +250,29 @@ mod tests {
         let file = &settings.file;
         assert_eq!((file.listen.to_string().as_str(), file.shards), ("[::1]:7", 3));
         assert_eq!((file.data_dir.to_str(), file.durability), (Some("d"), DurabilityLevel::Os));
-        assert_eq!((file.log_segment_bytes, file.allow_anonymous), (65536, true));
+        assert_eq!((file.log_segment_bytes, file.allow_anonymous), (65536, Some(true)));
         for key in
             ["listen", "shards", "data_dir", "durability", "log_segment_bytes", "allow_anonymous"]
         {
             let origin = settings.origin(key).to_string();
             assert_eq!(origin, format!("argument --{}", key.replace('_', "-")));
         }
+    }
+
+    #[test]
+    fn anonymous_clients_are_refused_by_a_word_in_any_layer_and_that_is_not_the_default() {
+        let none = BTreeMap::new();
+        let said = |words: &[&str], variables: &BTreeMap<String, OsString>| {
+            let arguments = Arguments::parse_from([&["mailboxqtt"], words].concat());
+            arguments.settings_in(variables).unwrap().file.allow_anonymous
+        };
+        let variables =
+            |value: &str| [("MAILBOXQTT_ALLOW_ANONYMOUS".to_owned(), value.into())].into();
+        assert_eq!(said(&[], &none), None);
+        assert_eq!(said(&["--allow-anonymous"], &none), Some(true));
+        assert_eq!(said(&["--allow-anonymous=false"], &none), Some(false));
+        assert_eq!(said(&[], &variables("false")), Some(false));
+        assert_eq!(said(&["--allow-anonymous=false"], &variables("true")), Some(false));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::{self, CallOutSettings, ClaimNames, Patience, TokenPlace, TokenSettings};
-use crate::config::InvalidValue;
+use crate::config::{File, InvalidValue, Url};
 
 /// Users with passwords, and what is done against guesses.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -96,8 +96,8 @@ pub enum Place {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
-    /// Where to POST the question, by `http://` or `https://`; empty is nowhere.
-    pub url: String,
+    /// Where to POST the question, by `http://` or `https://`; empty is nowhere. A query in it is never shown.
+    pub url: Url,
     /// Milliseconds for the whole answer; then the client is refused.
     pub timeout_ms: u32,
     /// Questions at the same time.
@@ -133,7 +133,7 @@ impl Default for Jwt {
 impl Default for Http {
     fn default() -> Self {
         Self {
-            url: String::new(),
+            url: Url::default(),
             timeout_ms: 3_000,
             questions_max: 64,
             questions_waiting_max: 1_000,
@@ -157,6 +157,13 @@ impl Default for Authentication {
             jwt: Jwt::default(),
             http: Http::default(),
         }
+    }
+}
+
+impl File {
+    /// Whether anybody can prove who he is on a listener that has no users of its own.
+    pub(super) fn has_users(&self) -> bool {
+        !self.scram_users.is_empty() || self.authentication.is_some()
     }
 }
 
@@ -275,12 +282,12 @@ impl Http {
     }
 
     fn is_on(&self) -> bool {
-        !self.url.is_empty()
+        !self.url.expose().is_empty()
     }
 
     fn settings(&self) -> CallOutSettings {
         CallOutSettings {
-            url: self.url.clone(),
+            url: self.url.expose().to_owned(),
             answer_max: Duration::from_millis(self.timeout_ms.into()),
             questions_max: self.questions_max,
             waiting_max: self.questions_waiting_max,

@@ -6,16 +6,12 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use crate::auth::Methods;
-use crate::codec::PACKET_BYTES_MAX;
-use crate::config::listeners::{Everywhere, InvalidListener, Listener};
+use crate::config::listeners::InvalidListener;
 use crate::config::{Config, Durability, DurabilityOverride, File, InvalidConfig, InvalidValue};
-use crate::ids::Qos;
 use crate::net::accept::{Listen, Settings};
 use crate::router::keeper::RetainedLimits;
-use crate::session;
-use crate::session::Availability;
 use crate::store::handle::Override;
-use crate::topic::{TopicFilter, check_topic_name};
+use crate::topic::TopicFilter;
 use crate::{net, router};
 
 /// Most router shards.
@@ -28,10 +24,6 @@ impl File {
             0 => Err(InvalidValue { key, rule: "must be at least 1" }),
             _ => Ok(()),
         };
-        not_zero("handshake_s_max", self.handshake_s_max.into())?;
-        not_zero("inflight_max", self.inflight_max.into())?;
-        not_zero("receive_max", self.receive_max.into())?;
-        not_zero("connect_bytes_max", self.connect_bytes_max.into())?;
         not_zero("sessions_max", self.sessions_max)?;
         if self.shards > SHARDS_MAX {
             return Err(InvalidValue { key: "shards", rule: "must be at most 1024" }.into());
@@ -41,32 +33,14 @@ impl File {
             return Err(InvalidValue { key: "log_segment_bytes", rule }.into());
         }
         let limits = self.limits()?;
-        let publish = self.publish_rates();
         not_zero("sys_interval_s", self.sys_interval_s.into())?;
-        if !(64..=PACKET_BYTES_MAX).contains(&self.packet_bytes_max) {
-            let rule = "must be from 64 to 268435460, the largest packet of the standard";
-            return Err(InvalidValue { key: "packet_bytes_max", rule }.into());
-        }
-        let rule = "must be 0, 1 or 2";
-        let qos_max = Qos::new(self.qos_max).ok_or(InvalidValue { key: "qos_max", rule })?;
-        let prefix = &self.response_topic_prefix;
-        if !prefix.is_empty() && (check_topic_name(prefix).is_err() || prefix.starts_with('$')) {
-            let rule = "must be empty or a topic name that does not begin with `$`";
-            return Err(InvalidValue { key: "response_topic_prefix", rule }.into());
-        }
+        let connection = self.connection_limits()?;
         self.authentication.check()?;
-        let everywhere = Everywhere {
-            has_authentication: !self.scram_users.is_empty() || self.authentication.is_some(),
-            allow_anonymous: self.allow_anonymous,
-        };
-        let mut listeners = self.listeners;
-        if listeners.is_empty() || self.listen != File::default().listen {
-            listeners.insert(0, Listener::plain(self.listen));
-        }
-        let listeners = listeners.into_iter().map(|it| it.check(everywhere));
+        let listeners = self.all_listeners().into_iter().map(|it| it.check(&self));
         let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
         check_addresses(&listeners)?;
-        let handshake_max = Duration::from_secs(self.handshake_s_max.into());
+        let handshakes = listeners.iter().map(|it| it.limits.handshake_max);
+        let handshake_max = handshakes.min().unwrap_or(connection.handshake_max);
         let users = self.scram_users.iter();
         let users = users.map(|(name, credential)| (name.clone(), credential.expose().into()));
         let authentication = Methods::load(&self.authentication.settings(users.collect()))?;
@@ -103,37 +77,15 @@ impl File {
                 shards => shards.into(),
             },
             durability,
-            net: net::Limits {
+            net: net::Totals {
                 connections_max: match self.connections_max {
                     0 => connections_possible,
                     max => max.min(connections_possible),
                 },
                 sessions_max: self.sessions_max,
                 removed_user_session_max: self.authentication.removed_user_session_max(),
-                connect_bytes_max: self.connect_bytes_max.min(self.packet_bytes_max),
-                response_topic_prefix: self.response_topic_prefix.into(),
-                handshake_max,
-                publish,
-                session: session::Limits {
-                    inflight_max: self.inflight_max,
-                    receive_max: self.receive_max,
-                    packet_bytes_max: self.packet_bytes_max,
-                    subscriptions_max: self.subscriptions_max,
-                    subscription_bytes_max: self.subscription_bytes_max,
-                    keep_alive_s_max: (self.keep_alive_s_max > 0).then_some(self.keep_alive_s_max),
-                    session_expiry_s_max: (self.session_expiry_s_max > 0)
-                        .then_some(self.session_expiry_s_max),
-                    topic_alias_max: self.topic_alias_max,
-                    availability: Availability {
-                        qos_max,
-                        retain: self.retain_available,
-                        wildcard_subscriptions: self.wildcard_subscriptions,
-                        shared_subscriptions: self.shared_subscriptions,
-                        subscription_identifiers: self.subscription_identifiers,
-                    },
-                    check_payload_format: self.check_payload_format,
-                },
             },
+            session: connection.session,
             authentication: Arc::new(authentication),
             authentication_limits: self.authentication.limits(handshake_max),
             router: router::Limits {
@@ -168,7 +120,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use crate::auth;
-    use crate::config::{DurabilityLevel, Secret};
+    use crate::config::{DurabilityLevel, Listener, Secret};
     use crate::store::log::Level;
 
     use crate::session::authentication::Anonymous;
@@ -192,7 +144,10 @@ mod tests {
             assert!(error.to_string().contains("`response_topic_prefix`"), "{prefix}: {error}");
         }
         let file = File { response_topic_prefix: "answers/".into(), ..in_memory() };
-        assert_eq!(&*file.check(1024).unwrap().net.response_topic_prefix, "answers/");
+        assert_eq!(
+            &*file.check(1024).unwrap().listeners[0].limits.response_topic_prefix,
+            "answers/"
+        );
     }
 
     #[test]
@@ -201,7 +156,7 @@ mod tests {
         let error = open.clone().check(1024).unwrap_err();
         assert!(error.to_string().contains("--allow-anonymous"), "{error}");
         assert!(error.to_string().contains("[scram_users]"), "{error}");
-        assert!(File { allow_anonymous: true, ..open.clone() }.check(1024).is_ok());
+        assert!(File { allow_anonymous: Some(true), ..open.clone() }.check(1024).is_ok());
         assert!(File { scram_users: alice(), ..open }.check(1024).is_ok());
     }
 
@@ -224,7 +179,7 @@ mod tests {
         let users = File { scram_users: alice(), ..in_memory() };
         assert_eq!(anonymous(in_memory()), Anonymous::Allowed);
         assert_eq!(anonymous(users.clone()), Anonymous::Refused);
-        assert_eq!(anonymous(File { allow_anonymous: true, ..users }), Anonymous::Allowed);
+        assert_eq!(anonymous(File { allow_anonymous: Some(true), ..users }), Anonymous::Allowed);
     }
 
     #[test]

@@ -33,9 +33,10 @@ pub struct File {
     pub disk_bytes_max: u64,
     /// Bytes of memory of the process, beyond which new work is refused; 0 is no limit.
     pub memory_bytes_max: u64,
-    /// Accept clients that do not say who they are, also from other machines and beside users. Without users
-    /// those from this machine are always accepted.
-    pub allow_anonymous: bool,
+    /// Accept clients that do not say who they are: `true` also from other machines and beside users, `false` nowhere.
+    /// Not set, they are accepted where only this machine comes in, and only while there are no users.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_anonymous: Option<bool>,
     /// Connections at the same time; 0 is as many as the open-file limit allows.
     pub connections_max: usize,
     /// Connections at the same time from one address; all addresses of one IPv6 /64 count as one. 0 is no limit.
@@ -128,7 +129,7 @@ impl Default for File {
             log_segment_bytes: 64 * 1024 * 1024,
             disk_bytes_max: 0,
             memory_bytes_max: 0,
-            allow_anonymous: false,
+            allow_anonymous: None,
             connections_max: 0,
             connections_per_address_max: 0,
             accept_rate_per_address_max: 0,

@@ -147,11 +147,12 @@ impl Layers {
 
     /// Everything that was said, and the defaults for the rest.
     pub(super) fn settle(self) -> Result<Settings, InvalidConfig> {
-        let Self { table, origins, doubts } = self;
+        let Self { table, origins, mut doubts } = self;
         // Each layer was read by itself before, so that errors are known by their place.
-        let file = table.try_into().map_err(|error: toml::de::Error| InvalidConfig::Layers {
-            error: error.message().to_owned(),
+        let file: File = table.try_into().map_err(|error: toml::de::Error| {
+            InvalidConfig::Layers { error: error.message().to_owned() }
         })?;
+        doubts.extend(file.all_listeners().iter().filter_map(|listener| listener.doubt(&file)));
         Ok(Settings { file, origins, doubts })
     }
 }
@@ -165,7 +166,7 @@ pub fn variable(key: &str) -> String {
 /// `text` as a value of this kind, or what it should be.
 fn value(kind: Scalar, text: &str) -> Result<Value, &'static str> {
     match kind {
-        Scalar::Text | Scalar::Secret => Ok(text.into()),
+        Scalar::Text | Scalar::Secret | Scalar::Url => Ok(text.into()),
         Scalar::Boolean => text.parse().map(Value::Boolean).map_err(|_| "must be true or false"),
         Scalar::Integer => text.parse().map(Value::Integer).map_err(|_| "must be a whole number"),
         Scalar::Float => text.parse().map(Value::Float).map_err(|_| "must be a number"),
@@ -236,7 +237,7 @@ mod tests {
         let settings = layers.settle().unwrap();
 
         let File { shards, inflight_max, receive_max, allow_anonymous, .. } = settings.file;
-        assert_eq!((shards, inflight_max, receive_max, allow_anonymous), (5, 4, 3, true));
+        assert_eq!((shards, inflight_max, receive_max, allow_anonymous), (5, 4, 3, Some(true)));
         assert_eq!(settings.file.packet_bytes_max, File::default().packet_bytes_max);
         for (key, origin) in [
             ("shards", "argument --shards"),
@@ -285,6 +286,14 @@ mod tests {
         let doubt = "nothing reads the environment variable MAILBOXQTT_INFLIGT_MAX: is \
                      MAILBOXQTT_INFLIGHT_MAX meant?";
         assert_eq!(settings.unwrap().doubts, [doubt]);
+    }
+
+    #[test]
+    fn broker_that_lets_nobody_in_is_doubted() {
+        let settings = from_environment(&[("MAILBOXQTT_ALLOW_ANONYMOUS", "false")]).unwrap();
+        let doubt = "listener 127.0.0.1:1883 lets nobody in: allow_anonymous is false and there are no users";
+        assert_eq!(settings.doubts, [doubt]);
+        assert!(from_environment(&[]).unwrap().doubts.is_empty());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use crate::config::{File, InvalidValue, Limits};
 use crate::net::admission::AdmissionLimits;
-use crate::net::pace::PublishRates;
 use crate::router::queues::{QueueLimits, QueuesLimits};
 
 /// A smaller data directory has no room for the log to be given back in time.
@@ -53,13 +52,5 @@ impl File {
                 accept_rate_max: self.accept_rate_max,
             },
         })
-    }
-
-    /// How much one client may publish.
-    pub(super) fn publish_rates(&self) -> PublishRates {
-        PublishRates {
-            messages_per_s: self.publish_rate_max,
-            bytes_per_s: self.publish_bytes_rate_max,
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::{InvalidMethods, Methods};
-use crate::config::{InvalidValue, ListenerAuthentication};
+use crate::config::{File, InvalidValue, ListenerAuthentication};
 use crate::net::accept::{Listen, Settings};
 use crate::net::tls::{
     CertificateFiles, ClientCertificates, InvalidTls, NamedCertificate, Tls, TlsFiles, TlsMin,
@@ -58,6 +58,63 @@ pub struct Listener {
     /// The beginning of topics that its clients have to themselves, such as `tenant-a/`: they see what is below it,
     /// without it, and nothing else. Empty: its clients see all topics.
     pub mount_point: String,
+    /// In place of `handshake_s_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshake_s_max: Option<u16>,
+    /// In place of `connect_bytes_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_bytes_max: Option<u32>,
+    /// In place of `packet_bytes_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packet_bytes_max: Option<u32>,
+    /// In place of `inflight_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inflight_max: Option<u16>,
+    /// In place of `receive_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receive_max: Option<u16>,
+    /// In place of `subscriptions_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subscriptions_max: Option<usize>,
+    /// In place of `subscription_bytes_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subscription_bytes_max: Option<usize>,
+    /// In place of `keep_alive_s_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_alive_s_max: Option<u16>,
+    /// In place of `session_expiry_s_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_expiry_s_max: Option<u32>,
+    /// In place of `topic_alias_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic_alias_max: Option<u16>,
+    /// In place of `qos_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qos_max: Option<u8>,
+    /// In place of `retain_available` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retain_available: Option<bool>,
+    /// In place of `wildcard_subscriptions` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wildcard_subscriptions: Option<bool>,
+    /// In place of `shared_subscriptions` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_subscriptions: Option<bool>,
+    /// In place of `subscription_identifiers` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subscription_identifiers: Option<bool>,
+    /// In place of `response_topic_prefix` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_topic_prefix: Option<String>,
+    /// In place of `check_payload_format` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check_payload_format: Option<bool>,
+    /// In place of `publish_rate_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub publish_rate_max: Option<u32>,
+    /// In place of `publish_bytes_rate_max` at the top, for connections through this listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub publish_bytes_rate_max: Option<u64>,
     /// Users of its own, in place of `[authentication]` and `[scram_users]` as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authentication: Option<ListenerAuthentication>,
@@ -106,6 +163,25 @@ impl Default for Listener {
             allow_anonymous: None,
             connections_max: 0,
             mount_point: String::new(),
+            handshake_s_max: None,
+            connect_bytes_max: None,
+            packet_bytes_max: None,
+            inflight_max: None,
+            receive_max: None,
+            subscriptions_max: None,
+            subscription_bytes_max: None,
+            keep_alive_s_max: None,
+            session_expiry_s_max: None,
+            topic_alias_max: None,
+            qos_max: None,
+            retain_available: None,
+            wildcard_subscriptions: None,
+            shared_subscriptions: None,
+            subscription_identifiers: None,
+            response_topic_prefix: None,
+            check_payload_format: None,
+            publish_rate_max: None,
+            publish_bytes_rate_max: None,
             authentication: None,
             server_names: Vec::new(),
         }
@@ -171,13 +247,15 @@ pub enum InvalidListener {
     OpenToTheWorld(Listen),
 }
 
-/// What the rest of the settings says of everybody.
-#[derive(Clone, Copy, Debug)]
-pub struct Everywhere {
-    /// There is a way to prove who one is, such as a user with a password.
-    pub has_authentication: bool,
-    /// The top-level `allow_anonymous`.
-    pub allow_anonymous: bool,
+impl File {
+    /// Those of `[[listeners]]` and the one of `listen`.
+    pub(super) fn all_listeners(&self) -> Vec<Listener> {
+        let mut listeners = self.listeners.clone();
+        if listeners.is_empty() || self.listen != Self::default().listen {
+            listeners.insert(0, Listener::plain(self.listen));
+        }
+        listeners
+    }
 }
 
 impl Listener {
@@ -186,8 +264,8 @@ impl Listener {
         Self { listen: listen.to_string(), ..Self::default() }
     }
 
-    /// Checks the values and reads the files.
-    pub fn check(self, everywhere: Everywhere) -> Result<Settings, InvalidListener> {
+    /// Checks the values and reads the files. What the listener does not say for itself is as in `common`.
+    pub fn check(self, common: &File) -> Result<Settings, InvalidListener> {
         let Some(listen) = Listen::parse(&self.listen) else {
             return Err(InvalidListener::Address(self.listen));
         };
@@ -205,17 +283,19 @@ impl Listener {
             let listen = self.listen.clone();
             InvalidListener::MountPoint { listen, error }
         })?;
-        let has_users = self.authentication.is_some()
-            || everywhere.has_authentication
-            || self.user_from_certificate != UserFromCertificate::None;
-        let consents = self.allow_anonymous.unwrap_or(everywhere.allow_anonymous);
+        let limits = common.through(&self).connection_limits().map_err(|value| {
+            let listen = self.listen.clone();
+            InvalidListener::Value { listen, value }
+        })?;
         // Behind a proxy are the proxy's clients, wherever the proxy itself is.
         let is_open = listen.is_open() || self.proxy_protocol;
-        if is_open && !has_users && !consents {
-            return Err(InvalidListener::OpenToTheWorld(listen));
-        }
-        // Whoever is told by name that nobody may come unnamed is not asked whether there are names.
-        let is_refused = self.allow_anonymous == Some(false) || has_users && !consents;
+        let anonymous = match self.allow_anonymous.or(common.allow_anonymous) {
+            Some(true) => Anonymous::Allowed,
+            Some(false) => Anonymous::Refused,
+            None if self.has_users(common) => Anonymous::Refused,
+            None if is_open => return Err(InvalidListener::OpenToTheWorld(listen)),
+            None => Anonymous::Allowed,
+        };
         let websocket = (self.protocol == Protocol::Websocket).then(|| WebSocketSettings {
             path: self.websocket_path.clone(),
             origins: self.websocket_origins.clone(),
@@ -228,16 +308,35 @@ impl Listener {
         Ok(Settings {
             listen,
             methods: methods.map(Arc::new),
-            anonymous: if is_refused { Anonymous::Refused } else { Anonymous::Allowed },
+            anonymous,
             connections_max: match self.connections_max {
                 0 => usize::MAX,
                 max => max,
             },
+            limits: Arc::new(limits),
             proxy_protocol: self.proxy_protocol,
             mount_point,
             tls: self.load_tls()?,
             websocket,
         })
+    }
+
+    /// Why nobody can connect, if it is so.
+    pub(super) fn doubt(&self, common: &File) -> Option<String> {
+        let is_refused = self.allow_anonymous.or(common.allow_anonymous) == Some(false);
+        (is_refused && !self.has_users(common)).then(|| {
+            format!(
+                "listener {} lets nobody in: allow_anonymous is false and there are no users",
+                self.listen
+            )
+        })
+    }
+
+    /// Whether anybody can prove who he is.
+    fn has_users(&self, common: &File) -> bool {
+        self.authentication.is_some()
+            || common.has_users()
+            || self.user_from_certificate != UserFromCertificate::None
     }
 
     fn broken_rule(&self, listen: &Listen) -> Option<&'static str> {
@@ -323,14 +422,26 @@ impl Listener {
 mod tests {
     use super::*;
 
-    const NOBODY: Everywhere = Everywhere { has_authentication: false, allow_anonymous: false };
-    const USERS: Everywhere = Everywhere { has_authentication: true, allow_anonymous: false };
-    const CONSENT: Everywhere = Everywhere { has_authentication: false, allow_anonymous: true };
+    fn nobody() -> File {
+        File::default()
+    }
+
+    fn users() -> File {
+        File { scram_users: [("alice".to_owned(), String::new().into())].into(), ..nobody() }
+    }
+
+    fn consent() -> File {
+        File { allow_anonymous: Some(true), ..nobody() }
+    }
+
+    fn refusal() -> File {
+        File { allow_anonymous: Some(false), ..nobody() }
+    }
 
     #[test]
     fn listening_beyond_loopback_needs_authentication_or_consent() {
         let open = Listener::plain("0.0.0.0:1883");
-        let error = open.clone().check(NOBODY).unwrap_err().to_string();
+        let error = open.clone().check(&nobody()).unwrap_err().to_string();
         for way_out in [
             "0.0.0.0:1883",
             "loopback",
@@ -340,24 +451,69 @@ mod tests {
         ] {
             assert!(error.contains(way_out), "{error}");
         }
-        assert!(open.clone().check(USERS).is_ok() && open.clone().check(CONSENT).is_ok());
+        assert!(open.clone().check(&users()).is_ok() && open.clone().check(&consent()).is_ok());
         let own = |allow_anonymous| Listener { allow_anonymous, ..open.clone() };
-        assert!(own(Some(true)).check(NOBODY).is_ok());
-        assert!(own(Some(false)).check(CONSENT).is_err());
-        assert!(Listener::plain("unix:/nowhere/mqtt.sock").check(NOBODY).is_ok());
+        assert!(own(Some(true)).check(&nobody()).is_ok());
+        // Then it is not open, but shut.
+        for (listener, common) in [(own(Some(false)), consent()), (open.clone(), refusal())] {
+            let doubt = listener.doubt(&common).unwrap();
+            assert!(doubt.starts_with("listener 0.0.0.0:1883 lets nobody in"), "{doubt}");
+            assert_eq!(listener.check(&common).unwrap().anonymous, Anonymous::Refused);
+        }
+        assert!(open.doubt(&nobody()).is_none() && own(Some(false)).doubt(&users()).is_none());
+        assert!(Listener::plain("unix:/nowhere/mqtt.sock").check(&nobody()).is_ok());
     }
 
     #[test]
     fn anonymous_clients_are_refused_where_there_are_users_and_no_consent() {
-        let anonymous = |allow_anonymous, everywhere| {
+        let anonymous = |allow_anonymous, common: File| {
             let listener = Listener { allow_anonymous, ..Listener::plain("127.0.0.1:0") };
-            listener.check(everywhere).unwrap().anonymous
+            listener.check(&common).unwrap().anonymous
         };
-        assert_eq!(anonymous(None, NOBODY), Anonymous::Allowed);
-        assert_eq!(anonymous(None, USERS), Anonymous::Refused);
-        assert_eq!(anonymous(Some(true), USERS), Anonymous::Allowed);
-        assert_eq!(anonymous(Some(false), NOBODY), Anonymous::Refused);
-        assert_eq!(anonymous(None, CONSENT), Anonymous::Allowed);
+        assert_eq!(anonymous(None, nobody()), Anonymous::Allowed);
+        assert_eq!(anonymous(None, users()), Anonymous::Refused);
+        assert_eq!(anonymous(Some(true), users()), Anonymous::Allowed);
+        assert_eq!(anonymous(Some(false), nobody()), Anonymous::Refused);
+        assert_eq!(anonymous(None, consent()), Anonymous::Allowed);
+        assert_eq!(anonymous(None, refusal()), Anonymous::Refused);
+        assert_eq!(anonymous(Some(true), refusal()), Anonymous::Allowed);
+    }
+
+    #[test]
+    fn users_of_a_listener_are_looked_for_in_its_own_section_alone() {
+        let own = |text: &str| -> Listener {
+            toml::from_str(&format!("listen = '0.0.0.0:1'\n[authentication]\n{text}")).unwrap()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("users");
+        std::fs::write(&file, "").unwrap();
+        let text = format!("password_file = '{}'", file.display());
+        let settings = own(&text).check(&nobody()).unwrap();
+        assert!(settings.methods.is_some() && settings.anonymous == Anonymous::Refused);
+        assert!(Listener::plain("127.0.0.1:1").check(&users()).unwrap().methods.is_none());
+        for (text, named) in [
+            ("", "`authentication` of its own needs"),
+            (
+                "password_file = '/nowhere'",
+                "`authentication.password_file`: password file /nowhere",
+            ),
+            ("http = { url = 'ftp://x' }", "`authentication.http.url` must begin with"),
+            (
+                "http = { url = 'http://x', timeout_ms = 0 }",
+                "`authentication.http.timeout_ms` must",
+            ),
+        ] {
+            let error = own(text).check(&users()).unwrap_err().to_string();
+            assert!(error.starts_with("listener 0.0.0.0:1: "), "{error}");
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn limits_of_a_listener_are_checked_with_its_name() {
+        let listener = Listener { qos_max: Some(3), ..Listener::plain("127.0.0.1:1") };
+        let error = listener.check(&nobody()).unwrap_err().to_string();
+        assert_eq!(error, "listener 127.0.0.1:1: setting `qos_max` must be 0, 1 or 2");
     }
 
     #[test]
@@ -378,14 +534,14 @@ mod tests {
         for (text, named) in broken {
             let mut listener: Listener = toml::from_str(text).unwrap();
             listener.listen = "127.0.0.1:8883".to_owned();
-            let error = listener.check(NOBODY).unwrap_err().to_string();
+            let error = listener.check(&nobody()).unwrap_err().to_string();
             assert!(error.starts_with("listener 127.0.0.1:8883: "), "{error}");
             assert!(error.contains(named), "{text}: {error}");
         }
-        let error = Listener::plain("8883").check(NOBODY).unwrap_err().to_string();
+        let error = Listener::plain("8883").check(&nobody()).unwrap_err().to_string();
         assert!(error.starts_with("`8883` is not ADDRESS:PORT"), "{error}");
         let text = "listen = 'unix:x'\nprotocol = 'websocket'";
         let listener: Listener = toml::from_str(text).unwrap();
-        assert!(listener.check(NOBODY).is_err());
+        assert!(listener.check(&nobody()).is_err());
     }
 }

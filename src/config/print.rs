@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use toml::{Table, Value};
 
 use crate::config::schema::{Scalar, Schema, join};
-use crate::config::{File, Settings};
+use crate::config::{File, Settings, Url};
 
 /// Where the comments begin, if the values leave room.
 const COMMENT_COLUMN: usize = 44;
@@ -95,8 +95,18 @@ impl Printer<'_> {
         remark: Remark,
     ) -> Result<(), toml::ser::Error> {
         let origin = self.remark(path, remark);
-        let is_shown = kind != Scalar::Secret || value.and_then(Value::as_str) == Some("");
+        let text = value.and_then(Value::as_str).unwrap_or_default();
+        let shown = match kind {
+            Scalar::Secret => "",
+            Scalar::Url => Url::shown(text),
+            _ => text,
+        };
+        let is_shown = !matches!(kind, Scalar::Secret | Scalar::Url) || shown == text;
         match value {
+            Some(_) if !is_shown && !shown.is_empty() => {
+                let origin = if origin.is_empty() { origin } else { format!("{origin}, ") };
+                self.line(&entry(name, &shown.into())?, &format!("{origin}without its query"));
+            }
             None => self.line(&format!("# {} is not set", quoted(name)?), ""),
             Some(value) if is_shown => self.line(&entry(name, value)?, &origin),
             Some(_) => self.line(&format!("# {} is not shown", quoted(name)?), &origin),
@@ -171,6 +181,31 @@ mod tests {
         has("shards = 5 # argument --shards");
         has("[[durability_overrides]] # file my.toml");
         has("filter = \"a/#\"");
+    }
+
+    #[test]
+    fn query_of_an_url_is_not_shown_and_users_of_a_listener_are() {
+        let own = "[[listeners]]\nlisten = '127.0.0.1:1'\nqos_max = 1\n[listeners.authentication.http]\n\
+                   url = 'https://host/own?key=hunter2'\n[[listeners]]\nlisten = '127.0.0.1:2'\n\
+                   [listeners.authentication]\npassword_file = 'users'";
+        let text = format!("[authentication.http]\nurl = 'https://host/all?key=hunter2'\n{own}");
+        let printed = print(&settings(&text)).unwrap();
+        assert!(!printed.contains("hunter"), "{printed}");
+        assert!(printed.contains("# file my.toml, without its query"), "{printed}");
+        let read: File = parse(&printed).unwrap().try_into().unwrap();
+        assert_eq!(read.authentication.http.url.expose(), "https://host/all");
+        let [first, second] = &read.listeners[..] else { panic!("{printed}") };
+        assert_eq!(first.qos_max, Some(1));
+        let http = &first.authentication.as_ref().unwrap().http;
+        assert_eq!(http.url.expose(), "https://host/own");
+        let file = &second.authentication.as_ref().unwrap().password_file;
+        assert_eq!(file.to_str(), Some("users"));
+        let printed =
+            print(&settings("authentication.http.url = 'https://a:hunter2@host/'")).unwrap();
+        assert!(
+            printed.contains("# url is not shown") && !printed.contains("hunter2"),
+            "{printed}"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::de::{
     SeqAccess, Visitor,
 };
 
-use crate::config::Secret;
+use crate::config::{Secret, Url};
 
 /// What may stand at one place of a settings file.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -40,6 +40,8 @@ pub enum Scalar {
     Text,
     /// Text that nobody may see.
     Secret,
+    /// Text of which nobody may see all.
+    Url,
     /// One of several of these.
     Any,
 }
@@ -72,7 +74,7 @@ impl Schema {
         match self {
             Self::Table(keys) => keys.iter().any(|(_, schema)| schema.holds_secrets()),
             Self::Map(schema) | Self::List(schema) => schema.holds_secrets(),
-            Self::Scalar(scalar) => *scalar == Scalar::Secret,
+            Self::Scalar(scalar) => matches!(scalar, Scalar::Secret | Scalar::Url),
         }
     }
 
@@ -193,6 +195,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     ) -> Result<V::Value, Error> {
         match name {
             Secret::NAME => self.found(Shape::Scalar(Scalar::Secret)),
+            Url::NAME => self.found(Shape::Scalar(Scalar::Url)),
             _ => visitor.visit_newtype_struct(self),
         }
     }

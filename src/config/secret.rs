@@ -1,4 +1,4 @@
-//! Text of a setting that is for nobody's eyes. Floor 6, used by the sections of the settings file.
+//! Text of a setting that is for nobody's eyes, or that may hold such text. Floor 6, used by the sections of the settings file.
 
 use std::fmt;
 
@@ -41,6 +41,53 @@ impl Serialize for Secret {
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_newtype_struct(Self::NAME, Text)
+    }
+}
+
+/// Where another program is asked. Its query may hold a key, so that is neither in the log, nor in an error, nor in what
+/// `--print-config` shows.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct Url(String);
+
+impl Url {
+    /// How `config::schema` knows it.
+    pub(super) const NAME: &'static str = "Url";
+
+    /// The text itself, for whoever uses it; do not print it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// What anybody may see of an URL: nothing behind its path, and nothing at all if there is a user in it.
+    pub(super) fn shown(url: &str) -> &str {
+        let shown = url.split(['?', '#']).next().unwrap_or_default();
+        if shown.contains('@') { "" } else { shown }
+    }
+}
+
+impl From<String> for Url {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Url").field(&Self::shown(&self.0)).finish()
+    }
+}
+
+/// For `config::print`, which leaves a part of it out.
+impl Serialize for Url {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(Self::NAME, &self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Url {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Secret(text) = deserializer.deserialize_newtype_struct(Self::NAME, Text)?;
+        Ok(Self(text))
     }
 }
 
@@ -102,6 +149,20 @@ mod tests {
         let secret = &read.unwrap()["key"];
         assert_eq!(format!("{secret:?}"), "Secret(..)");
         assert_eq!(secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn of_an_url_nothing_is_shown_that_may_be_a_secret() {
+        for (url, shown) in [
+            ("", ""),
+            ("https://host:8/path", "https://host:8/path"),
+            ("https://host/path?key=hunter2", "https://host/path"),
+            ("https://host#hunter2", "https://host"),
+            ("https://bob:hunter2@host/", ""),
+        ] {
+            assert_eq!(Url::shown(url), shown);
+            assert!(!format!("{:?}", Url::from(url.to_owned())).contains("hunter2"));
+        }
     }
 
     #[test]

@@ -24,7 +24,6 @@ use tracing::{debug, info, warn};
 
 use crate::auth::{Methods, Verifier};
 use crate::metrics::RefuseReason;
-use crate::net::Limits;
 use crate::net::admission::Gatekeeper;
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
@@ -33,6 +32,7 @@ use crate::net::socket::{Accepted, Socket};
 use crate::net::tls::{Certificate, Tls};
 use crate::net::transport::{self, Opened};
 use crate::net::upgrade::WebSocketSettings;
+use crate::net::{Limits, Totals};
 use crate::router::Router;
 use crate::session::authentication::Anonymous;
 use crate::topic::MountPoint;
@@ -53,6 +53,8 @@ pub struct Settings {
     pub methods: Option<Arc<Methods>>,
     /// Its connections at the same time; one more is closed as soon as it is accepted.
     pub connections_max: usize,
+    /// Of each of them.
+    pub limits: Arc<Limits>,
     /// Every connection begins with a PROXY header.
     pub proxy_protocol: bool,
     /// Before all topics of its clients, if they have topics to themselves.
@@ -143,13 +145,13 @@ impl Listeners {
     pub fn start(
         bound: Vec<Bound>,
         router: Router,
-        limits: Limits,
+        totals: Totals,
         (gatekeeper, verifier): (Arc<Gatekeeper>, Arc<Verifier>),
         (tasks, services): (TaskTracker, TaskTracker),
         stop: CancellationToken,
     ) -> Self {
         let turns = Arc::default();
-        let serving = Serving { router, limits, gatekeeper, verifier, turns, stop: stop.clone() };
+        let serving = Serving { router, totals, gatekeeper, verifier, turns, stop: stop.clone() };
         let serving = Arc::new(ArcSwap::from_pointee(serving));
         let listeners = Self { serving, stop, running: Mutex::default(), tasks, services };
         let running = bound.into_iter().map(|bound| listeners.spawn(bound)).collect();
@@ -158,12 +160,12 @@ impl Listeners {
     }
 
     /// Gives these to the connections that come later.
-    pub fn renew(&self, limits: Limits) {
+    pub fn renew(&self, totals: Totals) {
         let serving = self.serving.load_full();
         let (router, stop) = (serving.router.clone(), self.stop.clone());
         let (gatekeeper, verifier) = (serving.gatekeeper.clone(), serving.verifier.clone());
         let turns = serving.turns.clone();
-        let serving = Serving { router, limits, gatekeeper, verifier, turns, stop };
+        let serving = Serving { router, totals, gatekeeper, verifier, turns, stop };
         self.serving.store(Arc::new(serving));
     }
 
@@ -172,7 +174,7 @@ impl Listeners {
     /// settings may well be wrong; and where such sessions stay for ever.
     pub fn all_users(&self) -> Option<(Vec<Arc<Methods>>, Duration)> {
         let serving = self.serving.load();
-        let grace = serving.limits.removed_user_session_max?;
+        let grace = serving.totals.removed_user_session_max?;
         let settings: Vec<_> = self.with_running(|running| {
             running.iter().map(|it| it.port.settings.load_full()).collect()
         });
@@ -190,8 +192,9 @@ impl Listeners {
         let mut old: Vec<Listen> =
             self.with_running(|running| running.iter().map(|it| it.listen.clone()).collect());
         let prepare = |settings: Settings| match old.iter().position(|it| *it == settings.listen) {
+            // Several have one address where that is any port: they are told apart by their order.
             Some(at) => {
-                old.swap_remove(at);
+                old.remove(at);
                 Ok(PreparedListener::Kept(Box::new(settings)))
             }
             None => Bound::bind(settings).map(|bound| PreparedListener::New(Box::new(bound))),
@@ -211,7 +214,7 @@ impl Listeners {
                     PreparedListener::Kept(settings) => {
                         let same = running.iter().position(|it| it.listen == settings.listen);
                         if let Some(at) = same {
-                            let old = running.swap_remove(at);
+                            let old = running.remove(at);
                             old.port.settings.store(Arc::new(*settings));
                             kept.push(old);
                         }
@@ -280,7 +283,7 @@ impl Port {
             Accepted::Tcp(_, address) => address,
             Accepted::Unix(_) => Address::Unix,
         };
-        let total_max = serving.limits.connections_max;
+        let total_max = serving.totals.connections_max;
         let is_full = self.connections.load(Relaxed) >= settings.connections_max;
         if is_full || tasks.len() >= total_max {
             let max = if is_full { settings.connections_max } else { total_max };
@@ -428,6 +431,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn listeners_on_any_port_keep_their_order() {
+        let stop = CancellationToken::new();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let refusing = || Settings { anonymous: Anonymous::Refused, ..plain(any) };
+        let (listeners, bound) = start_with(vec![plain(any), plain(any), refusing()], &stop);
+        listeners.replace(listeners.prepare(vec![refusing(), plain(any), plain(any)]).unwrap());
+        let mut codes = Vec::new();
+        for addr in &bound {
+            codes.push(hello(*addr).await.unwrap()[3]);
+        }
+        assert_eq!(codes, [5, 0, 0]);
+        // The one that goes is the last.
+        listeners.replace(listeners.prepare(vec![refusing(), refusing()]).unwrap());
+        while TcpStream::connect(bound[2]).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        for addr in &bound[..2] {
+            assert_eq!(hello(*addr).await.unwrap()[3], 5);
+        }
+        stop.cancel();
+    }
+
+    #[tokio::test]
     async fn address_that_cannot_be_taken_changes_nothing() {
         let stop = CancellationToken::new();
         let (listeners, bound) = start(1, &stop);
@@ -445,11 +471,18 @@ mod tests {
     }
 
     fn start(count: usize, stop: &CancellationToken) -> (Listeners, Vec<SocketAddr>) {
+        start_with((0..count).map(|_| plain(free())).collect(), stop)
+    }
+
+    fn start_with(
+        settings: Vec<Settings>,
+        stop: &CancellationToken,
+    ) -> (Listeners, Vec<SocketAddr>) {
         let file = File { durability: DurabilityLevel::None, ..File::default() };
         let config = file.check(1024).unwrap();
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let router = Router::spawn(1, config.router, hasher, Arc::new(Metrics::default()), None);
-        let bound: Vec<_> = (0..count).map(|_| Bound::bind(plain(free())).unwrap()).collect();
+        let bound: Vec<_> = settings.into_iter().map(|it| Bound::bind(it).unwrap()).collect();
         let addresses = bound.iter().map(|bound| match bound.local() {
             Listen::Tcp(addr) => *addr,
             Listen::Unix(_) => panic!(),
@@ -464,7 +497,10 @@ mod tests {
     }
 
     fn plain(addr: SocketAddr) -> Settings {
+        let file = File { durability: DurabilityLevel::None, ..File::default() };
+        let limits = file.check(1024).unwrap().listeners[0].limits.clone();
         Settings {
+            limits,
             listen: Listen::Tcp(addr),
             anonymous: Anonymous::Allowed,
             methods: None,

@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use crate::auth::Verifier;
 use crate::codec::ReasonCode;
 use crate::ids::{ClientId, ProtocolVersion};
-use crate::net::Limits;
+use crate::net::Totals;
 use crate::net::admission::{self, Gatekeeper};
 use crate::net::connection::{Connection, Start};
 use crate::net::handshake::{Desk, HandshakeError, authenticate, read_hello};
@@ -21,6 +21,7 @@ use crate::net::tls::Turns;
 use crate::router::Router;
 use crate::router::mailbox::{Home, Mail};
 use crate::router::registry::{Claim, ClaimError, Parked, WaitingWill};
+use crate::session;
 use crate::session::authentication::{Authenticated, Caller, Directory};
 use crate::session::{CloseReason, Expiry, Opening, Session, negotiate};
 
@@ -32,7 +33,7 @@ const LINGER_MAX: Duration = Duration::from_millis(200);
 /// What all connections share.
 pub(super) struct Serving {
     pub(super) router: Router,
-    pub(super) limits: Limits,
+    pub(super) totals: Totals,
     pub(super) verifier: Arc<Verifier>,
     pub(super) gatekeeper: Arc<Gatekeeper>,
     pub(super) turns: Arc<Turns>,
@@ -54,16 +55,18 @@ impl Serving {
         };
         let error = match shaken {
             Ok(None) => return None,
-            Ok(Some((opening, claim, rest))) => match self.session_for(&opening, claim).await {
-                Ok((claim, parked, was_present)) => {
-                    let user = opening.user().map(|user| user.as_str());
-                    debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
-                    let connection =
-                        self.begin(stream, (from, &opening), claim, parked, was_present, rest);
-                    return Some(connection);
+            Ok(Some((opening, claim, rest))) => {
+                match self.session_for(&opening, from.listener.limits.session, claim).await {
+                    Ok((claim, parked, was_present)) => {
+                        let user = opening.user().map(|user| user.as_str());
+                        debug!(%peer, client = %opening.client_id, user, was_present, "client connected");
+                        let connection =
+                            self.begin(stream, (from, &opening), claim, parked, was_present, rest);
+                        return Some(connection);
+                    }
+                    Err(error) => error,
                 }
-                Err(error) => error,
-            },
+            }
             Err(error) => error,
         };
         match &error {
@@ -80,7 +83,7 @@ impl Serving {
         metrics.authentications_unavailable.add(error.is_unavailable().into());
         let mut connack = Vec::new();
         if let Some(refusal) = error.answer() {
-            refusal.write(&self.limits.session, &mut connack);
+            refusal.write(&from.listener.limits.session, &mut connack);
         }
         // Also without a word: TLS and WebSocket say that this is the end.
         write_last(&mut stream, &connack).await;
@@ -120,12 +123,13 @@ impl Serving {
         stream: &mut S,
         peer: &Peer,
     ) -> Result<(Opening, Vec<u8>), HandshakeError> {
-        let bytes_max = admission::connect_bytes_max(&self.router, self.limits.connect_bytes_max);
+        let limits = &peer.listener.limits;
+        let bytes_max = admission::connect_bytes_max(&self.router, limits.connect_bytes_max);
         let metrics = self.router.metrics();
         let hello = read_hello(stream, bytes_max).await?;
         metrics.bytes_received.add(hello.bytes.len() as u64);
         let connect = hello.connect()?;
-        let mut opening = negotiate(&connect, &self.limits.session, || self.spare_client_id())?;
+        let mut opening = negotiate(&connect, &limits.session, || self.spare_client_id())?;
         if let Some(mount_point) = &peer.listener.mount_point {
             opening.mount(&connect, mount_point)?;
         }
@@ -138,7 +142,7 @@ impl Serving {
         let mut rest = hello.into_rest();
         let desk = Desk { verifier: &self.verifier, metrics, peer, bytes_max };
         opening.authenticated = authenticate(stream, admission, &opening, &mut rest, &desk).await?;
-        opening.check_room(&self.limits.session)?;
+        opening.check_room(&limits.session)?;
         if let Some(authenticated) = &opening.authenticated {
             opening.rules = authenticated.rules.clone();
         }
@@ -155,6 +159,7 @@ impl Serving {
     async fn session_for(
         &self,
         opening: &Opening,
+        limits: session::Limits,
         mut claim: Claim,
     ) -> Result<(Claim, Parked, bool), HandshakeError> {
         let now = Instant::now();
@@ -178,11 +183,11 @@ impl Serving {
                 // In the log before the will of this connection takes its place.
                 self.router.write_will_published(parked.inbox.mailbox()).await;
             }
-            parked.session.attach(opening, now);
+            parked.session.attach(limits, opening, now);
             parked.inbox.mailbox().set_connected(true);
             return Ok((claim, parked, true));
         }
-        if metrics.sessions.value() >= self.limits.sessions_max {
+        if metrics.sessions.value() >= self.totals.sessions_max {
             claim.end(self.router.registry());
             let explanation = "the broker holds as many sessions as it may: try again later";
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
@@ -193,7 +198,7 @@ impl Serving {
             return Err(opening.refusal(ReasonCode::QuotaExceeded, explanation).into());
         }
         metrics.sessions.add(1);
-        let mut session = Box::new(Session::new(self.limits.session, opening, now));
+        let mut session = Box::new(Session::new(limits, opening, now));
         let home = match opening.expiry {
             Expiry::WithConnection => Home::Memory,
             Expiry::After(_) | Expiry::Never => self.router.home_of_durable(),
@@ -239,13 +244,14 @@ impl Serving {
         self.router.metrics().packets_received.add(1);
         self.router.metrics().packets_sent.add(1);
         let mut connack = Vec::new();
-        let prefix = &self.limits.response_topic_prefix;
-        opening.accept(was_present, &self.limits.session, prefix, &mut connack);
-        let packet_bytes_max = self.limits.session.packet_bytes_max;
+        let limits = &from.listener.limits;
+        let prefix = &limits.response_topic_prefix;
+        opening.accept(was_present, &limits.session, prefix, &mut connack);
+        let packet_bytes_max = limits.session.packet_bytes_max;
         let start = Start { connack, received, packet_bytes_max };
         let connected = self.router.write_connected(&parked, opening, was_present);
         let mut connection = Connection::new(stream, claim, parked, self.router.clone(), start);
-        connection.limit(self.limits.publish);
+        connection.limit(limits.publish);
         connection.entrance = Some(from.entrance.clone());
         connection.certificate = from.certificate.clone();
         if let Some(at) = connected {
@@ -352,42 +358,37 @@ mod tests {
     use crate::config::{DurabilityLevel, File};
     use crate::message::TopicHasher;
     use crate::metrics::{Metrics, Shortage};
-    use crate::net::accept::{Listen, Settings};
+    use crate::net::accept::Settings;
     use crate::net::tls::Certificate;
     use crate::router::mailbox::Mailbox;
-    use crate::session::authentication::Anonymous;
 
     /// With room for one message in each queue.
-    fn serving() -> Serving {
+    fn serving() -> (Serving, Arc<Settings>) {
         let file =
             File { durability: DurabilityLevel::None, queue_messages_max: 1, ..File::default() };
         let config = file.check(1024).unwrap();
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let router = Router::spawn(1, config.router, hasher, Arc::new(Metrics::default()), None);
         router.queues().replace(config.limits.queues);
-        Serving {
+        let listener = Arc::new(config.listeners[0].clone());
+        let serving = Serving {
             router,
-            limits: config.net,
+            totals: config.net,
             verifier: Arc::new(Verifier::new(config.authentication, config.authentication_limits)),
             gatekeeper: Arc::default(),
             turns: Arc::default(),
             stop: CancellationToken::new(),
-        }
+        };
+        (serving, listener)
     }
 
     /// A connection on which `sent` comes at once, and then its end. Only if the broker waits for a shard has that a
     /// turn meanwhile: there is one thread.
-    async fn serve(serving: &Serving, sent: &'static [u8]) -> Arc<Mailbox> {
-        let listener = Arc::new(Settings {
-            listen: Listen::Unix("nowhere".into()),
-            anonymous: Anonymous::Allowed,
-            methods: None,
-            connections_max: 1,
-            proxy_protocol: false,
-            mount_point: None,
-            tls: None,
-            websocket: None,
-        });
+    async fn serve(
+        (serving, listener): &(Serving, Arc<Settings>),
+        sent: &'static [u8],
+    ) -> Arc<Mailbox> {
+        let listener = listener.clone();
         let entrance = Arc::new(listener.clone().into());
         let (address, certificate) = (Address::Unix, Certificate::default());
         let peer = Peer { address, certificate, listener, entrance, admitted: None };
@@ -402,16 +403,17 @@ mod tests {
 
     #[tokio::test]
     async fn message_refused_behind_the_end_of_its_connection_is_no_matter_for_the_next_one() {
-        let serving = serving();
+        let broker = serving();
+        let router = &broker.0.router;
         // The session of `s` has subscribed to `a` at QoS 1, and waits.
-        serve(&serving, b"\x10\x0D\0\x04MQTT\x04\0\0\0\0\x01s\x82\x06\0\x01\0\x01a\x01").await;
-        serving.router.settle().await;
+        serve(&broker, b"\x10\x0D\0\x04MQTT\x04\0\0\0\0\x01s\x82\x06\0\x01\0\x01a\x01").await;
+        router.settle().await;
         // Of two messages for it the second finds no room.
         let sent = b"\x10\x0D\0\x04MQTT\x04\0\0\0\0\x01p\
             \x32\x05\0\x01a\0\x01\x32\x05\0\x01a\0\x02";
-        let publisher = serve(&serving, sent).await;
-        serving.router.settle().await;
-        assert_eq!(serving.router.metrics().refused_for(Shortage::Queue), 1);
+        let publisher = serve(&broker, sent).await;
+        router.settle().await;
+        assert_eq!(router.metrics().refused_for(Shortage::Queue), 1);
         assert!(!publisher.is_refused(), "what the next connection brings would be refused");
     }
 }

@@ -34,7 +34,7 @@ const UNIX_PREFIX: &str = "unix:";
 /// Where to listen.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Listen {
-    /// An address of the network; port 0 is a free one.
+    /// An address of the network; port 0 is a free one. `[::]` is IPv6 alone.
     Tcp(SocketAddr),
     /// A file.
     Unix(PathBuf),
@@ -94,7 +94,8 @@ pub enum BindError {
 #[derive(Debug)]
 pub(super) enum Socket {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    /// The file goes before the listener: afterwards another process may have put its own there.
+    Unix(SocketFile, UnixListener),
 }
 
 /// A connection as it was accepted.
@@ -134,7 +135,7 @@ impl Socket {
     pub(super) fn local(&self) -> io::Result<Listen> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Listen::Tcp),
-            Self::Unix(_, SocketFile(path)) => Ok(Listen::Unix(path.clone())),
+            Self::Unix(SocketFile(path), _) => Ok(Listen::Unix(path.clone())),
         }
     }
 
@@ -144,7 +145,7 @@ impl Socket {
                 let (stream, addr) = listener.accept().await?;
                 Ok(Accepted::Tcp(stream, Address::Ip(addr)))
             }
-            Self::Unix(listener, _) => {
+            Self::Unix(_, listener) => {
                 let (stream, _) = listener.accept().await?;
                 Ok(Accepted::Unix(stream))
             }
@@ -166,6 +167,10 @@ fn bind_tcp(addr: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     // What it accepts inherits that.
     socket.set_tcp_keepalive(&KEEP_ALIVE)?;
+    if addr.is_ipv6() {
+        // Whatever the system has for a default: `[::]` and `0.0.0.0` are two addresses, and each can be had alone.
+        socket.set_only_v6(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -180,7 +185,7 @@ fn bind_unix(path: &Path) -> io::Result<Socket> {
     // Nobody can connect before `listen`, so nobody can while the mode is what the umask made of it.
     fs::set_permissions(path, Permissions::from_mode(UNIX_MODE))?;
     socket.listen(BACKLOG)?;
-    Ok(Socket::Unix(UnixListener::from_std(socket.into())?, file))
+    Ok(Socket::Unix(file, UnixListener::from_std(socket.into())?))
 }
 
 /// Makes room for a Unix socket: removes one that nobody listens on. `false` where there is another file.
@@ -232,6 +237,19 @@ mod tests {
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(300));
         assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
         assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 4);
+    }
+
+    #[tokio::test]
+    async fn one_port_can_be_had_for_ipv4_and_ipv6() {
+        let socket = Socket::bind(&Listen::parse("0.0.0.0:0").unwrap()).unwrap();
+        let Ok(Listen::Tcp(addr)) = socket.local() else { panic!("{socket:?}") };
+        let other = Listen::parse(&format!("[::]:{}", addr.port())).unwrap();
+        match Socket::bind(&other) {
+            Ok(_) => (),
+            // A machine without IPv6 has nothing to share the port with.
+            Err(BindError::Other { .. }) => assert!(!Path::new("/proc/net/if_inet6").exists()),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     #[tokio::test]

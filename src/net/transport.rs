@@ -60,7 +60,7 @@ pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     mut peer: Peer,
 ) -> Option<Opened<S>> {
-    let until = deadline(&serving);
+    let until = deadline(&peer);
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
     connect(&serving, stream, peer, until).await
 }
@@ -71,7 +71,7 @@ pub(super) async fn open_tls(
     mut stream: TcpStream,
     mut peer: Peer,
 ) -> Option<Opened<TlsStream>> {
-    let mut until = deadline(&serving);
+    let mut until = deadline(&peer);
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
     let stream = encrypt(&serving, stream, &mut peer, &mut until).await?;
     connect(&serving, stream, peer, until).await
@@ -83,7 +83,7 @@ pub(super) async fn open_websocket(
     mut stream: TcpStream,
     mut peer: Peer,
 ) -> Option<Opened<WebSocket<TcpStream>>> {
-    let until = deadline(&serving);
+    let until = deadline(&peer);
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
     let stream = upgrade(&serving, stream, &peer, until).await?;
     connect(&serving, stream, peer, until).await
@@ -95,15 +95,15 @@ pub(super) async fn open_tls_websocket(
     mut stream: TcpStream,
     mut peer: Peer,
 ) -> Option<Opened<WebSocket<TlsStream>>> {
-    let mut until = deadline(&serving);
+    let mut until = deadline(&peer);
     read_proxy_header(&serving, &mut stream, &mut peer, until).await?;
     let stream = encrypt(&serving, stream, &mut peer, &mut until).await?;
     let stream = upgrade(&serving, stream, &peer, until).await?;
     connect(&serving, stream, peer, until).await
 }
 
-fn deadline(serving: &Serving) -> Instant {
-    Instant::now() + serving.limits.handshake_max
+fn deadline(peer: &Peer) -> Instant {
+    Instant::now() + peer.listener.limits.handshake_max
 }
 
 /// Whoever speaks of the connection from here on means the address behind the proxy.

@@ -141,6 +141,61 @@ fn imported_settings_are_in_order_and_what_is_left_out_is_said_by_line() {
     assert!(said.contains("/nowhere/mosquitto.conf"), "{said}");
 }
 
+#[test]
+fn users_of_each_listener_are_imported_and_mount_points_that_can_be() {
+    let folder = Folder::new();
+    let socket = |name: &str| folder.0.path().join(name).display().to_string();
+    let users = folder.write("users", "");
+    let theirs = format!(
+        "per_listener_settings true\npersistence false\nlistener 0 {}\npassword_file {}\nmount_point a/\n\
+         max_qos 1\nlistener 0 {}\nallow_anonymous true\nmount_point b\n",
+        socket("one"),
+        users.display(),
+        socket("two")
+    );
+    let file = folder.write("mosquitto", &theirs);
+    let (status, lines, said) =
+        Process::spawn(command().arg("import").arg(&file)).finish_with_stderr();
+    assert!(status.success(), "{said}");
+    assert!(said.contains(":9: mount_point: SECURITY") && said.lines().count() == 1, "{said}");
+    let ours = folder.write("imported.toml", &lines.join("\n"));
+    assert!(says(command().args(["--check", "--config"]).arg(&ours)).contains("in order"));
+    let printed = says(command().args(["--print-config", "--config"]).arg(&ours));
+    let values = values(&printed);
+    let [one, two] = &values["listeners"].as_array().unwrap()[..] else { panic!("{printed}") };
+    assert_eq!(one["authentication"]["password_file"].as_str(), users.to_str());
+    assert_eq!((one["mount_point"].as_str(), one["qos_max"].as_integer()), (Some("a/"), Some(1)));
+    assert_eq!(one["allow_anonymous"].as_bool(), Some(false));
+    assert_eq!(two["allow_anonymous"].as_bool(), Some(true));
+    assert!(two.get("authentication").is_none(), "{printed}");
+}
+
+#[test]
+fn what_is_wrong_in_the_section_of_a_listener_is_named_with_it() {
+    let folder = Folder::new();
+    let check = |own: &str| {
+        let text =
+            format!("[[listeners]]\nlisten = '127.0.0.1:0'\n[listeners.authentication]\n{own}");
+        fails(command().args(["--check", "--config"]).arg(folder.write("own.toml", &text)))
+    };
+    for (own, named) in [
+        (
+            "checks_max = 1",
+            "line 4: there is no setting `listeners.authentication.checks_max`, did you mean `authentication.checks_max`?",
+        ),
+        ("password_file = 3", "line 4, `listeners.authentication.password_file`: must be text"),
+        (
+            "password_file = '/nowhere'",
+            "listener 127.0.0.1:0: setting `authentication.password_file`",
+        ),
+        ("", "listener 127.0.0.1:0: `authentication` of its own needs"),
+        ("http.url = 'x?hunter2'", "listener 127.0.0.1:0: setting `authentication.http.url`"),
+    ] {
+        let said = check(own);
+        assert!(said.contains(named) && !said.contains("hunter2"), "{own}: {said}");
+    }
+}
+
 /// A form that is read; of no password that anybody knows.
 const CREDENTIAL: &str = "SCRAM-SHA-256$4096:CdYjP6cN1/wAhYq14/XWuQ==$\
     Tf4P0MA9j1/AZZn21GMBC4k2CocaTzOIb3Vkb8b27w8=:eElIGnaevPodHktS1K9eSqPdEZWekqLz8gIDiduTo90=";

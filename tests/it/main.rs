@@ -32,6 +32,7 @@ mod conformance;
 mod handing_over;
 
 mod lifecycle;
+mod listener_limits;
 mod mosquitto;
 mod mounting;
 mod mqttjs;

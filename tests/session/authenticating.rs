@@ -467,7 +467,7 @@ fn open_exchange_and_user_end_with_their_connection() {
     let admission = admit(Anonymous::Refused, &connect).unwrap();
     let Admission::Authenticated(authenticated) = admission else { panic!("more steps") };
     opening.authenticated = Some(authenticated);
-    server.session.attach(&opening, Instant::now());
+    server.session.attach(LIMITS, &opening, Instant::now());
     server.auth(ReasonCode::ReAuthenticate, Some("TOKEN"), b"token of bob");
     assert_eq!(understand(&server.sent()), said(0x00, "TOKEN", ""));
 }

@@ -351,7 +351,7 @@ impl Pair {
     pub(crate) fn resume(&mut self, terms: Terms, limits: Limits) {
         let mut opening = opening(terms, &limits, self.mount_point.as_ref());
         opening.authenticated = self.authenticated.clone();
-        self.session.attach(&opening, self.now);
+        self.session.attach(limits, &opening, self.now);
     }
 
     pub(crate) fn pass(&mut self, time: Duration) {

@@ -265,7 +265,7 @@ fn disconnect_may_change_the_session_expiry_within_the_same_limit() {
     ] {
         let mut pair = Pair::with_limits(Terms::V5, limits);
         let wish = Wish::new(V5, "client").with(Property::SessionExpiryInterval(first_s));
-        pair.session.attach(&wish.settle(&limits).unwrap(), pair.now);
+        pair.session.attach(limits, &wish.settle(&limits).unwrap(), pair.now);
         let mut properties = PropertiesBuf::new();
         properties.push(Property::SessionExpiryInterval(last_s));
         let reason = ReasonCode::Success;
@@ -293,7 +293,7 @@ fn each_connection_sets_the_expiry_of_its_session_anew() {
     let mut session = Session::new(LIMITS, &open(100), now);
     for expiry_s in [5, 0, u32::MAX, 7] {
         session.detach(&CloseReason::Lost("gone".into()));
-        session.attach(&open(expiry_s), now);
+        session.attach(LIMITS, &open(expiry_s), now);
         let ends_at = match expiry_s {
             u32::MAX => None,
             seconds => Some(now + Duration::from_secs(seconds.into())),

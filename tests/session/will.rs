@@ -118,7 +118,7 @@ fn only_disconnect_with_reason_0_discards_the_will() {
         (ReasonCode::ProtocolError, true),
     ] {
         let mut pair = Pair::new(Terms::V5);
-        pair.session.attach(&opening(V5, 9, &delay(5)), pair.now);
+        pair.session.attach(LIMITS, &opening(V5, 9, &delay(5)), pair.now);
         let properties = Properties::EMPTY;
         pair.say(&[Packet::Disconnect(Disconnect { reason, properties })]);
         let closed = pair.close_reason().unwrap();
@@ -142,7 +142,7 @@ fn only_disconnect_with_reason_0_discards_the_will() {
 #[test]
 fn expiry_on_disconnect_bounds_the_wait_of_the_will() {
     let mut pair = Pair::new(Terms::V5);
-    pair.session.attach(&opening(V5, 100, &delay(50)), pair.now);
+    pair.session.attach(LIMITS, &opening(V5, 100, &delay(50)), pair.now);
     let mut properties = PropertiesBuf::new();
     properties.push(Property::SessionExpiryInterval(0));
     let reason = ReasonCode::DisconnectWithWill;
@@ -158,8 +158,8 @@ fn expiry_on_disconnect_bounds_the_wait_of_the_will() {
 #[test]
 fn each_connection_brings_its_own_will_or_none() {
     let mut pair = Pair::new(Terms::V5);
-    pair.session.attach(&opening(V5, 9, &delay(5)), pair.now);
-    pair.session.attach(&opening(V5, 9, &delay(6)), pair.now);
+    pair.session.attach(LIMITS, &opening(V5, 9, &delay(5)), pair.now);
+    pair.session.attach(LIMITS, &opening(V5, 9, &delay(6)), pair.now);
     assert_eq!(pair.session.detach(&lost()).unwrap().delay, Duration::from_secs(6));
     pair.resume(Terms::V5, LIMITS);
     assert!(pair.session.detach(&lost()).is_none());

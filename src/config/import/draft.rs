@@ -50,6 +50,13 @@ impl Draft {
         self.settings.push((key.to_owned(), value, origin.to_owned()));
     }
 
+    /// [`Draft::add`] if nobody has said anything of it.
+    pub(super) fn add_unless_set(&mut self, key: &str, value: Value, origin: &str) {
+        if !self.settings.iter().any(|(name, ..)| name == key) {
+            self.add(key, value, origin);
+        }
+    }
+
     /// Adds a listener at the address `listen`; `false` if there can be none.
     pub(super) fn add_listener(&mut self, place: &Place, listen: &str) -> bool {
         let settings = vec![("listen", Value::from(listen), place.to_string())];
@@ -60,7 +67,14 @@ impl Draft {
         is_good
     }
 
-    /// Sets `key` of the listener that was added last.
+    /// [`Draft::add`] for the listener that was added last.
+    pub(super) fn add_of_listener(&mut self, key: &'static str, value: Value, origin: &str) {
+        if let Some(settings) = self.listeners.last_mut() {
+            settings.push((key, value, origin.to_owned()));
+        }
+    }
+
+    /// Sets `key` of the listener that was added last, with its section in dots.
     pub(super) fn set_of_listener(&mut self, line: &Line, key: &'static str, value: Value) {
         let Some(settings) = self.listeners.last_mut() else { return };
         settings.push((key, value, line.place.to_string()));
@@ -95,7 +109,15 @@ impl Draft {
         }
         for listener in &self.listeners {
             text.push_str("\n[[listeners]]\n");
-            for (key, value, origin) in listener {
+            let (sections, own): (Vec<_>, Vec<_>) =
+                listener.iter().partition(|(key, ..)| key.contains('.'));
+            for (key, value, origin) in own {
+                line(&mut text, key, value, origin);
+            }
+            for (key, value, origin) in sections {
+                // There is but one key of a section that a listener can have from there.
+                let (section, key) = key.split_once('.').unwrap_or(("", key));
+                let _ = write!(text, "\n[listeners.{section}]\n");
                 line(&mut text, key, value, origin);
             }
         }
@@ -105,7 +127,13 @@ impl Draft {
 
 /// Whether a listener may have these settings, and why not.
 fn is_listener(settings: &[(&'static str, Value, String)]) -> Result<(), String> {
-    let table = settings.iter().map(|(key, value, _)| ((*key).to_owned(), value.clone()));
+    let table = settings.iter().map(|(key, value, _)| match key.split_once('.') {
+        Some((section, key)) => {
+            let section_of = Table::from_iter([(key.to_owned(), value.clone())]);
+            (section.to_owned(), section_of.into())
+        }
+        None => ((*key).to_owned(), value.clone()),
+    });
     let listeners = Value::Array(vec![Value::Table(table.collect())]);
     let whole = Table::from_iter([("listeners".to_owned(), listeners)]);
     let read: Result<File, _> = whole.try_into();

@@ -8,6 +8,7 @@ use toml::Value;
 use crate::config::import::draft::Draft;
 use crate::config::import::lines::Line;
 use crate::config::import::reason;
+use crate::topic::MountPoint;
 
 /// mosquitto's, where nothing else is said.
 const PORT: u16 = 1883;
@@ -61,6 +62,9 @@ const OWN: &[&str] = &[
     "use_username_as_clientid",
     "websockets_origin",
 ];
+
+/// What mosquitto does with clients that do not say who they are, where nothing is said of them.
+const REFUSED: &str = "mosquitto refuses them where a listener is set up";
 
 /// Settings of a listener in [`Scope::Listener`].
 const SCOPED: &[&str] = &["acl_file", "allow_anonymous", "password_file"];
@@ -150,9 +154,8 @@ impl Listener {
             _ => true,
         };
         let ips: BTreeSet<IpAddr> = match host {
-            // An IPv6 socket takes IPv4 as well.
-            None if domain == Some("ipv4") => [Ipv4Addr::UNSPECIFIED.into()].into(),
-            None => [Ipv6Addr::UNSPECIFIED.into()].into(),
+            // Here as there, an IPv6 socket is for IPv6 alone.
+            None => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()].into(),
             Some("localhost") => [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].into(),
             Some(host) => {
                 let found = (host, port).to_socket_addrs();
@@ -169,12 +172,21 @@ impl Listener {
 
 /// Writes all listeners into `draft`.
 pub(super) fn write(listeners: Vec<Listener>, scope: Scope, draft: &mut Draft) {
-    agreed(&listeners, "max_qos", "qos_max", draft);
-    agreed(&listeners, "maximum_qos", "qos_max", draft);
-    agreed(&listeners, "max_topic_alias", "topic_alias_max", draft);
     if scope == Scope::Listener {
-        agreed(&listeners, "password_file", "authentication.password_file", draft);
-        agreed(&listeners, "acl_file", "authorisation.acl_file", draft);
+        write_rules(&listeners, draft);
+    }
+    // The one listener of a file that says nothing of listeners is the one at the top here.
+    for line in listeners.iter().filter(|it| !it.is_opened()).flat_map(|it| &it.settings) {
+        match (line.name.as_str(), line.flag(), line.value.parse::<i64>()) {
+            ("allow_anonymous", Some(flag), _) => draft.set(line, &line.name, flag.into()),
+            ("allow_anonymous", None, _) => draft.leave_out(line, reason("allow_anonymous")),
+            ("max_topic_alias", _, Ok(max)) => draft.set(line, "topic_alias_max", max.into()),
+            ("max_topic_alias", ..) => draft.leave_out(line, "is not a number"),
+            _ => (),
+        }
+    }
+    if scope == Scope::All && listeners.iter().any(Listener::is_opened) {
+        draft.add_unless_set("allow_anonymous", false.into(), REFUSED);
     }
     // The default is the same in both: port 1883 of this machine.
     for listener in listeners.iter().filter(|listener| listener.is_opened()) {
@@ -182,8 +194,16 @@ pub(super) fn write(listeners: Vec<Listener>, scope: Scope, draft: &mut Draft) {
         match listener.addresses() {
             Err(reason) => draft.leave_out(line, reason),
             Ok(addresses) => {
-                for listen in addresses {
-                    write_one(listener, line, &listen, draft);
+                for listen in &addresses {
+                    write_one(listener, line, listen, draft);
+                    if scope == Scope::Listener && listener.line("allow_anonymous").is_none() {
+                        draft.add_of_listener("allow_anonymous", false.into(), REFUSED);
+                    }
+                }
+                let limit = listener.line("max_connections").filter(|_| addresses.len() > 1);
+                if let Some(limit) = limit.filter(|limit| limit.value != "-1") {
+                    let reason = "each address of the listener may have as many here";
+                    draft.leave_out(limit, reason);
                 }
             }
         }
@@ -215,7 +235,25 @@ fn write_one(listener: &Listener, first: &Line, listen: &str, draft: &mut Draft)
             ("max_connections", _, Some(max)) => {
                 draft.set_of_listener(line, "connections_max", max.into());
             }
-            ("mount_point", ..) => draft.set_of_listener(line, "mount_point", line.text()),
+            ("mount_point", ..) => match MountPoint::parse(&line.value) {
+                Ok(_) => draft.set_of_listener(line, "mount_point", line.text()),
+                Err(error) => draft.leave_out(
+                    line,
+                    &format!("SECURITY: without it clients here see all topics: {error}"),
+                ),
+            },
+            ("max_qos" | "maximum_qos", _, Some(max)) => {
+                draft.set_of_listener(line, "qos_max", max.into());
+            }
+            ("max_topic_alias", _, Some(max)) => {
+                draft.set_of_listener(line, "topic_alias_max", max.into());
+            }
+            ("max_qos" | "maximum_qos" | "max_topic_alias", ..) => {
+                draft.leave_out(line, "is not a number");
+            }
+            ("password_file", ..) => {
+                draft.set_of_listener(line, "authentication.password_file", line.text());
+            }
             ("certfile", ..) => draft.set_of_listener(line, "certificate_file", line.text()),
             ("keyfile", ..) => draft.set_of_listener(line, "key_file", line.text()),
             ("tls_version", "tlsv1.3", _) => draft.set_of_listener(line, "tls_min", "1.3".into()),
@@ -261,8 +299,7 @@ fn write_one(listener: &Listener, first: &Line, listen: &str, draft: &mut Draft)
             ("require_certificate" | "use_identity_as_username", ..)
             | ("use_subject_as_username" | "use_username_as_clientid", "false" | "0", _)
             | ("port" | "bind_address" | "socket_domain", ..)
-            | ("max_qos" | "maximum_qos" | "max_topic_alias", ..)
-            | ("password_file" | "acl_file", ..) => (),
+            | ("acl_file", ..) => (),
             ("bind_interface", ..) => {
                 draft.leave_out(line, "SECURITY: listeners are bound to addresses: see listen");
             }
@@ -278,22 +315,17 @@ fn write_one(listener: &Listener, first: &Line, listen: &str, draft: &mut Draft)
     }
 }
 
-/// A setting that listeners have there and the whole broker has here, if all that say it say the same.
-fn agreed(listeners: &[Listener], name: &str, key: &str, draft: &mut Draft) {
-    let lines: Vec<&Line> = listeners.iter().filter_map(|listener| listener.line(name)).collect();
+/// Rules, which listeners have there and the whole broker has here: those that all have who have some.
+fn write_rules(listeners: &[Listener], draft: &mut Draft) {
+    let lines: Vec<&Line> = listeners.iter().filter_map(|it| it.line("acl_file")).collect();
     let Some(first) = lines.first() else { return };
-    let is_said_by_all = lines.len() == listeners.len();
-    let is_file = key.contains('.');
-    if lines.iter().any(|line| line.value != first.value) || !is_said_by_all && !is_file {
-        let reason = match is_file {
-            true => "SECURITY: listeners have one such file together here: join them",
-            false => "it is one for all listeners here, and these differ",
-        };
+    if lines.iter().any(|line| line.value != first.value) {
+        let reason = "SECURITY: there is one for all listeners here: join them, or tell the \
+                      listeners apart by users or mount points";
         return lines.iter().for_each(|line| draft.leave_out(line, reason));
     }
-    match (is_file, first.value.parse::<i64>()) {
-        (true, _) => draft.set(first, key, first.text()),
-        (false, Ok(number)) => draft.set(first, key, number.into()),
-        (false, Err(_)) => draft.leave_out(first, "is not a number"),
+    if lines.len() < listeners.len() {
+        draft.leave_out(first, "it is for all listeners here, also for those without one there");
     }
+    draft.set(first, "authorisation.acl_file", first.text());
 }

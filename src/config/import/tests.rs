@@ -8,7 +8,7 @@ use super::*;
 use crate::config::{File, parse};
 
 /// Imports `text`, which has to give a settings file. What becomes of messages without room is the same in all, and
-/// left out here.
+/// left out here, and so is that nobody comes in unnamed where nothing was said of that.
 fn imported(text: &str) -> (toml::Table, Vec<String>) {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("m.conf");
@@ -18,6 +18,11 @@ fn imported(text: &str) -> (toml::Table, Vec<String>) {
     let mut table = parse(&settings).unwrap_or_else(|mistake| panic!("{mistake}:\n{settings}"));
     let _: File = table.clone().try_into().unwrap();
     assert_eq!(table.remove("queue_policy"), Some("drop_newest".into()));
+    let is_default =
+        |line: &str| line.ends_with("# mosquitto refuses them where a listener is set up");
+    if settings.lines().take_while(|line| !line.starts_with('[')).any(is_default) {
+        assert_eq!(table.remove("allow_anonymous"), Some(false.into()), "{settings}");
+    }
     let place = format!("{}:", path.display());
     (table, left_out.into_iter().map(|it| it.replace(&place, "")).collect())
 }
@@ -97,33 +102,45 @@ fn bridge_is_left_out_until_the_next_listener() {
 #[test]
 fn listeners_are_taken_over_with_what_was_said_of_each() {
     for (theirs, ours) in [
-        ("listener 1884", "[[listeners]]\nlisten = \"[::]:1884\""),
+        (
+            "listener 1884",
+            "[[listeners]]\nlisten = \"0.0.0.0:1884\"\n\n[[listeners]]\nlisten = \"[::]:1884\"",
+        ),
+        ("listener 1884\nsocket_domain ipv6", "[[listeners]]\nlisten = \"[::]:1884\""),
         ("listener 1884 127.0.0.1", "[[listeners]]\nlisten = \"127.0.0.1:1884\""),
         ("listener 1884 ::1", "[[listeners]]\nlisten = \"[::1]:1884\""),
         ("listener 1884\nsocket_domain ipv4", "[[listeners]]\nlisten = \"0.0.0.0:1884\""),
         ("port 1885\nbind_address 10.0.0.1", "[[listeners]]\nlisten = \"10.0.0.1:1885\""),
         ("listener 0 /run/m.sock", "[[listeners]]\nlisten = \"unix:/run/m.sock\""),
-        ("max_connections 5", "[[listeners]]\nconnections_max = 5\nlisten = \"[::]:1883\""),
-        ("listener 1\nmax_connections -1", "[[listeners]]\nlisten = \"[::]:1\""),
+        (
+            "bind_address ::1\nmax_connections 5",
+            "[[listeners]]\nconnections_max = 5\nlisten = \"[::1]:1883\"",
+        ),
+        ("listener 1 ::1\nmax_connections -1", "[[listeners]]\nlisten = \"[::1]:1\""),
+        (
+            "listener 1 ::1\nmount_point a/b/",
+            "[[listeners]]\nlisten = \"[::1]:1\"\nmount_point = \"a/b/\"",
+        ),
         (
             "listener 1884 localhost",
             "[[listeners]]\nlisten = \"127.0.0.1:1884\"\n\n[[listeners]]\nlisten = \"[::1]:1884\"",
         ),
         (
-            "listener 9001\nprotocol websockets\nlistener 1884 ::1",
-            "[[listeners]]\nlisten = \"[::]:9001\"\nprotocol = \"websocket\"\nwebsocket_path = \"\"\n\n\
+            "listener 9001 ::1\nprotocol websockets\nlistener 1884 ::1",
+            "[[listeners]]\nlisten = \"[::1]:9001\"\nprotocol = \"websocket\"\nwebsocket_path = \"\"\n\n\
              [[listeners]]\nlisten = \"[::1]:1884\"",
         ),
         (
-            "listener 8883\ncertfile /c.pem\nkeyfile /k.pem\ntls_version tlsv1.3\ncafile /ca.pem\n\
+            "listener 8883 ::1\ncertfile /c.pem\nkeyfile /k.pem\ntls_version tlsv1.3\ncafile /ca.pem\n\
              crlfile /crl.pem\nrequire_certificate true\nuse_identity_as_username true",
             "[[listeners]]\ncertificate_file = \"/c.pem\"\nclient_ca_file = \"/ca.pem\"\n\
              client_certificates = \"required\"\nclient_crl_file = \"/crl.pem\"\nkey_file = \"/k.pem\"\n\
-             listen = \"[::]:8883\"\ntls_min = \"1.3\"\nuser_from_certificate = \"common_name\"",
+             listen = \"[::1]:8883\"\ntls_min = \"1.3\"\nuser_from_certificate = \"common_name\"",
         ),
         (
-            "max_qos 1\nlistener 1884 ::1\nmax_qos 1\nmax_topic_alias 3",
-            "qos_max = 1\n\n[[listeners]]\nlisten = \"[::]:1883\"\n\n[[listeners]]\nlisten = \"[::1]:1884\"",
+            "max_qos 1\nbind_address ::1\nlistener 1884 ::1\nmax_qos 0\nmax_topic_alias 3",
+            "[[listeners]]\nlisten = \"[::1]:1883\"\nqos_max = 1\n\n[[listeners]]\nlisten = \"[::1]:1884\"\n\
+             qos_max = 0\ntopic_alias_max = 3",
         ),
         ("acl_file /acl", "[authorisation]\nacl_file = \"/acl\""),
     ] {
@@ -133,24 +150,54 @@ fn listeners_are_taken_over_with_what_was_said_of_each() {
 }
 
 #[test]
-fn settings_per_listener_are_of_the_listener_or_agreed_on() {
-    let theirs = "per_listener_settings true\nlistener 1884\nallow_anonymous true\nacl_file /a\n\
-                  listener 1885\nallow_anonymous false\nacl_file /a";
+fn settings_per_listener_are_of_the_listener_and_rules_have_to_be_the_same() {
+    let theirs = "per_listener_settings true\nlistener 1884 ::1\nallow_anonymous true\nacl_file /a\n\
+                  listener 1885 ::1\npassword_file /users\nacl_file /a";
     let (table, left_out) = imported(theirs);
     assert_eq!(left_out, [""; 0]);
-    let [one, other] = table["listeners"].as_array().unwrap().as_slice() else { panic!("{table}") };
-    assert_eq!(one["allow_anonymous"].as_bool(), Some(true));
-    assert_eq!(other["allow_anonymous"].as_bool(), Some(false));
-    assert_eq!(table["authorisation"]["acl_file"].as_str(), Some("/a"));
+    let ours = "[authorisation]\nacl_file = \"/a\"\n\n\
+                [[listeners]]\nallow_anonymous = true\nlisten = \"[::1]:1884\"\n\n\
+                [[listeners]]\nallow_anonymous = false\nlisten = \"[::1]:1885\"\n\n\
+                [listeners.authentication]\npassword_file = \"/users\"";
+    assert_eq!(table.to_string().trim(), ours);
 
     let differ = theirs.replace("acl_file /a\nlistener", "acl_file /b\nlistener");
     let (table, left_out) = imported(&differ);
     assert!(!table.contains_key("authorisation"), "{table}");
     assert_eq!(left_out.len(), 2);
     assert!(left_out.iter().all(|it| it.contains("acl_file: SECURITY")), "{left_out:?}");
+    let (table, left_out) = imported(&theirs.replace("acl_file /a\nlistener", "listener"));
+    assert_eq!(table["authorisation"]["acl_file"].as_str(), Some("/a"));
+    assert!(left_out[0].contains("it is for all listeners here"), "{left_out:?}");
     // Without per_listener_settings they are for all, wherever they stand.
-    let (table, _) = imported("listener 1884\nallow_anonymous true");
+    let (table, _) = imported("listener 1884 ::1\nallow_anonymous true\npassword_file /users");
     assert_eq!(table["allow_anonymous"].as_bool(), Some(true));
+    assert_eq!(table["authentication"]["password_file"].as_str(), Some("/users"));
+}
+
+/// What mosquitto 2.0.11 was seen to do with a client that says nothing of itself.
+#[test]
+fn anonymous_clients_are_refused_where_mosquitto_refuses_them() {
+    let at_the_top = |theirs: &str| {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("m.conf");
+        fs::write(&path, theirs).unwrap();
+        let file: File = toml::from_str(&import(&path).unwrap().settings).unwrap();
+        let own = file.listeners.first().and_then(|it| it.allow_anonymous);
+        (file.allow_anonymous, own)
+    };
+    assert_eq!(at_the_top(""), (None, None));
+    assert_eq!(at_the_top("listener 1884 ::1"), (Some(false), None));
+    assert_eq!(at_the_top("listener 1884 ::1\nallow_anonymous false"), (Some(false), None));
+    assert_eq!(at_the_top("listener 1884 ::1\nallow_anonymous maybe"), (Some(false), None));
+    assert_eq!(at_the_top("listener 1884 ::1\nallow_anonymous true"), (Some(true), None));
+    let per_listener = |rest: &str| at_the_top(&format!("per_listener_settings true\n{rest}"));
+    assert_eq!(per_listener("listener 1884 ::1"), (None, Some(false)));
+    assert_eq!(per_listener("allow_anonymous true\nlistener 1884 ::1"), (None, Some(false)));
+    assert_eq!(per_listener("listener 1884 ::1\nallow_anonymous true"), (None, Some(true)));
+    // There nobody is refused who comes from the same machine; whoever says it means it.
+    assert_eq!(at_the_top("allow_anonymous false"), (Some(false), None));
+    assert_eq!(per_listener("allow_anonymous false"), (Some(false), None));
 }
 
 #[test]
@@ -163,7 +210,9 @@ fn what_listeners_cannot_have_is_left_out_with_a_reason() {
         ("listener 1 ::1\npsk_hint x", "2: psk_hint: SECURITY"),
         ("listener 1 ::1\nuse_subject_as_username true", "2: use_subject_as_username: SECURITY"),
         ("listener 1 ::1\nbind_interface lo", "2: bind_interface: SECURITY"),
-        ("listener 1 ::1\nmax_qos 1\nlistener 2 ::1", "2: max_qos: it is one for all listeners"),
+        ("listener 1 ::1\nmax_qos many", "2: max_qos: is not a number"),
+        ("listener 1\nmax_connections 5", "2: max_connections: each address of the listener"),
+        ("listener 1 ::1\nmount_point a", "2: mount_point: SECURITY: without it clients here see"),
         ("listener 1 ::1\nprotocol websockets", "2: protocol: pages of other sites"),
         ("listener 70000", "1: listener: is not a port"),
         ("listener 0", "1: listener: port 0 needs the path of a Unix socket"),
