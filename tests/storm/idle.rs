@@ -35,7 +35,7 @@ impl<T: Read + Write> Stream for T {}
 fn idle_connections_are_served_over_every_transport_and_their_cost_is_printed() {
     rlimit::increase_nofile_limit(rlimit::INFINITY).unwrap();
     let count = number("IDLE_CONNECTIONS").unwrap_or(CONNECTIONS);
-    for index in 0..NAMES.len() {
+    for (index, name) in NAMES.iter().enumerate() {
         let (broker, addr, tls) = start(index);
         let first: Vec<_> =
             (0..count / 2).map(|id| connect(addr, tls.as_ref(), index, id)).collect();
@@ -46,7 +46,7 @@ fn idle_connections_are_served_over_every_transport_and_their_cost_is_printed() 
         thread::sleep(REST);
         let grown = resident_bytes(&broker).saturating_sub(before);
         let each = grown as f64 / 1024.0 / second.len() as f64;
-        println!("{:<20} {each:6.1} KiB for each of {} connections", NAMES[index], second.len());
+        println!("{name:<20} {each:6.1} KiB for each of {} connections", second.len());
         drop((first, second));
         stop(broker);
     }
