@@ -43,6 +43,7 @@ pub mod mailbox;
 mod memory;
 pub mod orphans;
 pub mod queues;
+mod receipt;
 pub mod recovery;
 pub mod registry;
 mod route;

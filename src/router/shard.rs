@@ -30,6 +30,7 @@ use crate::router::keeper::{Keeper, Kept, RetainedLimits, Room, is_clear};
 use crate::router::log::{self, Publisher};
 use crate::router::mailbox::{Mail, Mailbox};
 use crate::router::queues::{Held, Policy, Queues};
+use crate::router::receipt::{Awaited, Receipt};
 use crate::router::route::{Route, Routes, Subscriber};
 use crate::router::sharing::{Group, Strategy};
 use crate::router::turn::{Turn, cut};
@@ -171,34 +172,6 @@ pub(super) struct Shard {
     store: Option<Store>,
     queues: Arc<Queues>,
     metrics: Arc<Metrics>,
-}
-
-/// The batch of `mailbox` that came with number `turn` is owned.
-struct Receipt {
-    mailbox: Arc<Mailbox>,
-    turn: u64,
-    /// Messages for nobody, see [`Mail::Accepted`].
-    unmatched: Vec<PacketId>,
-    /// Messages with which nothing was done.
-    refused: Vec<(PacketId, Shortage)>,
-    /// Some of it has to be in the log before, at this level.
-    level: Option<Level>,
-}
-
-impl Receipt {
-    fn give(self) {
-        self.post().ring();
-    }
-
-    /// Returns whom to ring.
-    fn post(self) -> Arc<Mailbox> {
-        let Self { mailbox, turn, unmatched, refused, .. } = self;
-        if !refused.is_empty() {
-            mailbox.post(Mail::Refused { turn, refused });
-        }
-        mailbox.post(Mail::Accepted { turn, unmatched });
-        mailbox
-    }
 }
 
 /// A shard and the handle to it; spawn [`Shard::run`].
@@ -501,7 +474,7 @@ impl Shard {
 
     /// Sends what the turn has gathered: first the deliveries, for a receipt says that they are in the mailboxes.
     fn end_turn(&mut self) {
-        let logged_from = self.log_turn();
+        let (logged_from, awaited) = self.log_turn();
         let is_small = self.is_single && self.turn.touched() == 1 && self.receipts.len() == 1;
         // A publisher that runs after its only subscriber, see `bell`.
         let mut last = if is_small { self.receipts.pop() } else { None };
@@ -513,25 +486,30 @@ impl Shard {
         self.messages = 0;
         self.receipts.extend(last);
         self.receipts.drain(..).for_each(Receipt::give);
+        if let Some(awaited) = awaited {
+            awaited.happened();
+        }
         if let Some(store) = self.store.as_ref().filter(|_| !self.turn.records().is_empty()) {
             store.append(self.turn.records(), None);
             self.turn.records().clear();
         }
     }
 
-    /// Hands the records of this turn to the log, and with them the receipts that have to wait for it. Returns
-    /// where the records begin.
-    fn log_turn(&mut self) -> LogPosition {
-        let Some(store) = &self.store else { return LogPosition(0) };
+    /// Hands the records of this turn to the log. Returns where they begin, and the receipts that have to wait for it, of
+    /// which the log knows.
+    fn log_turn(&mut self) -> (LogPosition, Option<Arc<Awaited>>) {
+        let Some(store) = &self.store else { return (LogPosition(0), None) };
         let waiting: Vec<Receipt> =
             self.receipts.extract_if(.., |receipt| receipt.level.is_some()).collect();
         if waiting.is_empty() && self.turn.records().is_empty() {
-            return LogPosition(0);
+            return (LogPosition(0), None);
         }
         let level = waiting.iter().fold(None, |level, receipt| stricter(level, receipt.level));
-        let Some(level) = level else { return store.append(self.turn.records(), None) };
-        let give = move || waiting.into_iter().for_each(Receipt::give);
-        store.append_at(level, self.turn.records(), Some(Box::new(give)))
+        let Some(level) = level else { return (store.append(self.turn.records(), None), None) };
+        let awaited = Arc::new(Awaited::new(waiting));
+        let is_safe = awaited.clone();
+        let then = Box::new(move || is_safe.happened());
+        (store.append_at(level, self.turn.records(), Some(then)), Some(awaited))
     }
 
     fn subscribe(&mut self, mailbox: &Arc<Mailbox>, filter: &TopicFilter, grant: Grant) {
