@@ -67,6 +67,12 @@ flood FLOOD='':
     FLOOD={{ quote(FLOOD) }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
         cargo test --test storm -- --nocapture survives_floods
 
+# Print what an idle connection costs over each transport, of N.
+idle N='1000':
+    cargo build --release --bin mailboxqtt
+    IDLE_CONNECTIONS={{ N }} MAILBOXQTT_TEST_BINARY="$(realpath "${CARGO_TARGET_DIR:-target}")/release/mailboxqtt" \
+        cargo test --test storm -- --nocapture idle_connections
+
 # Cut N clients off at once and let all come back at once over TLS; everybody has to be served.
 tls-storm N='10000':
     cargo build --release --bin mailboxqtt

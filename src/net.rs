@@ -18,6 +18,7 @@ mod scratch;
 mod socket;
 pub mod tls;
 mod transport;
+mod unsent;
 pub mod upgrade;
 pub mod websocket;
 

@@ -26,11 +26,11 @@ use tokio_util::io::poll_read_buf;
 use crate::codec::{Publish, decode, frame_len, header_len};
 use crate::ids::LogPosition;
 use crate::metrics::DropReason;
-use crate::net::gates::Gates;
 use crate::net::pace::{Pace, Pause, PublishRates};
 use crate::net::peer::{self, Entrance};
 use crate::net::scratch::{READ_BYTES_MAX, Scratch};
 use crate::net::tls::Certificate;
+use crate::net::unsent::Unsent;
 use crate::router::Router;
 use crate::router::links::Links;
 use crate::router::mailbox::{Inbox, Mail};
@@ -63,9 +63,8 @@ pub(super) struct Connection<S> {
     packet_bytes_max: u32,
     /// The start of a packet whose end has not arrived.
     tail: Vec<u8>,
-    /// Output that the socket did not take, from `unsent_from` on.
-    unsent: Vec<u8>,
-    unsent_from: usize,
+    /// Output that the socket did not take, or may not have yet.
+    unsent: Unsent,
     timer: Option<Pin<Box<Sleep>>>,
     /// The last poll did not try to read.
     is_held_back: bool,
@@ -74,8 +73,6 @@ pub(super) struct Connection<S> {
     has_packets: bool,
     /// Another connection wants the session.
     is_taken_over: bool,
-    /// What may not be written before something is safe in the log, in their order.
-    gates: Gates,
     /// Nothing is read for a while.
     pause: Option<Box<Pause>>,
     /// What the client may publish, if that is limited.
@@ -122,13 +119,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             router,
             packet_bytes_max: start.packet_bytes_max,
             tail: start.received,
-            unsent: start.connack,
-            unsent_from: 0,
+            unsent: Unsent::new(start.connack),
             timer: None,
             is_held_back: false,
             has_packets: false,
             is_taken_over: false,
-            gates: Gates::default(),
             pause: None,
             pace: None,
             entrance: None,
@@ -143,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Nothing is written before what was appended at `at` is safe. A [`Mail::Safe`] has to follow.
     pub(super) fn hold(&mut self, at: LogPosition) {
-        self.gates.put(at, self.unsent_from);
+        self.unsent.hold(at);
     }
 
     /// Serves the client until one side has enough.
@@ -185,9 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// what waits for the client, as far as its window goes: the publishers were told that it is
     /// in good hands.
     pub(super) fn last_words(&mut self, reason: &CloseReason) -> Vec<u8> {
-        let mut bytes = self.unsent.split_off(self.unsent_from.min(self.unsent.len()));
-        self.unsent = Vec::new();
-        self.unsent_from = 0;
+        let mut bytes = self.unsent.take();
         let mut scratch = Scratch::take(&self.router);
         let out = &mut scratch.out;
         if *reason == CloseReason::ShuttingDown {
@@ -208,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<CloseReason> {
         for _ in 0..TURNS_MAX {
             let mail = self.take_mail(&mut scratch.out);
-            self.gates.open(|at| self.router.is_safe(at));
+            self.unsent.release(|at| self.router.is_safe(at));
             self.hold_back(&mut scratch.out);
             let read = self.poll_read(cx, scratch);
             let out = &mut scratch.out;
@@ -216,7 +209,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // Only now: the client may have said DISCONNECT here before it connected anew.
                 out.close.get_or_insert(CloseReason::TakenOver);
             }
-            let was_blocked = !self.has_sent_all();
+            let was_blocked = !self.unsent.is_empty();
             let more = !was_blocked && out.close.is_none() && self.session.fill(Instant::now, out);
             self.settle(out);
             // What `fill` asked of the shards must have a waker, too, if they are full.
@@ -227,7 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if let Some(reason) = out.close.take() {
                 return Poll::Ready(reason);
             }
-            let can_go_on = (more || was_blocked) && self.has_sent_all();
+            let can_go_on = (more || was_blocked) && self.unsent.is_empty();
             // A read that was held back registered no waker: try again as soon as the cause is gone.
             let may_read = self.is_held_back
                 && !held_by_shards
@@ -386,7 +379,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn has_much_unsent(&self, is_memory_short: bool) -> bool {
         let max = if is_memory_short { SHORT_UNSENT_BYTES_MAX } else { UNSENT_BYTES_MAX };
-        self.unsent.len() - self.unsent_from > max
+        self.unsent.len() > max
     }
 
     /// Hands all whole packets of `read`, which came at `now`, to the session; returns how many bytes
@@ -512,35 +505,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn write_journal(&mut self, out: &mut Output) {
         let mailbox = self.inbox.mailbox();
         if let Some(at) = self.router.write_journal(out, mailbox) {
-            self.gates.put(at, self.unsent.len());
+            self.unsent.hold_the_rest(at);
         }
-    }
-
-    fn has_sent_all(&self) -> bool {
-        self.unsent.len() == self.unsent_from
     }
 
     /// Writes what was left and then `bytes`; keeps what the stream does not take.
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
-        if !self.has_sent_all() || !self.gates.are_open() {
-            self.unsent.append(bytes);
-            let end = self.gates.end(self.unsent.len());
-            let unsent = self.unsent.get(self.unsent_from..end).unwrap_or_default();
-            self.unsent_from += write_some(&mut self.stream, cx, unsent, &self.router)?;
-            if self.has_sent_all() {
-                self.unsent = Vec::new();
-                self.gates.forget(self.unsent_from);
-                self.unsent_from = 0;
-            } else if self.unsent_from > self.unsent.len() / 2 {
-                self.unsent.drain(..self.unsent_from);
-                self.gates.forget(self.unsent_from);
-                self.unsent_from = 0;
-            }
-        } else if !bytes.is_empty() {
-            let written = write_some(&mut self.stream, cx, bytes, &self.router)?;
-            self.unsent.extend_from_slice(bytes.get(written..).unwrap_or_default());
-            bytes.clear();
-        }
+        let written = self.unsent.poll_write(&mut self.stream, cx, bytes)?;
+        self.router.metrics().bytes_sent.add(written as u64);
         // TLS and WebSocket may hold some of it, at most 64 KiB and a control frame; TCP holds nothing.
         let Poll::Ready(flushed) = Pin::new(&mut self.stream).poll_flush(cx) else { return Ok(()) };
         flushed
@@ -578,26 +550,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 fn lost(why: &str, out: &mut Output) -> Step {
     out.close.get_or_insert(CloseReason::Lost(why.to_owned()));
     Step::Progress
-}
-
-/// Writes until everything is written or the socket takes no more; returns how much it took.
-fn write_some<S: AsyncWrite + Unpin>(
-    stream: &mut S,
-    cx: &mut Context<'_>,
-    bytes: &[u8],
-    router: &Router,
-) -> io::Result<usize> {
-    let mut written = 0;
-    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
-        match Pin::new(&mut *stream).poll_write(cx, rest) {
-            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-            Poll::Ready(Ok(count)) => written += count,
-            Poll::Ready(Err(error)) => return Err(error),
-            Poll::Pending => break,
-        }
-    }
-    router.metrics().bytes_sent.add(written as u64);
-    Ok(written)
 }
 
 #[cfg(test)]

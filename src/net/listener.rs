@@ -358,34 +358,37 @@ mod tests {
     use crate::config::{DurabilityLevel, File};
     use crate::message::TopicHasher;
     use crate::metrics::{Metrics, Shortage};
-    use crate::net::accept::{Listen, Settings};
+    use crate::net::accept::Settings;
     use crate::net::tls::Certificate;
     use crate::router::mailbox::Mailbox;
 
     /// With room for one message in each queue.
-    fn serving() -> Serving {
+    fn serving() -> (Serving, Arc<Settings>) {
         let file =
             File { durability: DurabilityLevel::None, queue_messages_max: 1, ..File::default() };
         let config = file.check(1024).unwrap();
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let router = Router::spawn(1, config.router, hasher, Arc::new(Metrics::default()), None);
         router.queues().replace(config.limits.queues);
-        Serving {
+        let listener = Arc::new(config.listeners[0].clone());
+        let serving = Serving {
             router,
             totals: config.net,
             verifier: Arc::new(Verifier::new(config.authentication, config.authentication_limits)),
             gatekeeper: Arc::default(),
             turns: Arc::default(),
             stop: CancellationToken::new(),
-        }
+        };
+        (serving, listener)
     }
 
     /// A connection on which `sent` comes at once, and then its end. Only if the broker waits for a shard has that a
     /// turn meanwhile: there is one thread.
-    async fn serve(serving: &Serving, sent: &'static [u8]) -> Arc<Mailbox> {
-        let file = File { durability: DurabilityLevel::None, ..File::default() };
-        let settings = file.check(1024).unwrap().listeners.remove(0);
-        let listener = Arc::new(Settings { listen: Listen::Unix("nowhere".into()), ..settings });
+    async fn serve(
+        (serving, listener): &(Serving, Arc<Settings>),
+        sent: &'static [u8],
+    ) -> Arc<Mailbox> {
+        let listener = listener.clone();
         let entrance = Arc::new(listener.clone().into());
         let (address, certificate) = (Address::Unix, Certificate::default());
         let peer = Peer { address, certificate, listener, entrance, admitted: None };
@@ -400,16 +403,17 @@ mod tests {
 
     #[tokio::test]
     async fn message_refused_behind_the_end_of_its_connection_is_no_matter_for_the_next_one() {
-        let serving = serving();
+        let broker = serving();
+        let router = &broker.0.router;
         // The session of `s` has subscribed to `a` at QoS 1, and waits.
-        serve(&serving, b"\x10\x0D\0\x04MQTT\x04\0\0\0\0\x01s\x82\x06\0\x01\0\x01a\x01").await;
-        serving.router.settle().await;
+        serve(&broker, b"\x10\x0D\0\x04MQTT\x04\0\0\0\0\x01s\x82\x06\0\x01\0\x01a\x01").await;
+        router.settle().await;
         // Of two messages for it the second finds no room.
         let sent = b"\x10\x0D\0\x04MQTT\x04\0\0\0\0\x01p\
             \x32\x05\0\x01a\0\x01\x32\x05\0\x01a\0\x02";
-        let publisher = serve(&serving, sent).await;
-        serving.router.settle().await;
-        assert_eq!(serving.router.metrics().refused_for(Shortage::Queue), 1);
+        let publisher = serve(&broker, sent).await;
+        router.settle().await;
+        assert_eq!(router.metrics().refused_for(Shortage::Queue), 1);
         assert!(!publisher.is_refused(), "what the next connection brings would be refused");
     }
 }

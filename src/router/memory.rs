@@ -14,7 +14,7 @@ const INTERVAL_MAX: Duration = Duration::from_millis(100);
 /// And at least: a look costs some 50 microseconds.
 const INTERVAL_MIN: Duration = Duration::from_millis(5);
 /// As fast as clients may fill memory, in bytes per second.
-const FILLING_PER_S: u64 = 2_000_000_000;
+const FILLING_PER_S: u64 = 4_000_000_000;
 
 impl Router {
     /// So much is in use, in bytes, as far as anybody knows. Returns when to look again.
@@ -72,10 +72,10 @@ mod tests {
     fn looks_come_faster_while_there_is_less_to_fill_between_them() {
         let millis = |bytes, max| next_look(bytes, max).as_millis();
         assert_eq!(millis(0, u64::MAX), 100);
-        assert_eq!(millis(0, 200_000_000), 100);
-        assert_eq!(millis(100_000_000, 200_000_000), 50);
-        assert_eq!(millis(199_000_000, 200_000_000), 5);
-        assert_eq!(millis(201_000_000, 200_000_000), 100);
+        assert_eq!(millis(0, 400_000_000), 100);
+        assert_eq!(millis(200_000_000, 400_000_000), 50);
+        assert_eq!(millis(399_000_000, 400_000_000), 5);
+        assert_eq!(millis(401_000_000, 400_000_000), 100);
     }
 
     #[tokio::test]

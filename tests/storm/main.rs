@@ -23,6 +23,7 @@ mod client;
 mod comeback;
 mod counters;
 mod flood;
+mod idle;
 mod packet;
 mod pair;
 #[allow(dead_code, reason = "other tests use the rest")]
