@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::auth::{InvalidMethods, Methods};
 use crate::config::{File, InvalidValue, ListenerAuthentication};
 use crate::net::accept::{Listen, Settings};
+use crate::net::admission::AcceptRate;
 use crate::net::tls::{
     CertificateFiles, ClientCertificates, InvalidTls, NamedCertificate, Tls, TlsFiles, TlsMin,
     UserFromCertificate,
@@ -55,6 +56,9 @@ pub struct Listener {
     pub allow_anonymous: Option<bool>,
     /// Connections at the same time; 0 is as many as the broker may have in all.
     pub connections_max: usize,
+    /// Connections per second from all addresses, beside the same key at the top; as many may come at once. 0 is no
+    /// limit of its own.
+    pub accept_rate_max: u32,
     /// The beginning of topics that its clients have to themselves, such as `tenant-a/`: they see what is below it,
     /// without it, and nothing else. Empty: its clients see all topics.
     pub mount_point: String,
@@ -162,6 +166,7 @@ impl Default for Listener {
             proxy_protocol: false,
             allow_anonymous: None,
             connections_max: 0,
+            accept_rate_max: 0,
             mount_point: String::new(),
             handshake_s_max: None,
             connect_bytes_max: None,
@@ -313,6 +318,7 @@ impl Listener {
                 0 => usize::MAX,
                 max => max,
             },
+            accept_rate: AcceptRate::new(self.accept_rate_max).map(Arc::new),
             limits: Arc::new(limits),
             proxy_protocol: self.proxy_protocol,
             mount_point,

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use crate::auth::{Methods, Verifier};
 use crate::metrics::RefuseReason;
-use crate::net::admission::Gatekeeper;
+use crate::net::admission::{AcceptRate, Gatekeeper};
 use crate::net::connection::Connection;
 use crate::net::listener::Serving;
 use crate::net::peer::{Address, Entrance, Peer};
@@ -53,6 +53,8 @@ pub struct Settings {
     pub methods: Option<Arc<Methods>>,
     /// Its connections at the same time; one more is closed as soon as it is accepted.
     pub connections_max: usize,
+    /// How fast they may come; `None` is no limit but that of all listeners.
+    pub accept_rate: Option<Arc<AcceptRate>>,
     /// Of each of them.
     pub limits: Arc<Limits>,
     /// Every connection begins with a PROXY header.

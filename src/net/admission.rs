@@ -57,6 +57,9 @@ pub enum Refused {
     /// All together come too fast.
     #[error("connections come too fast (accept_rate_max)")]
     AllTooFast,
+    /// They come too fast to one listener.
+    #[error("connections come too fast to this listener (its accept_rate_max)")]
+    ListenerTooFast,
 }
 
 impl Refused {
@@ -65,7 +68,7 @@ impl Refused {
         match self {
             Self::TooMany => RefuseReason::TooManyOfAddress,
             Self::TooFast => RefuseReason::TooFastOfAddress,
-            Self::AllTooFast => RefuseReason::TooFast,
+            Self::AllTooFast | Self::ListenerTooFast => RefuseReason::TooFast,
         }
     }
 }
@@ -96,6 +99,17 @@ struct Each {
     addresses_max: usize,
     /// When those that had not come for a while were forgotten.
     forgot_at: Mutex<Option<Instant>>,
+}
+
+/// How fast connections may come to one listener, from all addresses together.
+#[derive(Debug)]
+pub struct AcceptRate(DefaultDirectRateLimiter);
+
+impl AcceptRate {
+    /// So many per second, and as many at once; 0 is no limit.
+    pub fn new(per_s: u32) -> Option<Self> {
+        NonZeroU32::new(per_s).map(|per_s| Self(RateLimiter::direct(Quota::per_second(per_s))))
+    }
 }
 
 /// A connection that was admitted; dropping it makes room for another one.
@@ -135,16 +149,39 @@ impl Gatekeeper {
     /// Whether a connection from `address` may go on; `None` is one without, of a Unix socket. Call it before anything
     /// is read, TLS included, and keep what it returns for as long as the connection lasts.
     pub fn admit(&self, address: Option<IpAddr>) -> Result<Admitted, Refused> {
-        let Some(address) = address.map(network_of) else { return Ok(Admitted { counted: None }) };
+        self.admit_within(address, || Ok(()))
+    }
+
+    /// [`Gatekeeper::admit`] at a listener with a rate of its own, which a Unix socket may have, too.
+    pub fn admit_at(
+        &self,
+        listener: &AcceptRate,
+        address: Option<IpAddr>,
+    ) -> Result<Admitted, Refused> {
+        let check = || listener.0.check().map_err(|_| Refused::ListenerTooFast);
+        self.admit_within(address, check)
+    }
+
+    fn admit_within(
+        &self,
+        address: Option<IpAddr>,
+        check_listener: impl FnOnce() -> Result<(), Refused>,
+    ) -> Result<Admitted, Refused> {
+        let Some(address) = address.map(network_of) else {
+            check_listener()?;
+            return Ok(Admitted { counted: None });
+        };
         let rules = self.rules.load();
         let max = rules.limits.connections_per_address_max;
         if max > 0 && self.connections.lock().get(&address).is_some_and(|count| *count >= max) {
             return Err(Refused::TooMany);
         }
-        // The address first: who comes too fast alone must not use up what is for all.
+        // The address first, and then the listener: who comes too fast alone must not use up what is for all there, nor
+        // those who come too fast there what is for all.
         if rules.each.as_ref().is_some_and(|each| !each.admits(address, Instant::now())) {
             return Err(Refused::TooFast);
         }
+        check_listener()?;
         if rules.all.as_ref().is_some_and(|all| all.check().is_err()) {
             return Err(Refused::AllTooFast);
         }
@@ -274,6 +311,26 @@ mod tests {
         assert_eq!(looked_at, 100, "all of them once");
         assert_eq!(each.forget(now + FORGET_AFTER), 100);
         assert!(each.limiter.len() <= 100);
+    }
+
+    #[test]
+    fn who_comes_too_fast_to_one_listener_takes_nothing_from_others() {
+        let limits = AdmissionLimits {
+            connections_per_address_max: 0,
+            accept_rate_per_address_max: 1,
+            accept_rate_max: 3,
+        };
+        let gatekeeper = Gatekeeper::new(limits);
+        let listener = AcceptRate::new(2).unwrap();
+        let come = |text| gatekeeper.admit_at(&listener, address(text)).map(drop);
+        assert_eq!(come("192.0.2.1"), Ok(()));
+        assert_eq!(come("192.0.2.1"), Err(Refused::TooFast), "and the listener has one left");
+        assert_eq!(come("192.0.2.2"), Ok(()));
+        assert_eq!(come("192.0.2.3"), Err(Refused::ListenerTooFast));
+        assert_eq!(gatekeeper.admit_at(&listener, None).map(drop), Err(Refused::ListenerTooFast));
+        assert_eq!(gatekeeper.admit(address("192.0.2.4")).map(drop), Ok(()));
+        assert_eq!(gatekeeper.admit(address("192.0.2.5")).unwrap_err(), Refused::AllTooFast);
+        assert!(AcceptRate::new(0).is_none());
     }
 
     #[test]

@@ -170,7 +170,12 @@ async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
 impl Serving {
     /// Whether the address may have one more connection. `None` is no, counted.
     pub(super) fn admit(&self, peer: &mut Peer) -> Option<()> {
-        match self.gatekeeper.admit(peer.address.ip()) {
+        let address = peer.address.ip();
+        let admitted = match &peer.listener.accept_rate {
+            Some(listener) => self.gatekeeper.admit_at(listener, address),
+            None => self.gatekeeper.admit(address),
+        };
+        match admitted {
             Ok(admitted) => {
                 peer.admitted = Some(admitted);
                 Some(())

@@ -55,6 +55,24 @@ fn listener_has_a_limit_of_its_own_and_those_over_it_are_counted() {
 }
 
 #[test]
+fn listener_to_which_clients_come_too_fast_refuses_them_and_others_do_not() {
+    let broker =
+        Broker::start_listening(1, "[[listeners]]\nlisten = '127.0.0.1:0'\naccept_rate_max = 1\n");
+    let is_let_in = || {
+        let mut client = Client::raw(broker.listener(0), V311);
+        client.send_in_vain(&Hello::new(V311, &unique("fast")).bytes());
+        client.next_frame().is_some()
+    };
+    assert!(is_let_in());
+    let deadline = Instant::now() + PATIENCE;
+    while is_let_in() {
+        assert!(Instant::now() < deadline, "everybody is let in");
+    }
+    await_refused(&broker, "too_fast");
+    broker.stop();
+}
+
+#[test]
 fn listener_may_refuse_or_allow_anonymous_clients_of_its_own() {
     let broker = Broker::start_listening(
         2,
