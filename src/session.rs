@@ -37,7 +37,7 @@ use crate::session::authentication::{
     Anonymous, AuthenticationError, Directory, Identity, NO_METHOD,
 };
 use crate::session::incoming::{Incoming, Novelty, Verdict};
-use crate::session::naming::{Mounted, client_topic_of, has_room, topic_of, write_whole};
+use crate::session::naming::{whole_topic, write_whole};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::permission::Permission;
 use crate::session::refusal::{NO_OPEN_MESSAGE, PublishRefusal, has_wrong_format};
@@ -272,6 +272,7 @@ impl Session {
 
     /// The client published. `publish.topic` and `place` refer to the read buffer that the caller will
     /// flush `out.routes` with.
+    #[inline(always)]
     pub fn handle_publish(&mut self, publish: &Publish<'_>, place: Place, out: &mut Output) {
         out.tally.packets_received += 1;
         out.tally.publishes_received += 1;
@@ -298,48 +299,83 @@ impl Session {
         if let Err(reason) = self.limits.availability.check_publish(qos, retain) {
             return out.close(reason);
         }
-        let mounted = match &self.link.mount_point {
-            None => Mounted::Not,
-            Some(mount_point) => {
-                let topic = client_topic_of(&self.aliases, publish, alias);
-                Mounted::new(mount_point, topic, place.frame.len())
-            }
+        if alias.is_some() || self.link.mount_point.is_some() {
+            return self.handle_renamed(publish, place.frame.len(), alias, expires, format, out);
+        }
+        let topic = publish.topic;
+        let refusal = self.find_refusal(topic).or(format);
+        if self.admit(publish, topic, refusal, out) {
+            let message = Arrival { topic, qos, retain, expires };
+            out.routes.add(message, place.frame, place.topic_at);
+        }
+    }
+
+    /// The same for a message whose topic has another name here: it goes on with that.
+    #[inline(never)]
+    fn handle_renamed(
+        &mut self,
+        publish: &Publish<'_>,
+        frame_len: usize,
+        alias: Option<u16>,
+        expires: bool,
+        format: Option<PublishRefusal>,
+        out: &mut Output,
+    ) {
+        let aliases = std::mem::take(&mut self.aliases);
+        let said = alias.and_then(|alias| aliases.get(alias)).unwrap_or(publish.topic);
+        let whole = whole_topic(said, self.link.mount_point.as_ref(), frame_len);
+        let (topic, refusal) = match &whole {
+            Ok(whole) => (&**whole, self.find_refusal(whole).or(format)),
+            Err(refusal) => (said, Some(*refusal)),
         };
-        let topic = topic_of(&mounted, &self.aliases, publish, alias);
-        let refusal = if let Mounted::Refused(refusal) = mounted {
-            Some(refusal)
-        } else if alias.is_some() && !has_room(topic, place.frame.len()) {
-            Some(PublishRefusal::TopicTooLong)
-        } else if is_system_topic(topic) {
-            Some(PublishRefusal::SystemTopic)
-        } else if !self.permission.may_publish(topic) {
-            Some(PublishRefusal::NotAllowed)
-        } else {
-            format
-        };
+        if self.admit(publish, topic, refusal, out) {
+            let (qos, retain) = (publish.delivery.qos(), publish.retain);
+            let message = Arrival { topic, qos, retain, expires };
+            let version = self.link.version;
+            out.routes
+                .add_rewritten(message, |frames| write_whole(publish, topic, version, frames));
+        }
+        self.aliases = aliases;
+    }
+
+    /// Why the client may not publish to `topic`, which is its whole name.
+    #[inline(always)]
+    fn find_refusal(&mut self, topic: &str) -> Option<PublishRefusal> {
+        if is_system_topic(topic) {
+            return Some(PublishRefusal::SystemTopic);
+        }
+        (!self.permission.may_publish(topic)).then_some(PublishRefusal::NotAllowed)
+    }
+
+    /// Whether the message is to be routed. What is to be said of it is noted.
+    #[inline(always)]
+    fn admit(
+        &mut self,
+        publish: &Publish<'_>,
+        topic: &str,
+        refusal: Option<PublishRefusal>,
+        out: &mut Output,
+    ) -> bool {
+        let qos = publish.delivery.qos();
         if let Some(id) = publish.delivery.id()
             && self.receive(id, qos, refusal, out) == Novelty::Repeated
         {
-            return;
+            return false;
         }
         if let Some(refusal) = refusal {
-            refusal.count(&mut out.tally);
-            if refusal == PublishRefusal::NotAllowed {
-                let topic = topic_of(&mounted, &self.aliases, publish, alias);
-                out.deny("publish", topic, &self.permission.rights().may_publish(topic));
-            }
-            if (qos, refusal) == (Qos::AtMostOnce, PublishRefusal::PayloadFormat) {
-                out.close(CloseReason::PayloadFormatInvalid);
-            }
-            return;
+            self.refuse(refusal, topic, qos, out);
         }
-        let topic = topic_of(&mounted, &self.aliases, publish, alias);
-        let message = Arrival { topic, qos, retain, expires };
-        match (alias, &mounted) {
-            (None, Mounted::Not) => out.routes.add(message, place.frame, place.topic_at),
-            _ => out.routes.add_rewritten(message, |frames| {
-                write_whole(publish, topic, self.link.version, frames)
-            }),
+        refusal.is_none()
+    }
+
+    #[cold]
+    fn refuse(&self, refusal: PublishRefusal, topic: &str, qos: Qos, out: &mut Output) {
+        refusal.count(&mut out.tally);
+        if refusal == PublishRefusal::NotAllowed {
+            out.deny("publish", topic, &self.permission.rights().may_publish(topic));
+        }
+        if (qos, refusal) == (Qos::AtMostOnce, PublishRefusal::PayloadFormat) {
+            out.close(CloseReason::PayloadFormatInvalid);
         }
     }
 

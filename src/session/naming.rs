@@ -3,68 +3,28 @@
 //! Aliases and the mount point end here: what goes to the router has its whole name and no alias. A message that
 //! needs that is written anew, the others go on as they came.
 
+use std::borrow::Cow;
+
 use crate::codec::{
     PACKET_BYTES_MAX, Packet, PropertiesBuf, Property, Publish, PublishView, header_len,
 };
 use crate::ids::ProtocolVersion;
 use crate::session::Link;
-use crate::session::aliases::ReceivedAliases;
 use crate::session::refusal::{FilterRefusal, PublishRefusal};
 use crate::topic::{MountPoint, TopicFilter, Unmountable};
 
-/// The whole name of the topic of a message that has to be written anew for its mount point.
-pub(super) enum Mounted {
-    /// There is no mount point.
-    Not,
-    /// With its mount point.
-    Topic(String),
-    /// There is no such topic.
-    Refused(PublishRefusal),
-}
-
-impl Mounted {
-    /// Of a message whose frame has `frame_len` bytes.
-    #[cold]
-    pub(super) fn new(mount_point: &MountPoint, topic: &str, frame_len: usize) -> Self {
-        match mount_point.whole_topic(topic) {
-            Err(why) => Self::Refused(why.into()),
-            Ok(whole) if !has_room(&whole, frame_len) => {
-                Self::Refused(PublishRefusal::TopicTooLong)
-            }
-            Ok(whole) => Self::Topic(whole),
-        }
-    }
-}
-
-/// Whether a message of `frame_len` bytes with another topic is still a packet.
-pub(super) fn has_room(topic: &str, frame_len: usize) -> bool {
-    frame_len + topic.len() <= PACKET_BYTES_MAX as usize
-}
-
-/// The topic of `publish` as the router knows it: with its mount point, or the one that its alias stands for, or the
-/// one that it has.
-pub(super) fn topic_of<'t>(
-    mounted: &'t Mounted,
-    aliases: &'t ReceivedAliases,
-    publish: &Publish<'t>,
-    alias: Option<u16>,
-) -> &'t str {
-    match mounted {
-        Mounted::Topic(whole) => whole,
-        Mounted::Not | Mounted::Refused(_) => client_topic_of(aliases, publish, alias),
-    }
-}
-
-/// The topic itself, or the one that its alias stands for.
-pub(super) fn client_topic_of<'t>(
-    aliases: &'t ReceivedAliases,
-    publish: &Publish<'t>,
-    alias: Option<u16>,
-) -> &'t str {
-    match alias.and_then(|alias| aliases.get(alias)) {
-        Some(topic) => topic,
-        None => publish.topic,
-    }
+/// The name of `topic` here, for a message whose frame has `frame_len` bytes. With it the message has to be a packet still.
+pub(super) fn whole_topic<'t>(
+    topic: &'t str,
+    mount_point: Option<&MountPoint>,
+    frame_len: usize,
+) -> Result<Cow<'t, str>, PublishRefusal> {
+    let whole = match mount_point {
+        None => Cow::Borrowed(topic),
+        Some(mount_point) => Cow::Owned(mount_point.whole_topic(topic)?),
+    };
+    let has_room = frame_len + whole.len() <= PACKET_BYTES_MAX as usize;
+    if has_room { Ok(whole) } else { Err(PublishRefusal::TopicTooLong) }
 }
 
 /// Writes `publish` with its whole topic and without its alias, which mean something on this connection

@@ -34,10 +34,14 @@ impl Permission {
     }
 
     /// Whether the client may publish to `topic`.
+    #[inline(always)]
     pub(super) fn may_publish(&mut self, topic: &str) -> bool {
-        if !self.rights.are_restricted() {
-            return true;
-        }
+        !self.rights.are_restricted() || self.is_allowed(topic)
+    }
+
+    /// The same for a client with rules.
+    #[inline(never)]
+    fn is_allowed(&mut self, topic: &str) -> bool {
         if topic.len() > TOPIC_BYTES_MAX {
             return self.rights.may_publish(topic).is_allowed();
         }
