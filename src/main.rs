@@ -161,7 +161,7 @@ impl Operator {
             match self.reload().await {
                 Ok(Change { taken_over, needs_restart, in_force }) => {
                     self.in_force = in_force;
-                    info!(changed = %list(&taken_over), "the settings have been read again");
+                    info!(changed = %list(&taken_over), "the settings and the files that they name have been read again");
                     if !needs_restart.is_empty() {
                         warn!(settings = %list(&needs_restart), "these settings need a restart");
                     }
@@ -191,7 +191,7 @@ impl Operator {
 }
 
 fn list(names: &[String]) -> String {
-    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+    if names.is_empty() { "no key".to_owned() } else { names.join(", ") }
 }
 
 /// Prints a settings file, and on standard error what is not in it.

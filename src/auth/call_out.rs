@@ -9,8 +9,10 @@
 //! - No password is kept: the cache knows a keyed hash of what was asked, and only what was allowed is in it.
 //! - A redirect is no answer, so passwords go where the settings say and nowhere else.
 
+use std::error::Error;
 use std::fmt;
 use std::fs;
+use std::iter;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -205,7 +207,7 @@ impl CallOut {
     async fn ask(&self, question: &Question<'_>) -> Result<Answer, AuthenticationError> {
         let _slot = self.slots.take(question.peer).await.map_err(|_| AuthenticationError::Busy)?;
         // An error of the library may hold the URL, and that more than the log should.
-        let failed = |error: reqwest::Error| unavailable(&error.without_url());
+        let failed = |error: reqwest::Error| unavailable(&with_cause(&error.without_url()));
         let mut response =
             self.client.post(self.url.clone()).json(question).send().await.map_err(failed)?;
         if response.status() != reqwest::StatusCode::OK {
@@ -243,6 +245,14 @@ fn authenticated(allowed: Allowed) -> Authenticated {
     let mut authenticated = Authenticated::new(allowed.user, Proof::CallOut);
     authenticated.rules = allowed.rules;
     authenticated
+}
+
+/// The error and the innermost of its causes, such as "Connection refused".
+fn with_cause(error: &dyn Error) -> String {
+    match iter::successors(error.source(), |&cause| cause.source()).last() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
 }
 
 fn unavailable(why: &dyn fmt::Display) -> AuthenticationError {

@@ -42,19 +42,16 @@ pub fn import(path: &Path) -> Result<Import, ImportError> {
         true => Scope::Listener,
         false => Scope::All,
     };
-    let mut is_bridge = false;
     let mut file = None;
     for line in &lines {
-        // Each file begins with the listener that need not be named, and outside of bridges.
+        // Each file begins with the listener that need not be named.
         if file.replace(&line.place.file) != Some(&line.place.file) {
             listeners.push(Listener::default());
-            is_bridge = false;
         }
-        is_bridge |= line.name == "connection";
+        // What stands below a `connection` and is not about bridges is for the listener before it, or for all.
         if line.name == "listener" {
-            is_bridge = false;
             listeners.push(Listener::named(line));
-        } else if is_bridge || BRIDGE.contains(&line.name.as_str()) {
+        } else if line.name.starts_with("bridge_") || BRIDGE.contains(&line.name.as_str()) {
             draft.leave_out(line, "there are no bridges to other brokers here");
         } else if !listeners.last_mut().is_some_and(|it| it.take(line, scope)) {
             global(line, &mut draft);

@@ -290,7 +290,7 @@ impl Port {
         if is_full || tasks.len() >= total_max {
             let max = if is_full { settings.connections_max } else { total_max };
             if serving.gatekeeper.may_log() {
-                warn!(peer = %address, listener = %settings.listen, max, "connection refused: too many");
+                warn!(peer = %address, listener = %settings.listen, max, "connection refused: too many (connections_max)");
             }
             metrics.connection_refused(RefuseReason::TooMany);
             return;

@@ -218,7 +218,8 @@ fn a_server_that_is_down_or_silent_lets_nobody_in_and_is_counted() {
     assert_eq!(log_in(&broker, V5, "c", ("alice", "wonderland")), 0x88);
     assert_eq!(log_in(&broker, V311, "c", ("alice", "wonderland")), 3);
     wait_for_counter(&broker, "authentication/unavailable", 2);
-    broker.stop();
+    let log = broker.stop_and_read_log();
+    assert!(log.contains("Connection refused"), "{log}");
 }
 
 #[test]

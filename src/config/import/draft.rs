@@ -102,9 +102,12 @@ impl Draft {
         }
     }
 
-    /// The text: keys at the top, then sections, then listeners.
+    /// The text: what was left out and makes the broker more open, keys at the top, then sections, then listeners.
     pub(super) fn finish(mut self) -> Import {
         let mut text = String::new();
+        for sentence in self.left_out.iter().filter(|it| it.contains(": SECURITY: ")) {
+            let _ = writeln!(text, "# Left out: {sentence}");
+        }
         self.settings
             .sort_by_key(|(key, ..)| key.split_once('.').map(|(section, _)| section.to_owned()));
         let mut section = None;

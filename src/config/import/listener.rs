@@ -323,8 +323,9 @@ fn write_rules(listeners: &[Listener], draft: &mut Draft) {
     let lines: Vec<&Line> = listeners.iter().filter_map(|it| it.line("acl_file")).collect();
     let Some(first) = lines.first() else { return };
     if lines.iter().any(|line| line.value != first.value) {
-        let reason = "SECURITY: there is one for all listeners here: join them, or tell the \
-                      listeners apart by users or mount points";
+        let reason = "SECURITY: there is one for all listeners here, and without one every client may do \
+                      everything: write one that names the users of all and say it as acl_file below \
+                      [authorisation]";
         return lines.iter().for_each(|line| draft.leave_out(line, reason));
     }
     if lines.len() < listeners.len() {

@@ -94,9 +94,26 @@ fn what_has_no_place_is_left_out_with_its_line_and_a_reason_and_without_its_valu
 }
 
 #[test]
-fn bridge_is_left_out_until_the_next_listener() {
-    let theirs = "connection cloud\naddress example.org\nmax_keepalive 7\n";
-    assert_eq!(left_out(theirs).len(), 3);
+fn bridge_is_left_out_and_what_mosquitto_does_not_take_for_a_part_of_it_is_not() {
+    let bridge = "connection cloud\naddress example.org\nbridge_cafile /ca\n";
+    assert_eq!(left_out(bridge).len(), 3);
+    // As mosquitto 2.0.11 was seen to do it: rules are for all, and a mount point for the listener before the bridge.
+    let theirs = format!("listener 1 ::1\n{bridge}acl_file /a\nmount_point b/");
+    let (table, left_out) = imported(&theirs);
+    assert_eq!(left_out.len(), 3, "{left_out:?}");
+    assert_eq!(table["authorisation"]["acl_file"].as_str(), Some("/a"));
+    assert_eq!(table["listeners"][0]["mount_point"].as_str(), Some("b/"));
+}
+
+#[test]
+fn what_opens_the_broker_is_said_in_the_settings_too() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("m.conf");
+    fs::write(&path, "log_type all\nuse_username_as_clientid true\n").unwrap();
+    let Import { settings, left_out } = import(&path).unwrap();
+    assert_eq!(left_out.len(), 2);
+    assert!(settings.starts_with(&format!("# Left out: {}\n", left_out[1])), "{settings}");
+    assert!(!settings.contains("log_type"), "{settings}");
 }
 
 #[test]
