@@ -37,7 +37,6 @@ use crate::session::authentication::{
     Anonymous, AuthenticationError, Directory, Identity, NO_METHOD,
 };
 use crate::session::incoming::{Incoming, Novelty, Verdict};
-use crate::session::naming::{whole_topic, write_whole};
 use crate::session::outgoing::{Outgoing, Step};
 use crate::session::permission::Permission;
 use crate::session::refusal::{NO_OPEN_MESSAGE, PublishRefusal, has_wrong_format};
@@ -308,34 +307,6 @@ impl Session {
             let message = Arrival { topic, qos, retain, expires };
             out.routes.add(message, place.frame, place.topic_at);
         }
-    }
-
-    /// The same for a message whose topic has another name here: it goes on with that.
-    #[inline(never)]
-    fn handle_renamed(
-        &mut self,
-        publish: &Publish<'_>,
-        frame_len: usize,
-        alias: Option<u16>,
-        expires: bool,
-        format: Option<PublishRefusal>,
-        out: &mut Output,
-    ) {
-        let aliases = std::mem::take(&mut self.aliases);
-        let said = alias.and_then(|alias| aliases.get(alias)).unwrap_or(publish.topic);
-        let whole = whole_topic(said, self.link.mount_point.as_ref(), frame_len);
-        let (topic, refusal) = match &whole {
-            Ok(whole) => (&**whole, self.find_refusal(whole).or(format)),
-            Err(refusal) => (said, Some(*refusal)),
-        };
-        if self.admit(publish, topic, refusal, out) {
-            let (qos, retain) = (publish.delivery.qos(), publish.retain);
-            let message = Arrival { topic, qos, retain, expires };
-            let version = self.link.version;
-            out.routes
-                .add_rewritten(message, |frames| write_whole(publish, topic, version, frames));
-        }
-        self.aliases = aliases;
     }
 
     /// Why the client may not publish to `topic`, which is its whole name.

@@ -153,7 +153,7 @@ impl Default for Authentication {
             failures_free: 10,
             failure_delay_s_max: 4,
             failure_addresses_max: 65_536,
-            removed_user_session_s_max: 3600,
+            removed_user_session_s_max: 86_400,
             jwt: Jwt::default(),
             http: Http::default(),
         }

@@ -74,7 +74,10 @@ fn global(line: &Line, draft: &mut Draft) {
         ("acl_file", ..) => draft.set(line, "authorisation.acl_file", line.text()),
         ("persistence", _, Some(true)) => draft.set(line, "durability", "always".into()),
         ("persistence", _, Some(false)) => draft.set(line, "durability", "none".into()),
-        ("persistence_location", ..) => draft.set(line, "data_dir", line.text()),
+        ("persistence_location", ..) => draft.leave_out(
+            line,
+            "what is there is not read, and this broker has a folder of its own, see data_dir",
+        ),
         ("max_inflight_messages", Some(0), _) => draft.set(line, "inflight_max", 65_535.into()),
         ("max_inflight_messages", Some(max), _) => draft.set(line, "inflight_max", max.into()),
         ("max_queued_messages" | "max_queued_bytes" | "max_packet_size", Some(0), _) => {

@@ -12,6 +12,7 @@ use tracing::{debug, info};
 use crate::auth::Verifier;
 use crate::codec::ReasonCode;
 use crate::ids::{ClientId, ProtocolVersion};
+use crate::metrics::DropReason;
 use crate::net::Totals;
 use crate::net::admission::{self, Gatekeeper};
 use crate::net::connection::{Connection, Start};
@@ -151,6 +152,11 @@ impl Serving {
             metrics.connects_denied.add(1);
             self.router.report(&opening.client_id, opening.user(), &[denial]);
             return Err(refusal.into());
+        }
+        if opening.is_will_dropped {
+            let client = &opening.client_id;
+            debug!(%client, "its will is for a topic below $SYS/, which are the broker's own: it is dropped");
+            metrics.dropped(DropReason::NotAuthorized, 1);
         }
         Ok((opening, rest))
     }

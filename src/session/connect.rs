@@ -106,6 +106,9 @@ pub struct Opening {
     pub expiry: Expiry,
     /// Published when the connection ends without DISCONNECT.
     pub will: Option<Will>,
+    /// The client has a will for a topic of the broker's own, and speaks a version without a word for that: bridges
+    /// have, so the client is let in, and the will is dropped like its messages there.
+    pub is_will_dropped: bool,
     /// The terms.
     pub link: Link,
     /// Set by the caller once the client has proved who it is; `None` for an anonymous one.
@@ -175,6 +178,7 @@ pub fn negotiate(
         client_id: if assigned { spare_id() } else { ClientId::new(connect.client_id) },
         clean_start: connect.clean_start,
         expiry,
+        is_will_dropped: connect.will.is_some() && will.is_none(),
         will,
         link,
         authenticated: None,
@@ -187,7 +191,7 @@ pub fn negotiate(
     })
 }
 
-/// The will as it will be published. An error is the reason and a sentence.
+/// The will as it will be published; `None` where it never is. An error is the reason and a sentence.
 fn settle_will(
     connect: &Connect<'_>,
     link: &Link,
@@ -198,6 +202,9 @@ fn settle_will(
         return Err((ReasonCode::TopicNameInvalid, "the will topic is no topic name: correct it"));
     }
     if is_system_topic(will.topic) {
+        if connect.version != ProtocolVersion::V5 {
+            return Ok(None);
+        }
         let sentence = "topics below $SYS/ are the broker's own: choose another will topic";
         return Err((ReasonCode::NotAuthorized, sentence));
     }
@@ -235,7 +242,7 @@ impl Opening {
         connect: &Connect<'_>,
         mount_point: &MountPoint,
     ) -> Result<(), Refusal> {
-        if let Some(will) = &connect.will {
+        if let Some(will) = connect.will.as_ref().filter(|_| !self.is_will_dropped) {
             let topic = mount_point.whole_topic(will.topic).map_err(|why| match why {
                 Unmountable::Dollar => {
                     let sentence =

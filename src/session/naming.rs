@@ -9,9 +9,40 @@ use crate::codec::{
     PACKET_BYTES_MAX, Packet, PropertiesBuf, Property, Publish, PublishView, header_len,
 };
 use crate::ids::ProtocolVersion;
-use crate::session::Link;
+use crate::message::Incoming as Arrival;
 use crate::session::refusal::{FilterRefusal, PublishRefusal};
+use crate::session::{Link, Output, Session};
 use crate::topic::{MountPoint, TopicFilter, Unmountable};
+
+impl Session {
+    /// A PUBLISH whose topic has another name here: it goes on with that.
+    #[inline(never)]
+    pub(super) fn handle_renamed(
+        &mut self,
+        publish: &Publish<'_>,
+        frame_len: usize,
+        alias: Option<u16>,
+        expires: bool,
+        format: Option<PublishRefusal>,
+        out: &mut Output,
+    ) {
+        let aliases = std::mem::take(&mut self.aliases);
+        let said = alias.and_then(|alias| aliases.get(alias)).unwrap_or(publish.topic);
+        let whole = whole_topic(said, self.link.mount_point.as_ref(), frame_len);
+        let (topic, refusal) = match &whole {
+            Ok(whole) => (&**whole, self.find_refusal(whole).or(format)),
+            Err(refusal) => (said, Some(*refusal)),
+        };
+        if self.admit(publish, topic, refusal, out) {
+            let (qos, retain) = (publish.delivery.qos(), publish.retain);
+            let message = Arrival { topic, qos, retain, expires };
+            let version = self.link.version;
+            out.routes
+                .add_rewritten(message, |frames| write_whole(publish, topic, version, frames));
+        }
+        self.aliases = aliases;
+    }
+}
 
 /// The name of `topic` here, for a message whose frame has `frame_len` bytes. With it the message has to be a packet still.
 pub(super) fn whole_topic<'t>(

@@ -95,9 +95,16 @@ fn nobody_publishes_to_sys() {
         let id = unique("forger");
         let (mut forger, answer) =
             Hello::new(version, &id).will("$SYS/forged", "x", 0, false).try_open(broker.addr());
-        let refusal = if version == V5 { 0x87 } else { 5 };
-        assert!(matches!(answer, Got::ConnAck(false, code, _) if code == refusal), "{answer:?}");
-        forger.assert_closed();
+        assert!(matches!(answer, Got::ConnAck(false, answer, _) if answer == code), "{answer:?}");
+        if version == V5 {
+            forger.assert_closed();
+        } else {
+            // A bridge of mosquitto has such a will. Nobody gets it.
+            let (_next, _) = Hello::new(version, &id).open(broker.addr());
+            forger.assert_closed();
+            watcher.assert_silent();
+            wait_for_counter(&broker, "publish/messages/dropped/not_authorized", 5);
+        }
     }
     broker.stop();
 }

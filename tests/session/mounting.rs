@@ -270,15 +270,17 @@ fn will_has_the_mount_point_before_its_topic() {
 #[test]
 fn will_that_cannot_have_it_is_refused_with_its_connect() {
     let over = "x".repeat(ROOM + 1);
-    for (topic, reason) in [
-        ("$SYS/x", ReasonCode::NotAuthorized),
-        ("$x", ReasonCode::NotAuthorized),
-        (&over, ReasonCode::TopicNameInvalid),
-    ] {
+    for (topic, reason) in
+        [("$x", ReasonCode::NotAuthorized), (&over, ReasonCode::TopicNameInvalid)]
+    {
         for version in [V311, V5] {
             assert_eq!(with_will(version, topic).unwrap_err().reason, reason);
         }
     }
+    // Wherever bridges come in, there is a will of theirs that is dropped.
+    assert_eq!(with_will(V5, "$SYS/x").unwrap_err().reason, ReasonCode::NotAuthorized);
+    let opening = with_will(V311, "$SYS/x").unwrap();
+    assert!(opening.is_will_dropped && opening.will.is_none());
 }
 
 /// Other members of a shared subscription get the message by its whole name.

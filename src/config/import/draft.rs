@@ -17,6 +17,7 @@ pub(super) struct Draft {
     settings: Vec<(String, Value, String)>,
     listeners: Vec<Vec<(&'static str, Value, String)>>,
     left_out: Vec<String>,
+    denies_all: bool,
 }
 
 impl Draft {
@@ -94,6 +95,11 @@ impl Draft {
         }
     }
 
+    /// Nobody may do anything: there are rules which cannot be said.
+    pub(super) fn deny_all(&mut self) {
+        self.denies_all = true;
+    }
+
     /// Says why there is nothing for `line`. Its value may be a secret.
     pub(super) fn leave_out(&mut self, line: &Line, reason: &str) {
         let sentence = format!("{}: {}: {reason}", line.place, line.name.escape_debug());
@@ -119,6 +125,10 @@ impl Draft {
             }
             section = of;
             line(&mut text, key, value, origin);
+        }
+        if self.denies_all {
+            text.push_str("\n[[authorisation.rules]]\n");
+            text.push_str("permission = \"deny\"\naction = \"all\"\nfilter = \"#\"\n");
         }
         for listener in &self.listeners {
             text.push_str("\n[[listeners]]\n");

@@ -323,10 +323,11 @@ fn write_rules(listeners: &[Listener], draft: &mut Draft) {
     let lines: Vec<&Line> = listeners.iter().filter_map(|it| it.line("acl_file")).collect();
     let Some(first) = lines.first() else { return };
     if lines.iter().any(|line| line.value != first.value) {
-        let reason = "SECURITY: there is one for all listeners here, and without one every client may do \
-                      everything: write one that names the users of all and say it as acl_file below \
-                      [authorisation]";
-        return lines.iter().for_each(|line| draft.leave_out(line, reason));
+        let reason = "SECURITY: there is one for all listeners here, so nobody may do anything until you write \
+                      one that names the users of all, and say it as acl_file below [authorisation] in place \
+                      of the rule there";
+        lines.iter().for_each(|line| draft.leave_out(line, reason));
+        return draft.deny_all();
     }
     if lines.len() < listeners.len() {
         draft.leave_out(first, "it is for all listeners here, also for those without one there");
