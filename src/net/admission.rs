@@ -10,7 +10,7 @@
 //! # Invariants
 //!
 //! - A connection costs the same whatever is remembered: all addresses are looked through when there are as many as may
-//!   be, and once in [`FORGET_AFTER`]. Those that are left then came since, or as many have to come before the next look.
+//!   be, and once in a second. Those that are left then came since, or as many have to come before the next look.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
