@@ -174,6 +174,14 @@ pub enum InvalidConfig {
     /// A value that cannot be.
     #[error(transparent)]
     Value(#[from] InvalidValue),
+    /// The same, and who said it.
+    #[error("{value} ({origin})")]
+    Said {
+        /// Names the key.
+        value: InvalidValue,
+        /// Where it was said.
+        origin: Origin,
+    },
     /// Users that cannot be.
     #[error(transparent)]
     Authentication(#[from] auth::InvalidMethods),

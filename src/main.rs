@@ -103,13 +103,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         // Warnings are a part of the answer.
         service::start_log(settings.file.log_format);
         settings.doubts.iter().for_each(|doubt| eprintln!("mailboxqtt: {doubt}"));
-        settings.file.check(raise_open_file_limit())?;
+        settings.check(raise_open_file_limit())?;
         return print("mailboxqtt: the settings are in order\n");
     }
     service::start_log(settings.file.log_format);
     settings.doubts.iter().for_each(|doubt| warn!("{doubt}"));
     let files_max = raise_open_file_limit();
-    let config = settings.file.clone().check(files_max)?;
+    let config = settings.check(files_max)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -179,7 +179,7 @@ impl Operator {
         let (arguments, files_max) = (self.arguments.clone(), self.files_max);
         let read = move || -> anyhow::Result<_> {
             let settings = arguments.settings()?;
-            let config = settings.file.clone().check(files_max)?;
+            let config = settings.check(files_max)?;
             Ok((settings, config))
         };
         let (settings, config) = tokio::task::spawn_blocking(read).await??;

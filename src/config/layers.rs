@@ -15,7 +15,7 @@ use crate::config::limits::MEMORY_BYTES_MIN;
 use crate::config::read::in_plain_words;
 use crate::config::schema::{Scalar, Schema, join};
 use crate::config::unknown::nearest;
-use crate::config::{File, InvalidConfig};
+use crate::config::{Config, File, InvalidConfig};
 
 /// What the names of settings begin with in the environment.
 const PREFIX: &str = "MAILBOXQTT_";
@@ -83,6 +83,16 @@ impl Settings {
                 None => return &Origin::Default,
             }
         }
+    }
+
+    /// [`File::check`]. Of a value that cannot be it is said where it comes from.
+    pub fn check(&self, files_max: usize) -> Result<Config, InvalidConfig> {
+        self.file.clone().check(files_max).map_err(|error| match error {
+            InvalidConfig::Value(value) => {
+                InvalidConfig::Said { value, origin: self.origin(value.key).clone() }
+            }
+            other => other,
+        })
     }
 }
 
@@ -226,6 +236,15 @@ mod tests {
 
     fn environment(variables: &[(&str, &str)]) -> BTreeMap<String, OsString> {
         variables.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect()
+    }
+
+    #[test]
+    fn value_that_cannot_be_is_refused_with_the_place_where_it_was_said() {
+        let file = crate::config::read::parse("qos_max = 3\ndurability = 'none'").unwrap();
+        let settings = Settings::of(Path::new("my.toml"), file).unwrap();
+        let error = settings.check(1024).unwrap_err().to_string();
+        assert!(error.starts_with("setting `qos_max` must be"), "{error}");
+        assert!(error.ends_with(" (file my.toml)"), "{error}");
     }
 
     fn from_environment(variables: &[(&str, &str)]) -> Result<Settings, InvalidConfig> {

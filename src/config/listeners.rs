@@ -197,7 +197,9 @@ impl Default for Listener {
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidListener {
     /// Not an address.
-    #[error("`{0}` is not ADDRESS:PORT, such as 0.0.0.0:8883, nor unix:PATH")]
+    #[error(
+        "`listen = \"{0}\"` of a listener is not ADDRESS:PORT (numbers, no names), such as 0.0.0.0:8883, nor unix:PATH"
+    )]
     Address(String),
     /// A rule between its keys.
     #[error("listener {listen}: {rule}")]
@@ -468,6 +470,9 @@ mod tests {
         }
         assert!(open.doubt(&nobody()).is_none() && own(Some(false)).doubt(&users()).is_none());
         assert!(Listener::plain("unix:/nowhere/mqtt.sock").check(&nobody()).is_ok());
+        // Whoever comes to the proxy comes in.
+        let proxied = Listener { proxy_protocol: true, ..Listener::plain("127.0.0.1:0") };
+        assert!(proxied.clone().check(&nobody()).is_err() && proxied.check(&users()).is_ok());
     }
 
     #[test]
@@ -545,7 +550,10 @@ mod tests {
             assert!(error.contains(named), "{text}: {error}");
         }
         let error = Listener::plain("8883").check(&nobody()).unwrap_err().to_string();
-        assert!(error.starts_with("`8883` is not ADDRESS:PORT"), "{error}");
+        assert!(
+            error.starts_with("`listen = \"8883\"` of a listener is not ADDRESS:PORT"),
+            "{error}"
+        );
         let text = "listen = 'unix:x'\nprotocol = 'websocket'";
         let listener: Listener = toml::from_str(text).unwrap();
         assert!(listener.check(&nobody()).is_err());
