@@ -105,6 +105,23 @@ pub struct Limits {
     pub check_payload_format: bool,
 }
 
+#[cfg(test)]
+impl Limits {
+    /// Where they are not what is tested.
+    pub(crate) const OF_TESTS: Self = Self {
+        inflight_max: 10,
+        receive_max: 10,
+        packet_bytes_max: 1000,
+        subscriptions_max: 10,
+        subscription_bytes_max: 1000,
+        keep_alive_s_max: None,
+        session_expiry_s_max: None,
+        topic_alias_max: 0,
+        availability: Availability::EVERYTHING,
+        check_payload_format: false,
+    };
+}
+
 /// See the module comment.
 #[derive(Debug)]
 pub struct Session {

@@ -43,6 +43,21 @@ pub struct Connect<'a> {
     pub password: Option<&'a [u8]>,
 }
 
+#[cfg(test)]
+impl Connect<'static> {
+    /// Of a client that wants nothing special.
+    pub(crate) const OF_TESTS: Self = Self {
+        version: ProtocolVersion::V5,
+        clean_start: false,
+        keep_alive_s: 0,
+        client_id: "client",
+        properties: Properties::EMPTY,
+        will: None,
+        user_name: None,
+        password: None,
+    };
+}
+
 /// The message that a client leaves behind for its own funeral.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Will<'a> {

@@ -560,27 +560,17 @@ mod tests {
 
     use super::*;
     use crate::codec::Delivery as Flow;
-    use crate::codec::{Connect, Packet, Properties, PropertiesBuf, Property};
+    use crate::codec::{Connect, Packet, PropertiesBuf, Property};
     use crate::ids::{ClientId, ProtocolVersion};
     use crate::message::TopicHasher;
     use crate::metrics::Metrics;
     use crate::router::keeper::RetainedLimits;
     use crate::router::mailbox::{Home, QueueLimits};
     use crate::router::sharing::Strategy;
-    use crate::session::{Availability, Limits, negotiate};
+    use crate::session::{Limits, negotiate};
 
-    const LIMITS: Limits = Limits {
-        inflight_max: 1,
-        receive_max: 1,
-        packet_bytes_max: 100_000,
-        subscriptions_max: 1,
-        subscription_bytes_max: 1,
-        keep_alive_s_max: None,
-        session_expiry_s_max: None,
-        topic_alias_max: 1,
-        availability: Availability::EVERYTHING,
-        check_payload_format: false,
-    };
+    const LIMITS: Limits =
+        Limits { packet_bytes_max: 100_000, topic_alias_max: 1, ..Limits::OF_TESTS };
 
     /// Eight bytes with an alias may be 64 KiB of work, and a read thousands of these.
     #[tokio::test]
@@ -632,16 +622,7 @@ mod tests {
         };
         let hasher = TopicHasher::new(foldhash::quality::RandomState::default());
         let router = Router::spawn(1, limits, hasher, Arc::new(Metrics::default()), None);
-        let connect = Connect {
-            version: ProtocolVersion::V5,
-            clean_start: true,
-            keep_alive_s: 0,
-            client_id: "client",
-            properties: Properties::EMPTY,
-            will: None,
-            user_name: None,
-            password: None,
-        };
+        let connect = Connect { clean_start: true, ..Connect::OF_TESTS };
         let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
         let claim = router.registry().claim(&opening.client_id, None).await.unwrap();
         let session = Box::new(Session::new(LIMITS, &opening, Instant::now()));

@@ -99,28 +99,17 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::codec::{Connect, Properties};
-    use crate::ids::{ProtocolVersion, Qos};
+    use crate::codec::Connect;
+    use crate::ids::Qos;
     use crate::message::{Grant, TopicHasher};
     use crate::metrics::Metrics;
     use crate::router::keeper::RetainedLimits;
     use crate::router::mailbox::{Home, Inbox, QueueLimits};
     use crate::router::sharing::Strategy;
-    use crate::session::{Availability, Limits, Request, Retained, Session, negotiate};
+    use crate::session::{Limits, Request, Retained, Session, negotiate};
     use crate::topic::TopicFilter;
 
-    const LIMITS: Limits = Limits {
-        inflight_max: 10,
-        receive_max: 10,
-        packet_bytes_max: 1000,
-        subscriptions_max: 10,
-        subscription_bytes_max: 1000,
-        keep_alive_s_max: None,
-        session_expiry_s_max: None,
-        topic_alias_max: 0,
-        availability: Availability::EVERYTHING,
-        check_payload_format: false,
-    };
+    const LIMITS: Limits = Limits::OF_TESTS;
 
     fn rules(text: &str) -> Rules {
         let mut rules = Rules::default();
@@ -140,16 +129,7 @@ mod tests {
 
     /// A session of an anonymous client, subscribed to `a/#`, to `b` and, shared, to `c/#`.
     async fn subscribed(router: &Router, id: &str) -> Parked {
-        let connect = Connect {
-            version: ProtocolVersion::V5,
-            clean_start: true,
-            keep_alive_s: 0,
-            client_id: id,
-            properties: Properties::EMPTY,
-            will: None,
-            user_name: None,
-            password: None,
-        };
+        let connect = Connect { clean_start: true, client_id: id, ..Connect::OF_TESTS };
         let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
         let session = Box::new(Session::new(LIMITS, &opening, Instant::now()));
         let inbox = router.open_mailbox(Some(&opening.client_id), Home::Memory);

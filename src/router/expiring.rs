@@ -71,7 +71,7 @@ mod tests {
 
     use super::*;
     use crate::codec::Delivery as Flow;
-    use crate::codec::{Connect, Packet, Properties, PropertiesBuf, Property, Publish};
+    use crate::codec::{Connect, Packet, PropertiesBuf, Property, Publish};
     use crate::ids::{PacketId, ProtocolVersion, Qos};
     use crate::message::{Buffer, Delivery, Kind, Piece, TopicHasher};
     use crate::metrics::{DropReason, Metrics};
@@ -80,20 +80,9 @@ mod tests {
     use crate::router::registry::Claim;
     use crate::router::sharing::Strategy;
     use crate::router::{self, Router};
-    use crate::session::{Availability, CloseReason, Limits, Session, negotiate};
+    use crate::session::{CloseReason, Limits, Session, negotiate};
 
-    const LIMITS: Limits = Limits {
-        inflight_max: 1,
-        receive_max: 1,
-        packet_bytes_max: 1000,
-        subscriptions_max: 1,
-        subscription_bytes_max: 1,
-        keep_alive_s_max: None,
-        session_expiry_s_max: None,
-        topic_alias_max: 0,
-        availability: Availability::EVERYTHING,
-        check_payload_format: false,
-    };
+    const LIMITS: Limits = Limits { inflight_max: 1, ..Limits::OF_TESTS };
 
     #[tokio::test(start_paused = true)]
     async fn queue_is_looked_at_again_if_its_session_was_changing_hands() {
@@ -131,16 +120,7 @@ mod tests {
             async move { router.drop_expired().await }
         });
 
-        let connect = Connect {
-            version: ProtocolVersion::V5,
-            clean_start: false,
-            keep_alive_s: 0,
-            client_id: "client",
-            properties: Properties::EMPTY,
-            will: None,
-            user_name: None,
-            password: None,
-        };
+        let connect = Connect::OF_TESTS;
         let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
         let claim = router.registry.claim(&opening.client_id, None).await.unwrap();
         let mut session = Box::new(Session::new(LIMITS, &opening, Instant::now()));

@@ -78,7 +78,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::codec::{Connect, Properties};
+    use crate::codec::Connect;
     use crate::ids::ProtocolVersion;
     use crate::message::TopicHasher;
     use crate::metrics::Metrics;
@@ -87,20 +87,9 @@ mod tests {
     use crate::router::registry::{Due, Parked};
     use crate::router::sharing::Strategy;
     use crate::session::authentication::{Authenticated, Proof};
-    use crate::session::{Availability, Limits, Session, negotiate};
+    use crate::session::{Limits, Session, negotiate};
 
-    const LIMITS: Limits = Limits {
-        inflight_max: 10,
-        receive_max: 10,
-        packet_bytes_max: 1000,
-        subscriptions_max: 10,
-        subscription_bytes_max: 1000,
-        keep_alive_s_max: None,
-        session_expiry_s_max: None,
-        topic_alias_max: 0,
-        availability: Availability::EVERYTHING,
-        check_payload_format: false,
-    };
+    const LIMITS: Limits = Limits::OF_TESTS;
     const GRACE: Duration = Duration::from_secs(60);
 
     fn router() -> Router {
@@ -115,16 +104,8 @@ mod tests {
 
     /// The client `id` of `user` has come and gone; its session has no end.
     async fn leave(router: &Router, id: &str, user: Option<&str>) {
-        let connect = Connect {
-            version: ProtocolVersion::V311,
-            clean_start: false,
-            keep_alive_s: 0,
-            client_id: id,
-            properties: Properties::EMPTY,
-            will: None,
-            user_name: None,
-            password: None,
-        };
+        let version = ProtocolVersion::V311;
+        let connect = Connect { version, client_id: id, ..Connect::OF_TESTS };
         let mut opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
         let user = user.map(UserName::new);
         opening.authenticated = user.map(|user| Authenticated::new(user, Proof::Password));

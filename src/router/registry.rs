@@ -461,23 +461,12 @@ mod tests {
 
     use super::*;
     use crate::codec::{self, Connect, PropertiesBuf, Property};
-    use crate::ids::{ProtocolVersion, Qos};
+    use crate::ids::Qos;
     use crate::metrics::Metrics;
     use crate::router::mailbox::{QueueLimits, mailbox};
-    use crate::session::{Availability, CloseReason, Limits, negotiate};
+    use crate::session::{CloseReason, Limits, negotiate};
 
-    const LIMITS: Limits = Limits {
-        inflight_max: 1,
-        receive_max: 1,
-        packet_bytes_max: 1000,
-        subscriptions_max: 1,
-        subscription_bytes_max: 1,
-        keep_alive_s_max: None,
-        session_expiry_s_max: None,
-        topic_alias_max: 0,
-        availability: Availability::EVERYTHING,
-        check_payload_format: false,
-    };
+    const LIMITS: Limits = Limits { inflight_max: 1, subscriptions_max: 1, ..Limits::OF_TESTS };
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -505,16 +494,8 @@ mod tests {
             retain: false,
             properties: of_will.as_properties(),
         });
-        let connect = Connect {
-            version: ProtocolVersion::V5,
-            clean_start: false,
-            keep_alive_s: 0,
-            client_id: "client",
-            properties: own.as_properties(),
-            will,
-            user_name: None,
-            password: None,
-        };
+        let properties = own.as_properties();
+        let connect = Connect { properties, will, ..Connect::OF_TESTS };
         let opening = negotiate(&connect, &LIMITS, || ClientId::new("spare")).unwrap();
         let mut session = Box::new(Session::new(LIMITS, &opening, now));
         let will = session.detach(&CloseReason::Lost("gone".into()));
