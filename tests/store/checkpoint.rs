@@ -67,9 +67,8 @@ fn checkpoint_that_fails_keeps_the_log_and_stops_new_messages_in_time() {
         assert!(started.store.used_bytes() < 500 << 20 && Instant::now() < deadline);
         (0..64).for_each(|number| publish(&started.store, count + number));
         count += 64;
-        while started.store.is_behind() {
-            thread::sleep(Duration::from_millis(1));
-        }
+        // No faster than a disk: it takes a moment until this one is given up, and what comes meanwhile is no fault.
+        thread::sleep(Duration::from_millis(5));
     }
     disk.fail_reads(false);
     close(started);
